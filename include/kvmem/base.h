@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+#ifndef KVMEM_BASE_H
+#define KVMEM_BASE_H
+
+/*
+ * What every part shares: the export mark, the rule of growable structs, errors, the version.
+ *
+ * Growable structs. Each option and result struct begins with `uint32_t size`, which the caller
+ * sets to sizeof (the KVMEM_*_INIT macros do). The library accepts every size it ever published, and
+ * larger ones: options as long as the bytes it does not know are zero (-E2BIG otherwise), results always:
+ * it sets the bytes it does not know to zero, and writes none beyond `size`. NULL for an options
+ * argument means all defaults.
+ *
+ * Errors. Functions return 0 or a positive result, and -errno on failure; a failure changed nothing
+ * unless the function says so. kvmem(7) lists the codes. NULL for an object or a result is -EINVAL, or 0,
+ * NULL or "" where a function returns no code.
+ */
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+#define KVMEM_BEGIN_DECLS extern "C" {
+#define KVMEM_END_DECLS }
+#define KVMEM_INIT_(type) ([] { type init_ = {}; init_.size = (uint32_t)sizeof(type); return init_; }())
+#else
+#define KVMEM_BEGIN_DECLS
+#define KVMEM_END_DECLS
+#define KVMEM_INIT_(type) { .size = (uint32_t)sizeof(type) }
+#endif
+
+#if defined(__GNUC__) && defined(KVMEM_BUILDING_)
+#define KVMEM_API __attribute__((visibility("default")))
+#else
+#define KVMEM_API
+#endif
+
+KVMEM_BEGIN_DECLS
+
+#define KVMEM_VERSION_MAJOR 0
+#define KVMEM_VERSION_MINOR 1
+#define KVMEM_VERSION_PATCH 0
+
+/**
+ * kvmem_version() - the version of the library that is loaded, as "major.minor.patch".
+ *
+ * Static storage. May be called from any thread.
+ */
+KVMEM_API const char *kvmem_version(void);
+
+/**
+ * kvmem_error_detail() - one sentence about the last failure in this thread.
+ *
+ * Says what was tried, on which argument and range, what the rule is or the kernel said, and what
+ * to do. For people: the text is not stable. Valid until this thread's next failing call; "" before
+ * the first failure. A call that succeeds leaves it alone. May be called from any thread.
+ */
+KVMEM_API const char *kvmem_error_detail(void);
+
+KVMEM_END_DECLS
+
+#endif

@@ -1,0 +1,208 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+#ifndef KVMEM_DIRTY_H
+#define KVMEM_DIRTY_H
+
+/*
+ * What the guest wrote: harvest, then commit, then read.
+ *
+ * A harvest takes pages out of the kernel's log; only the commit makes the kernel log the next write
+ * to them. A page read between the two can change afterwards without being reported, so a batch gives
+ * out its pages only when it has been committed.
+ *
+ * A page here is the base page of the system (sysconf(_SC_PAGESIZE)), in which KVM logs, also where the
+ * pages of the region are larger.
+ */
+
+#include <kvmem/base.h>
+#include <kvmem/region.h>
+#include <kvmem/vm.h>
+
+KVMEM_BEGIN_DECLS
+
+struct kvmem_dirty;
+struct kvmem_batch;
+
+enum kvmem_dirty_mode {
+	KVMEM_DIRTY_AUTO = 0,
+	KVMEM_DIRTY_RING = 1,
+	KVMEM_DIRTY_BITMAP = 2,
+};
+
+struct kvmem_dirty_opts {
+	uint32_t size;
+	uint32_t flags;			/* KVMEM_DIRTY_* */
+	uint32_t mode;			/* enum kvmem_dirty_mode: anything but AUTO is a requirement */
+	uint32_t ring_entries;		/* per vCPU, a power of two; 0: chosen */
+	uint64_t reap_min_ns;		/* with REAPER: shortest and longest pause between reaps; 0: default */
+	uint64_t reap_max_ns;
+};
+
+#define KVMEM_DIRTY_REAPER (1u << 0)	/* a thread that keeps rings from filling, period adapted to the rate */
+#define KVMEM_DIRTY_FIRST_ALL (1u << 1)	/* a slot's first harvest reports all of it, written or not */
+#define KVMEM_DIRTY_OPTS_INIT KVMEM_INIT_(struct kvmem_dirty_opts)
+
+/**
+ * kvmem_dirty_create() - prepare dirty tracking of a VM; one tracker per VM.
+ *
+ * The ring must be enabled before the first vCPU is created: -EBUSY with the reason when there is one
+ * already and mode is RING, the bitmap when it is AUTO. Rings stay on for the VM's life, in one size: a
+ * later tracker of the VM uses them again, and where the VMM has turned them on itself, ring_entries must
+ * say their size. Errors: -EINVAL (ring_entries: not a power of two, or out of the kernel's range),
+ * -E2BIG, -EBUSY, -EEXIST (VM has a tracker), -EOPNOTSUPP, -ENOMEM.
+ * Before the first vCPU is created.
+ */
+KVMEM_API int kvmem_dirty_create(struct kvmem_vm *vm, const struct kvmem_dirty_opts *opts,
+				 struct kvmem_dirty **ret_dirty);
+
+/** kvmem_dirty_get_mode() - KVMEM_DIRTY_RING or _BITMAP: what it became. */
+KVMEM_API uint32_t kvmem_dirty_get_mode(const struct kvmem_dirty *dirty);
+
+/** kvmem_dirty_get_reason() - one line on how tracking is provided and why so; valid until
+ * kvmem_dirty_free(). May be called from any thread. */
+KVMEM_API const char *kvmem_dirty_get_reason(const struct kvmem_dirty *dirty);
+
+/**
+ * kvmem_dirty_start() - log writes from here on, to every slot of a region made with WANT_DIRTY.
+ *
+ * Slots attached later are logged from their first moment. With FIRST_ALL each slot begins as if all of it
+ * had been written: the first pass of a migration, which the kernel then starts for less. Errors: -EBUSY
+ * (started), -EOPNOTSUPP (a direct slot), -ENOMEM. One thread at a time per object.
+ */
+KVMEM_API int kvmem_dirty_start(struct kvmem_dirty *dirty);
+
+/** kvmem_dirty_stop() - stop logging; what was not harvested is dropped. Errors: -EINVAL (not
+ * started), -EBUSY (a batch is out), -ENOMEM (tracking goes on, nothing is lost: try again). One thread
+ * at a time per object. */
+KVMEM_API int kvmem_dirty_stop(struct kvmem_dirty *dirty);
+
+/** kvmem_dirty_free() - free a stopped tracker and unmap the rings. Errors: -EBUSY (started, or a
+ * batch is out). NULL is allowed. One thread at a time per object. */
+KVMEM_API int kvmem_dirty_free(struct kvmem_dirty *dirty);
+
+/**
+ * kvmem_dirty_add_vcpu() - map a vCPU's ring; before its first KVM_RUN, also while tracking.
+ *
+ * vcpu_fd stays the caller's and open until kvmem_dirty_remove_vcpu() or _free(). In bitmap mode it
+ * only counts. Errors: -EINVAL (not a vCPU), -EBADF, -EEXIST, -ENOMEM. May be called from any thread.
+ */
+KVMEM_API int kvmem_dirty_add_vcpu(struct kvmem_dirty *dirty, int vcpu_fd);
+
+/** kvmem_dirty_remove_vcpu() - take what its ring still holds, then unmap it; the vCPU must have left
+ * KVM_RUN for good. Errors: -ENOENT. May be called from any thread. */
+KVMEM_API int kvmem_dirty_remove_vcpu(struct kvmem_dirty *dirty, int vcpu_fd);
+
+/**
+ * kvmem_dirty_ring_full() - on KVM_EXIT_DIRTY_RING_FULL, from that vCPU's own thread.
+ *
+ * Empties this ring into the next batch and resets it, with all signals blocked meanwhile. Call
+ * KVM_RUN again on 0. Errors: -EINVAL (bitmap mode), -ENOENT (vCPU not added), -EIO. One thread at a time
+ * per vCPU.
+ */
+KVMEM_API int kvmem_dirty_ring_full(struct kvmem_dirty *dirty, int vcpu_fd);
+
+/**
+ * kvmem_dirty_harvest() - take what was written since the last harvest.
+ *
+ * Where a slot was detached in bitmap mode, all of it counts as written: the kernel's log of its last
+ * moments went with it.
+ *
+ * Returns the number of pages (0: none, and ret_batch is NULL). One batch can be out at a time.
+ * A last harvest is complete when every vCPU has left KVM_RUN before it. Errors: -EINVAL (not
+ * started), -EBUSY (the batch before is not freed), -ENOMEM. One thread at a time per object.
+ */
+KVMEM_API int64_t kvmem_dirty_harvest(struct kvmem_dirty *dirty, struct kvmem_batch **ret_batch);
+
+/**
+ * kvmem_dirty_commit() - have the kernel log the next write to the batch's pages.
+ *
+ * Only after it may the pages be read. When the kernel resets fewer entries than were harvested, pages may
+ * be left whose writes it does not log: their slots are protected again and reported whole by the next
+ * batch, so that nothing is lost; the number of such pages is returned, 0 else. Errors: -EINVAL,
+ * -EALREADY, -EIO (the batch stays uncommitted).
+ * One thread at a time per object.
+ */
+KVMEM_API int64_t kvmem_dirty_commit(struct kvmem_dirty *dirty, struct kvmem_batch *batch);
+
+/**
+ * kvmem_batch_next() - the batch's next run of dirty pages, sorted by region and offset, merged.
+ *
+ * Returns 1 and the run, 0 at the end (the next call begins again). Errors: -EPERM (not committed).
+ * One thread at a time per object.
+ */
+KVMEM_API int kvmem_batch_next(struct kvmem_batch *batch, struct kvmem_run *ret_run);
+
+/**
+ * kvmem_batch_runs() - the same, up to `count` runs at once.
+ *
+ * Returns how many runs were stored, 0 at the end (the next call begins again). Errors: -EPERM (not
+ * committed), -EINVAL. One thread at a time per object.
+ */
+KVMEM_API int64_t kvmem_batch_runs(struct kvmem_batch *batch, struct kvmem_run *runs, size_t count);
+
+/**
+ * kvmem_batch_bitmap() - OR the batch's pages of a region into the caller's bitmap.
+ *
+ * Bit i of bitmap (64-bit words, bit i % 64 of word i / 64) is page i from offset. Errors: -EPERM (not
+ * committed), -ERANGE, -EINVAL. One thread at a time per object.
+ */
+KVMEM_API int kvmem_batch_bitmap(struct kvmem_batch *batch, struct kvmem_region *region,
+				 uint64_t offset, uint64_t bytes, uint64_t *bitmap);
+
+/** kvmem_batch_pages() - pages in the batch. */
+KVMEM_API uint64_t kvmem_batch_pages(const struct kvmem_batch *batch);
+
+/** kvmem_batch_free() - done with it; a batch never committed goes into the next one. NULL is allowed. */
+KVMEM_API void kvmem_batch_free(struct kvmem_batch *batch);
+
+/**
+ * kvmem_dirty_merge() - add pages that the VMM or a device wrote (vhost-user log, VFIO, own I/O).
+ *
+ * Bit i of bitmap (as in kvmem_batch_bitmap()) is the 2^page_shift bytes from offset + (i <<
+ * page_shift). They come with the next harvest. Errors: -EINVAL (not started, too), -ERANGE, -ENOMEM. May be
+ * called from any thread.
+ */
+KVMEM_API int kvmem_dirty_merge(struct kvmem_dirty *dirty, struct kvmem_region *region,
+				uint64_t offset, uint64_t bytes, unsigned int page_shift,
+				const uint64_t *bitmap);
+
+struct kvmem_dirty_stats {
+	uint32_t size;
+	uint32_t mode;			/* enum kvmem_dirty_mode */
+	uint32_t vcpus;
+	uint32_t ring_entries;
+	uint64_t harvests;
+	uint64_t pages;			/* entries or set bits taken from the kernel's log */
+	uint64_t pages_merged;		/* pages added by kvmem_dirty_merge() */
+	uint64_t resets;		/* reset (or clear) calls */
+	uint64_t short_resets;		/* ... that reset fewer entries than were harvested */
+	uint64_t pages_kept;		/* pages of slots reported whole because of those */
+	uint64_t ring_full;		/* kvmem_dirty_ring_full() calls */
+	uint64_t reaps;			/* rounds of the reaper thread */
+	uint64_t harvest_ns;		/* time in harvests */
+	uint64_t reset_ns;		/* time in resets */
+};
+
+#define KVMEM_DIRTY_STATS_INIT KVMEM_INIT_(struct kvmem_dirty_stats)
+
+/** kvmem_dirty_get_stats() - counters since create. Errors: -EINVAL. May be called from any thread. */
+KVMEM_API int kvmem_dirty_get_stats(const struct kvmem_dirty *dirty,
+				    struct kvmem_dirty_stats *ret_stats);
+
+struct kvmem_vcpu_stats {
+	uint32_t size;
+	uint32_t reserved;
+	uint64_t pages;			/* ring entries harvested of this vCPU */
+	uint64_t ring_full;
+	uint64_t pages_per_s;		/* over the last harvest interval */
+};
+
+#define KVMEM_VCPU_STATS_INIT KVMEM_INIT_(struct kvmem_vcpu_stats)
+
+/** kvmem_dirty_get_vcpu_stats() - one vCPU's counters; zero in bitmap mode, where the kernel does not
+ * say who wrote. Errors: -EINVAL, -ENOENT. May be called from any thread. */
+KVMEM_API int kvmem_dirty_get_vcpu_stats(const struct kvmem_dirty *dirty, int vcpu_fd,
+					 struct kvmem_vcpu_stats *ret_stats);
+
+KVMEM_END_DECLS
+
+#endif

@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+#ifndef KVMEM_REGION_H
+#define KVMEM_REGION_H
+
+/*
+ * A run of guest RAM: what backs it, where the host sees it, which of its pages have their content,
+ * and the memory slots through which the guest sees it.
+ */
+
+#include <kvmem/base.h>
+#include <kvmem/vm.h>
+
+KVMEM_BEGIN_DECLS
+
+struct kvmem_region;
+
+enum kvmem_backing {
+	KVMEM_BACKING_AUTO = 0,
+	KVMEM_BACKING_GUEST_MEMFD = 1,
+	KVMEM_BACKING_MEMFD = 2,	/* shmem; page size: the base page */
+	KVMEM_BACKING_HUGETLB = 3,	/* memfd of huge pages: 2 MiB or 1 GiB */
+	KVMEM_BACKING_ANONYMOUS = 4,	/* private anonymous memory; no file descriptor */
+};
+
+enum kvmem_slot_form {
+	KVMEM_SLOT_AUTO = 0,
+	KVMEM_SLOT_HVA = 1,	/* KVM resolves guest faults through the host mapping */
+	KVMEM_SLOT_DIRECT = 2,	/* KVM resolves them on the guest_memfd itself (KVM_MEM_GUEST_MEMFD) */
+};
+
+/* What a region should be able to do: `wants` may be given up with a reason, `needs` may not. */
+#define KVMEM_WANT_DIRTY	(1u << 0)	/* learn what the guest wrote */
+#define KVMEM_WANT_PAGING	(1u << 1)	/* fill on demand through a pager */
+#define KVMEM_WANT_NUMA		(1u << 2)	/* kernel-held NUMA policy by range */
+#define KVMEM_WANT_PRIVATE	(1u << 3)	/* memory the guest can convert to private (direct slot) */
+#define KVMEM_WANT_HUGE		(1u << 4)	/* huge pages (hugetlb) */
+#define KVMEM_WANT_SHARED	(1u << 5)	/* a file descriptor another process can map */
+#define KVMEM_WANT_WRITE	(1u << 6)	/* population by write() */
+
+struct kvmem_region_opts {
+	uint32_t size;
+	uint32_t flags;		/* KVMEM_REGION_FD */
+	uint64_t bytes;		/* a non-zero multiple of the page size */
+	uint64_t wants;		/* KVMEM_WANT_* */
+	uint64_t needs;		/* KVMEM_WANT_*: refuse (-EOPNOTSUPP) rather than fall back */
+	uint32_t backing;	/* enum kvmem_backing; anything but AUTO is a requirement */
+	uint32_t slot_form;	/* enum kvmem_slot_form; anything but AUTO is a requirement */
+	uint64_t page_size;	/* bytes; 0: the base page, or 2 MiB for huge pages */
+	uint64_t gmem_flags;	/* further guest_memfd creation flags, passed through */
+	int32_t fd;		/* with KVMEM_REGION_FD: an existing memfd or guest_memfd */
+	uint32_t reserved;
+	uint64_t fd_offset;	/* bytes into fd at which the region begins */
+};
+
+#define KVMEM_REGION_FD (1u << 0)
+#define KVMEM_REGION_OPTS_INIT KVMEM_INIT_(struct kvmem_region_opts)
+
+#define KVMEM_PLAN_REASONS 1536
+
+struct kvmem_plan {
+	uint32_t size;
+	uint32_t backing;	/* enum kvmem_backing */
+	uint32_t slot_form;	/* enum kvmem_slot_form */
+	uint32_t write_rev;	/* enum kvmem_write_rev of its file descriptor */
+	uint64_t bytes;
+	uint64_t page_size;	/* bytes */
+	uint64_t gmem_flags;	/* creation flags of the guest_memfd */
+	uint64_t granted;	/* KVMEM_WANT_* that the region will have */
+	uint64_t given_up;	/* KVMEM_WANT_* asked for in `wants` and not to be had */
+	uint32_t shared_backing;	/* enum kvmem_backing of the shared pages where a guest_memfd holds
+					 * private ones only; else 0 */
+	uint32_t reserved;
+	char reasons[KVMEM_PLAN_REASONS];	/* a line per decision, each ending in '\n' */
+};
+
+#define KVMEM_PLAN_INIT KVMEM_INIT_(struct kvmem_plan)
+
+/**
+ * kvmem_region_plan() - what kvmem_region_create() would make of these options, and why.
+ *
+ * Makes nothing. vm may be NULL for memory that no guest will see. Errors: -EINVAL, -E2BIG,
+ * -EOPNOTSUPP (a requirement cannot be met, or two exclude each other: the detail says which and
+ * what to change), -EBADF (fd is not open for reading and writing, or neither a memfd nor a guest_memfd),
+ * -ERANGE (fd is shorter than the region). May be called from any thread.
+ */
+KVMEM_API int kvmem_region_plan(struct kvmem_vm *vm, const struct kvmem_region_opts *opts,
+				struct kvmem_plan *ret_plan);
+
+/**
+ * kvmem_region_create() - make (or adopt) the memory and map it into this process.
+ *
+ * A file descriptor given with KVMEM_REGION_FD stays the caller's; the library keeps a duplicate. A
+ * file on tmpfs or hugetlbfs counts as a memfd.
+ * Pages that exist in an adopted file count as present, the others can be filled. Errors: those of
+ * kvmem_region_plan(), -EOPNOTSUPP (the guest_memfd is another user's: the kernel does not tell which
+ * pages it has), -ENOMEM (limits, no huge pages), -EMFILE. May be called from any thread.
+ */
+KVMEM_API int kvmem_region_create(struct kvmem_vm *vm, const struct kvmem_region_opts *opts,
+				  struct kvmem_region **ret_region);
+
+/**
+ * kvmem_region_free() - delete the region's slots, unmap and close it.
+ *
+ * Pages that a dirty tracker has not reported yet are gone with it. Errors: -EBUSY while a pager
+ * serves it or a populate fills it; where KVM refuses to delete a slot, its own: the region stays, with
+ * the slots that are left. NULL is allowed. One thread at a time per object.
+ */
+KVMEM_API int kvmem_region_free(struct kvmem_region *region);
+
+/** kvmem_region_get_plan() - what the region is: the plan it was made by. May be called from any thread. */
+KVMEM_API int kvmem_region_get_plan(const struct kvmem_region *region,
+				    struct kvmem_plan *ret_plan);
+
+/** kvmem_region_base() - first byte of the host mapping, borrowed: valid until kvmem_region_free(). */
+KVMEM_API void *kvmem_region_base(const struct kvmem_region *region);
+
+/** kvmem_region_bytes() - length of the region in bytes. */
+KVMEM_API uint64_t kvmem_region_bytes(const struct kvmem_region *region);
+
+/** kvmem_region_page_size() - bytes of one page of the region: the unit of discard and paging. */
+KVMEM_API uint64_t kvmem_region_page_size(const struct kvmem_region *region);
+
+/** kvmem_region_fd() - its file descriptor, borrowed; -ENODEV for anonymous memory. */
+KVMEM_API int kvmem_region_fd(const struct kvmem_region *region);
+
+/** kvmem_region_private_fd() - the guest_memfd of its private pages, borrowed, where plan.shared_backing
+ * says that the shared ones are elsewhere; else -ENODEV. */
+KVMEM_API int kvmem_region_private_fd(const struct kvmem_region *region);
+
+#define KVMEM_ATTACH_READONLY (1u << 0)	/* guest writes exit with KVM_EXIT_MMIO; HVA slots only */
+
+/**
+ * kvmem_region_attach() - give bytes [offset, offset + bytes) to the guest at guest-physical gpa.
+ *
+ * slot is a number (address space << 16 | id) or KVMEM_SLOT_ANY; ret_slot (may be NULL) receives it.
+ * All three of offset, bytes and gpa are multiples of the base page. A region may have many slots, over parts of
+ * it. When a dirty tracker is started on the VM, the slot is tracked from its first moment. Errors:
+ * -EINVAL, -ERANGE (beyond the region or the guest's physical addresses), -EEXIST (overlaps another
+ * slot, or slot number taken), -ENOSPC (no slot left), -EOPNOTSUPP (flag and slot form exclude each
+ * other), -ENOMEM. May be called from any thread.
+ */
+KVMEM_API int kvmem_region_attach(struct kvmem_region *region, uint64_t offset, uint64_t bytes,
+				  uint64_t gpa, uint32_t slot, uint32_t flags, uint32_t *ret_slot);
+
+/**
+ * kvmem_region_detach() - take a slot of this region away from the guest.
+ *
+ * Dirty pages of the slot that were not harvested yet are kept and come with the next harvest.
+ * Errors: -EINVAL, -ENOENT (no such slot of this region); where KVM refuses, its own: the slot stays.
+ * May be called from any thread.
+ */
+KVMEM_API int kvmem_region_detach(struct kvmem_region *region, uint32_t slot);
+
+/**
+ * kvmem_region_discard() - give the pages of a range back to the host; they read as zero afterwards.
+ *
+ * Safe under a running guest and a running pager: a discarded page is zero from then on and is not
+ * filled from a source again. Not from a callback of a pager or of a source: their thread is waited for.
+ * Errors: -EINVAL (not whole pages), -ERANGE, -EIO (the pages before were discarded).
+ * May be called from any thread.
+ */
+KVMEM_API int kvmem_region_discard(struct kvmem_region *region, uint64_t offset, uint64_t bytes);
+
+/**
+ * kvmem_region_mark_present() - say that the caller itself wrote these whole pages.
+ *
+ * For what a VMM puts into memory by hand (a kernel, tables) before it populates or starts a pager:
+ * neither will overwrite them. Under a pager they are written through the file descriptor or a mapping
+ * of the caller's own. Pages that already have content stay as they are. Errors: -EINVAL, -ERANGE, -EBUSY
+ * (a page of it is being filled), -EIO (under a pager: nothing was written there). May be called from any
+ * thread.
+ */
+KVMEM_API int kvmem_region_mark_present(struct kvmem_region *region, uint64_t offset,
+					uint64_t bytes);
+
+struct kvmem_run {
+	struct kvmem_region *region;
+	uint64_t offset;	/* bytes into the region */
+	uint64_t bytes;
+};
+
+/**
+ * kvmem_region_next_missing() - the first run at or after `from` that nothing has filled yet.
+ *
+ * It is of whole pages, the one that `from` lies in among them. Returns 1 and the run, or 0 when there
+ * is none. Errors: -EINVAL, -ERANGE. May be called from any thread.
+ */
+KVMEM_API int kvmem_region_next_missing(const struct kvmem_region *region, uint64_t from,
+					struct kvmem_run *ret_run);
+
+#define KVMEM_ATTRIBUTE_PRIVATE (1u << 3)	/* KVM_MEMORY_ATTRIBUTE_PRIVATE */
+
+/**
+ * kvmem_region_set_attributes() - KVM_SET_MEMORY_ATTRIBUTES on the attached parts of a range.
+ *
+ * 0 is shared, KVMEM_ATTRIBUTE_PRIVATE private. Errors: -EINVAL, -ERANGE, -ENOENT (part of the range
+ * is not attached), -EOPNOTSUPP (not a VM type with private memory); where KVM refuses a part, its own, and
+ * the parts before it are set. May be called from any thread.
+ */
+KVMEM_API int kvmem_region_set_attributes(struct kvmem_region *region, uint64_t offset,
+					  uint64_t bytes, uint64_t attributes);
+
+KVMEM_END_DECLS
+
+#endif

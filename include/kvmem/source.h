@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+#ifndef KVMEM_SOURCE_H
+#define KVMEM_SOURCE_H
+
+/* Where page content comes from: the same object for populate (all now) and the pager (on demand). */
+
+#include <kvmem/base.h>
+
+KVMEM_BEGIN_DECLS
+
+struct kvmem_source;
+
+enum kvmem_extent_kind {
+	KVMEM_EXTENT_DATA = 0,	/* must be read */
+	KVMEM_EXTENT_ZERO = 1,	/* reads as zero, known without reading */
+	KVMEM_EXTENT_HOLE = 2,	/* nothing stored here; reads as zero */
+};
+
+struct kvmem_extent {
+	uint32_t size;
+	uint32_t kind;		/* enum kvmem_extent_kind */
+	uint64_t offset;	/* bytes into the source */
+	uint64_t bytes;
+};
+
+#define KVMEM_EXTENT_INIT KVMEM_INIT_(struct kvmem_extent)
+
+#define KVMEM_SOURCE_BUFFERED (1u << 0)	/* never read the file with O_DIRECT */
+
+/**
+ * kvmem_source_file() - bytes [offset, offset + bytes) of an open file, holes known by SEEK_HOLE.
+ *
+ * fd stays the caller's; the library keeps a duplicate. bytes 0 means up to the end of the file. The
+ * file may not shrink while it is in use: reading past a new end is -ENODATA. Errors: -EINVAL,
+ * -EBADF (not open for reading), -ENODATA (the file is shorter than offset + bytes), -ESPIPE (not
+ * seekable), -ENOMEM, -EMFILE. May be called from any thread.
+ */
+KVMEM_API int kvmem_source_file(int fd, uint64_t offset, uint64_t bytes, uint32_t flags,
+				struct kvmem_source **ret_source);
+
+/**
+ * kvmem_source_memory() - bytes in this process's memory, which stay the caller's until the source
+ * is freed. Errors: -EINVAL, -ENOMEM. May be called from any thread.
+ */
+KVMEM_API int kvmem_source_memory(const void *base, uint64_t bytes,
+				  struct kvmem_source **ret_source);
+
+struct kvmem_source_ops {
+	uint32_t size;
+	uint32_t flags;		/* 0 */
+	/* Fill buf with bytes from offset; 0, or -errno, which fails the fill. Called from any of the
+	 * library's threads, several at a time. */
+	int (*read)(void *arg, uint64_t offset, void *buf, uint64_t bytes);
+	/* The extent that offset lies in; NULL when all is data. */
+	int (*extent)(void *arg, uint64_t offset, struct kvmem_extent *ret_extent);
+	/* Called once by kvmem_source_free(); may be NULL. */
+	void (*close)(void *arg);
+};
+
+#define KVMEM_SOURCE_OPS_INIT KVMEM_INIT_(struct kvmem_source_ops)
+
+/**
+ * kvmem_source_callback() - content from the caller's own functions.
+ *
+ * ops is copied; arg is passed back. Errors: -EINVAL (no read), -E2BIG, -ENOMEM.
+ * May be called from any thread.
+ */
+KVMEM_API int kvmem_source_callback(const struct kvmem_source_ops *ops, void *arg, uint64_t bytes,
+				    struct kvmem_source **ret_source);
+
+/** kvmem_source_free() - free it. Errors: -EBUSY while a populate or a pager uses it. NULL is allowed. */
+KVMEM_API int kvmem_source_free(struct kvmem_source *source);
+
+/** kvmem_source_bytes() - its length in bytes. */
+KVMEM_API uint64_t kvmem_source_bytes(const struct kvmem_source *source);
+
+/**
+ * kvmem_source_extent() - the run of one kind that offset lies in, clipped to the source.
+ *
+ * Errors: -EINVAL, -ERANGE (offset at or beyond the end), or the callback's.
+ * May be called from any thread.
+ */
+KVMEM_API int kvmem_source_extent(struct kvmem_source *source, uint64_t offset,
+				  struct kvmem_extent *ret_extent);
+
+/**
+ * kvmem_source_read() - read all of a range into buf; holes read as zero.
+ *
+ * Errors: -EINVAL, -ERANGE (beyond the end), -ENODATA (a file that shrank), -EIO, or the callback's.
+ * May be called from any thread.
+ */
+KVMEM_API int kvmem_source_read(struct kvmem_source *source, uint64_t offset, void *buf,
+				uint64_t bytes);
+
+KVMEM_END_DECLS
+
+#endif

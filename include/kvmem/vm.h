@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+#ifndef KVMEM_VM_H
+#define KVMEM_VM_H
+
+/*
+ * Whose memory it is: a KVM VM, made here or adopted from a VMM that already has one, and the table
+ * of its memory slots.
+ */
+
+#include <kvmem/base.h>
+#include <kvmem/caps.h>
+
+KVMEM_BEGIN_DECLS
+
+struct kvmem_vm;
+
+#define KVMEM_SLOT_ANY UINT32_MAX	/* let the library choose the slot number */
+
+struct kvmem_vm_opts {
+	uint32_t size;
+	uint32_t flags;			/* KVMEM_VM_KVM_FD */
+	uint64_t type;			/* machine type for KVM_CREATE_VM; 0 is the default VM */
+	int32_t kvm_fd;			/* with KVMEM_VM_KVM_FD: use this instead of opening /dev/kvm */
+	uint32_t first_slot;		/* the library chooses slot numbers from here on (default 0) */
+};
+
+#define KVMEM_VM_KVM_FD (1u << 0)
+#define KVMEM_VM_OPTS_INIT KVMEM_INIT_(struct kvmem_vm_opts)
+
+/**
+ * kvmem_vm_create() - open /dev/kvm and create a VM.
+ *
+ * The library owns the VM's file descriptor; borrow it with kvmem_vm_fd(). A kvm_fd given stays the
+ * caller's and may be closed afterwards. Errors: -EINVAL, -E2BIG, -ENOMEM, -EBADF (kvm_fd is not open,
+ * or not /dev/kvm), -ENOENT or -ENODEV (no /dev/kvm, or no KVM behind it), -EACCES, -EMFILE. May be
+ * called from any thread.
+ */
+KVMEM_API int kvmem_vm_create(const struct kvmem_vm_opts *opts, struct kvmem_vm **ret_vm);
+
+/**
+ * kvmem_vm_adopt() - use a VM that the caller has already.
+ *
+ * vm_fd stays the caller's; the library keeps a duplicate (close-on-exec), so the VM lives until
+ * both are closed. Slots set by the VMM itself are not known here: keep the library off them with
+ * opts->first_slot or by giving slot numbers to kvmem_region_attach(). opts->type says what type the
+ * VM was created with. Errors: -EINVAL, -E2BIG, -ENOMEM, -EBADF (not open, or not a KVM VM; kvm_fd, as
+ * above), -EMFILE.
+ * May be called from any thread.
+ */
+KVMEM_API int kvmem_vm_adopt(int vm_fd, const struct kvmem_vm_opts *opts, struct kvmem_vm **ret_vm);
+
+/**
+ * kvmem_vm_free() - let go of the VM; closes the library's file descriptor of it.
+ *
+ * Errors: -EBUSY while a region or a dirty tracker of it exists. NULL is allowed.
+ * One thread at a time per object.
+ */
+KVMEM_API int kvmem_vm_free(struct kvmem_vm *vm);
+
+/** kvmem_vm_fd() - the VM's file descriptor, borrowed: valid until kvmem_vm_free(). */
+KVMEM_API int kvmem_vm_fd(const struct kvmem_vm *vm);
+
+/**
+ * kvmem_vm_caps() - the capability table of this VM, borrowed.
+ *
+ * Facilities are probed when first asked for, and the result is kept. May be called from any thread.
+ */
+KVMEM_API const struct kvmem_caps *kvmem_vm_caps(struct kvmem_vm *vm);
+
+KVMEM_END_DECLS
+
+#endif

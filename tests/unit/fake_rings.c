@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+#include "fake_rings.h"
+
+#include <asm/ioctls.h>
+#include <check.h>
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+struct fake_kvm fk;
+
+#define SCRATCH_FD 510
+
+static uint32_t entries_of(const struct kvm_enable_cap *cap)
+{
+	return (uint32_t)(cap->args[0] / sizeof(struct kvm_dirty_gfn));
+}
+
+static int64_t enable_cap(int fd, const struct kvm_enable_cap *cap)
+{
+	if (fd == SCRATCH_FD)
+		return -fk.scratch_errno;
+	if (cap->cap == KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) {
+		fk.enabled = *cap;
+		return 0;
+	}
+	fk.enabled = *cap;
+	fk.enables++;
+	if (fk.enable_errno)
+		return -fk.enable_errno;
+	fk.rings_on = true;
+	fk.entries = entries_of(cap);
+	return 0;
+}
+
+static int64_t set_slot(const struct kvm_userspace_memory_region *m)
+{
+	struct fk_slot *s = &fk.slots[m->slot];
+	bool on = m->flags & KVM_MEM_LOG_DIRTY_PAGES;
+
+	fk.sets[fk.slot_sets++ % FK_CALLS] = *m;
+	if (fk.slot_errno)
+		return -fk.slot_errno;
+	if (!m->memory_size) {
+		memset(s, 0, sizeof(*s));
+		return 0;
+	}
+	s->pages = m->memory_size / 4096;
+	s->gpa = m->guest_phys_addr;
+	if (on && !(s->flags & KVM_MEM_LOG_DIRTY_PAGES)) {
+		memset(s->open, 0, sizeof(s->open));
+		memset(s->log, 0, sizeof(s->log));
+		if (!fk.rings_on && fk.enabled.cap == KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 &&
+		    fk.enabled.args[0] & KVM_DIRTY_LOG_INITIALLY_SET)
+			memset(s->log, 0xff, sizeof(s->log));
+	}
+	s->flags = m->flags;
+	return 0;
+}
+
+static bool manual_on(void)
+{
+	return fk.enabled.cap == KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 &&
+	       fk.enabled.args[0] & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE;
+}
+
+static int64_t get_log(const struct kvm_dirty_log *log)
+{
+	struct fk_slot *s;
+
+	if (fk.rings_on)
+		return -ENXIO;
+	if (log->slot >= FK_SLOTS)
+		return -EINVAL;
+	fk.gets++;
+	if (fk.get_errno)
+		return -fk.get_errno;
+	s = &fk.slots[log->slot];
+	memcpy(log->dirty_bitmap, s->log, (s->pages + 63) / 64 * 8);
+	if (!manual_on()) {
+		memset(s->log, 0, sizeof(s->log));
+		memset(s->open, 0, sizeof(s->open));
+	}
+	return 0;
+}
+
+static int64_t clear_log(const struct kvm_clear_dirty_log *c)
+{
+	struct fk_slot *s = &fk.slots[c->slot];
+	const uint64_t *bits = c->dirty_bitmap;
+
+	fk.clear[fk.clears++ % FK_CALLS] = *c;
+	if (fk.clears == fk.fail_clear_at || !manual_on())
+		return -fk.clear_errno;
+	if (c->first_page % 64 || (c->num_pages % 64 && c->first_page + c->num_pages != s->pages))
+		return -EINVAL;
+	for (uint64_t i = 0; i < c->num_pages; i++)
+		if (bits[i / 64] >> (i % 64) & 1) {
+			s->log[(c->first_page + i) / 64] &= ~(1ull << ((c->first_page + i) % 64));
+			s->open[c->first_page + i] = false;
+		}
+	return 0;
+}
+
+static bool reset_entry(struct fk_vcpu *v, bool protect)
+{
+	struct kvm_dirty_gfn *e = &v->ring[v->reset % fk.entries];
+
+	if (__atomic_load_n(&e->flags, __ATOMIC_ACQUIRE) != KVM_DIRTY_GFN_F_RESET)
+		return false;
+	if (e->slot < FK_SLOTS && e->offset < FK_SLOT_PAGES && protect)
+		fk.slots[e->slot].open[e->offset] = false;
+	__atomic_store_n(&e->flags, 0, __ATOMIC_RELAXED);
+	v->reset++;
+	return true;
+}
+
+static int64_t reset_rings(void)
+{
+	uint32_t n = 0, stop = UINT32_MAX;
+	sigset_t blocked;
+
+	pthread_sigmask(SIG_SETMASK, NULL, &blocked);
+	if (!sigismember(&blocked, SIGUSR1) || !sigismember(&blocked, SIGALRM))
+		fk.signals_open = true;
+	fk.resets++;
+	if (fk.reset_errno)
+		return -fk.reset_errno;
+	if (fk.short_times) {
+		fk.short_times--;
+		stop = fk.short_after;
+	}
+	for (size_t i = 0; i < FK_VCPUS; i++)
+		while (fk.vcpus[i].ring && n < stop &&
+		       reset_entry(&fk.vcpus[i], n + fk.short_lost < stop))
+			n++;
+	return n;
+}
+
+static int64_t fake_ioctl(int fd, unsigned long request, void *arg)
+{
+	if (request == TCGETS)
+		return fd >= FK_VCPU_FD && fd < FK_FILE_FD ? -EINVAL :
+		       fd < 0 ? -EBADF : -ENOTTY;
+	if (fd != FK_VM_FD && fd != SCRATCH_FD)
+		return -EBADF;
+	switch (request) {
+	case KVM_ENABLE_CAP:
+		return enable_cap(fd, arg);
+	case KVM_GET_DIRTY_LOG:
+		return get_log(arg);
+	case KVM_CLEAR_DIRTY_LOG:
+		return clear_log(arg);
+	case KVM_SET_USER_MEMORY_REGION:
+		return set_slot(arg);
+	}
+	return -ENOTTY;
+}
+
+static int64_t fake_ioctl_val(int fd, unsigned long request, unsigned long arg)
+{
+	(void)fd;
+	if (request == KVM_CREATE_VM)
+		return SCRATCH_FD;
+	if (request == KVM_RESET_DIRTY_RINGS)
+		return reset_rings();
+	if (request != KVM_CHECK_EXTENSION)
+		return -ENOTTY;
+	switch (arg) {
+	case KM_KVM_CAP_DIRTY_LOG_RING_ACQ_REL:
+		return fk.acq_rel;
+	case KVM_CAP_DIRTY_LOG_RING:
+		return fk.tso;
+	case KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2:
+		return fk.manual;
+	}
+	return 0;
+}
+
+static void make_ring(struct fk_vcpu *v, size_t len)
+{
+	v->memfd = (int)km_real_memfd_create("ring", 0);
+	ck_assert_int_ge(v->memfd, 0);
+	ck_assert_int_eq(km_real_ftruncate(v->memfd, len), 0);
+	v->ring = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, v->memfd, 0);
+	ck_assert_ptr_ne(v->ring, MAP_FAILED);
+}
+
+static int64_t fake_mmap(size_t len, int prot, int flags, int fd, uint64_t off, void **ret)
+{
+	struct fk_vcpu *v;
+
+	if (fd < FK_VCPU_FD || fd >= FK_FILE_FD || !off)
+		return fd >= FK_FILE_FD ? -ENODEV : km_real_mmap(len, prot, MAP_PRIVATE | MAP_ANONYMOUS,
+								 -1, 0, ret);
+	ck_assert_uint_eq(off, 64 * 4096);
+	ck_assert_uint_eq(len, fk.entries * sizeof(struct kvm_dirty_gfn));
+	v = &fk.vcpus[fd - FK_VCPU_FD];
+	if (!v->ring)
+		make_ring(v, len);
+	return km_real_mmap(len, prot, flags, v->memfd, 0, ret);
+}
+
+static void region_init(struct kvmem_region *r, uint64_t pages)
+{
+	memset(r, 0, sizeof(*r));
+	r->vm = &fk.vm;
+	r->plan.granted = KVMEM_WANT_DIRTY;
+	r->plan.slot_form = KVMEM_SLOT_HVA;
+	r->plan.page_size = 4096;
+	r->page_shift = 12;
+	r->bytes = pages * 4096;
+	r->fd = -1;
+	r->base = (uint8_t *)0x10000000;
+	pthread_mutex_init(&r->lock, NULL);
+}
+
+static int64_t fake_open(const char *path, int flags)
+{
+	(void)flags;
+	return strcmp(path, "/dev/kvm") ? -ENOENT : 400;
+}
+
+void fk_reset(void)
+{
+	memset(&fk, 0, sizeof(fk));
+	fake_reset();
+	fake.ioctl = fake_ioctl;
+	fake.ioctl_val = fake_ioctl_val;
+	fake.mmap = fake_mmap;
+	fake.open = fake_open;
+	fk.acq_rel = 65536 * 16;
+	fk.manual = 3;
+	fk.vm.fd = FK_VM_FD;
+	fk.vm.max_slots = FK_SLOTS;
+	ck_assert_int_eq(km_caps_create(-1, FK_VM_FD, 0, &fk.vm.caps), 0);
+	pthread_rwlock_init(&fk.vm.lock, NULL);
+	region_init(&fk.a, FK_SLOT_PAGES);
+	region_init(&fk.b, FK_SLOT_PAGES / 2);
+	atomic_store(&fake.calls, 0);	/* fail_at counts the test's own */
+}
+
+void fk_done(void)
+{
+	while (fk.vm.slot_count)
+		ck_assert_int_eq(kvmem_region_detach(fk.vm.slots[0]->region, fk.vm.slots[0]->id), 0);
+	for (size_t i = 0; i < FK_VCPUS; i++)
+		if (fk.vcpus[i].ring) {
+			munmap(fk.vcpus[i].ring, fk.entries * sizeof(struct kvm_dirty_gfn));
+			close(fk.vcpus[i].memfd);
+		}
+	kvmem_caps_free(fk.vm.caps);
+	km_sys_free(fk.vm.slots);
+	pthread_rwlock_destroy(&fk.vm.lock);
+	ck_assert_int_eq(fake.allocs, 0);
+	ck_assert(!fk.signals_open);
+}
+
+void fk_write(unsigned int vcpu, uint32_t slot, uint64_t page)
+{
+	struct fk_slot *s = &fk.slots[slot];
+	struct fk_vcpu *v = &fk.vcpus[vcpu];
+	struct kvm_dirty_gfn *e;
+
+	ck_assert_uint_lt(page, s->pages);
+	if (!(s->flags & KVM_MEM_LOG_DIRTY_PAGES) || s->open[page])
+		return;
+	s->open[page] = true;
+	s->log[page / 64] |= 1ull << (page % 64);
+	if (!fk.rings_on || !v->ring)
+		return;
+	e = &v->ring[v->pushed++ % fk.entries];
+	ck_assert_uint_eq(e->flags, 0);
+	e->slot = slot;
+	e->offset = page;
+	__atomic_store_n(&e->flags, KVM_DIRTY_GFN_F_DIRTY, __ATOMIC_RELEASE);
+}

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+/* The ring reader on rings in plain memory: order, wrap, strangers, a ring in use, and a live writer. */
+#include "harness.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <linux/kvm.h>
+
+#include "dirty_ring.h"
+#include "fake_sys.h"
+
+#define ENTRIES 256u
+#define MAP_PAGES 100000u
+
+static struct kvm_dirty_gfn gfns[ENTRIES];
+static struct km_ring ring;
+static struct km_dmap own, shared;
+static struct km_ring_slot slot1, slot_smm;
+static struct km_ring_slot *by_id[2][8];
+static struct km_ring_slots slots;
+static uint32_t pushed;
+
+static void fresh(void)
+{
+	fake_reset();
+	memset(gfns, 0, sizeof(gfns));
+	memset(by_id, 0, sizeof(by_id));
+	pushed = 0;
+	ck_assert_int_eq(km_dmap_init(&own, MAP_PAGES), 0);
+	ck_assert_int_eq(km_dmap_init(&shared, MAP_PAGES), 0);
+	ring = (struct km_ring){ (struct km_ring_entry *)gfns, ENTRIES - 1, 0, false };
+	slot1 = (struct km_ring_slot){ &own, &shared, 1000, 5000, 0 };
+	slot_smm = (struct km_ring_slot){ &own, &shared, 50037, 300, 0 };
+	by_id[0][1] = &slot1;
+	by_id[1][7] = &slot_smm;
+	slots = (struct km_ring_slots){ { by_id[0], by_id[1] }, 8, 3, 0 };
+}
+
+static void done(void)
+{
+	km_dmap_destroy(&own);
+	km_dmap_destroy(&shared);
+}
+
+/* As the kernel does: the entry, then its flags. */
+static void push(uint32_t slot, uint64_t offset)
+{
+	struct kvm_dirty_gfn *g = &gfns[pushed++ % ENTRIES];
+
+	__atomic_store_n(&g->slot, slot, __ATOMIC_RELAXED);
+	__atomic_store_n(&g->offset, offset, __ATOMIC_RELAXED);
+	__atomic_store_n(&g->flags, KVM_DIRTY_GFN_F_DIRTY, __ATOMIC_RELEASE);
+}
+
+static unsigned int reset_all(void)
+{
+	unsigned int n = 0;
+
+	for (size_t i = 0; i < ENTRIES; i++)
+		if (gfns[i].flags == KVM_DIRTY_GFN_F_RESET) {
+			gfns[i].flags = 0;
+			n++;
+		}
+	return n;
+}
+
+static bool has(const struct km_dmap *m, uint64_t page)
+{
+	return m->l0[page / 64] >> (page % 64) & 1;
+}
+
+TEST(layout_is_the_kernels)
+{
+	ck_assert_uint_eq(sizeof(struct km_ring_entry), sizeof(struct kvm_dirty_gfn));
+	ck_assert_uint_eq(offsetof(struct km_ring_entry, offset),
+			  offsetof(struct kvm_dirty_gfn, offset));
+	ck_assert_uint_eq(KM_RING_DIRTY, KVM_DIRTY_GFN_F_DIRTY);
+	ck_assert_uint_eq(KM_RING_RESET, KVM_DIRTY_GFN_F_RESET);
+}
+END
+
+TEST(pages_land_in_their_slots_window)
+{
+	fresh();
+	push(1, 0);
+	push(1, 1);
+	push(1, 4999);
+	push(1 << 16 | 7, 0);
+	push(1 << 16 | 7, 299);
+	push(1, 2);
+	ck_assert_uint_eq(km_ring_take(&ring, &slots, false), 6);
+	ck_assert_uint_eq(km_dmap_count(&own), 6);
+	ck_assert(has(&own, 1000) && has(&own, 1001) && has(&own, 1002) && has(&own, 5999));
+	ck_assert(has(&own, 50037) && has(&own, 50336));
+	ck_assert(km_dmap_empty(&shared));
+	ck_assert_uint_eq(slot1.epoch, 3);
+	ck_assert_uint_eq(slot_smm.epoch, 3);
+	ck_assert_uint_eq(reset_all(), 6);
+	ck_assert_uint_eq(km_ring_take(&ring, &slots, false), 0);
+	done();
+}
+END
+
+TEST(the_shared_way_takes_the_same)
+{
+	fresh();
+	push(1, 10);
+	push(1 << 16 | 7, 3);
+	push(1, 75);
+	ck_assert_uint_eq(km_ring_take(&ring, &slots, true), 3);
+	ck_assert(km_dmap_empty(&own));
+	km_dmap_take(&own, &shared);
+	ck_assert_uint_eq(km_dmap_count(&own), 3);
+	ck_assert(has(&own, 1010) && has(&own, 1075) && has(&own, 50040));
+	done();
+}
+END
+
+TEST(strangers_are_marked_counted_and_dropped)
+{
+	fresh();
+	push(2, 0);		/* a slot that is not ours */
+	push(9, 0);		/* beyond the table */
+	push(3 << 16, 0);	/* no such address space */
+	push(1, 5000);		/* beyond the slot */
+	push(1, 4);
+	ck_assert_uint_eq(km_ring_take(&ring, &slots, false), 5);
+	ck_assert_uint_eq(km_dmap_count(&own), 1);
+	ck_assert_uint_eq(slots.strays, 4);
+	ck_assert_uint_eq(reset_all(), 5);
+	done();
+}
+END
+
+TEST(a_full_ring_is_read_once_and_wraps)
+{
+	uint64_t total = 0;
+
+	fresh();
+	for (int round = 0; round < 7; round++) {
+		for (unsigned int i = 0; i < ENTRIES - 3; i++)
+			push(1, total++ % 5000);
+		ck_assert_uint_eq(km_ring_take(&ring, &slots, false), ENTRIES - 3);
+		ck_assert_uint_eq(km_ring_take(&ring, &slots, false), 0);
+		ck_assert_uint_eq(reset_all(), ENTRIES - 3);
+	}
+	ck_assert_uint_eq(km_dmap_count(&own), total);
+	for (unsigned int i = 0; i < ENTRIES; i++)
+		push(1, i);
+	ck_assert_uint_eq(km_ring_take(&ring, &slots, false), ENTRIES);
+	ck_assert_uint_eq(km_ring_take(&ring, &slots, false), 0);
+	done();
+}
+END
+
+TEST(entries_not_reset_yet_stop_the_reader)
+{
+	fresh();
+	push(1, 0);
+	ck_assert_uint_eq(km_ring_take(&ring, &slots, false), 1);
+	pushed = ring.head = 0;		/* as after a whole turn without a reset */
+	ck_assert_uint_eq(km_ring_take(&ring, &slots, false), 0);
+	ck_assert_uint_eq(gfns[0].flags, KVM_DIRTY_GFN_F_RESET);
+	done();
+}
+END
+
+TEST(a_ring_in_use_is_read_from_where_it_stands)
+{
+	fresh();
+	for (uint32_t start = 0; start < ENTRIES; start += 5) {
+		memset(gfns, 0, sizeof(gfns));
+		km_dmap_clear(&own);
+		pushed = start;
+		ring.lost_head = true;
+		ck_assert_uint_eq(km_ring_take(&ring, &slots, false), 0);
+		ck_assert(ring.lost_head);
+		for (unsigned int i = 0; i < 100; i++)
+			push(1, i);
+		ck_assert_uint_eq(km_ring_take(&ring, &slots, false), 100);
+		push(1, 200);
+		ck_assert_uint_eq(km_ring_take(&ring, &slots, false), 1);
+		ck_assert_uint_eq(km_dmap_count(&own), 101);
+	}
+	done();
+}
+END
+
+#define LIVE 500000u
+
+/* A vCPU that writes as long as there is room, and a kernel that resets what was read. */
+static void *live_writer(void *arg)
+{
+	unsigned long long seed = 7;
+	uint32_t freed = 0;
+
+	(void)arg;
+	while (pushed < LIVE) {
+		struct kvm_dirty_gfn *g = &gfns[freed % ENTRIES];
+
+		if (freed != pushed &&
+		    __atomic_load_n(&g->flags, __ATOMIC_ACQUIRE) == KVM_DIRTY_GFN_F_RESET) {
+			__atomic_store_n(&g->flags, 0, __ATOMIC_RELAXED);
+			freed++;
+		} else if (pushed - freed < ENTRIES) {
+			push(1, harness_random(&seed) % 5000);
+		}
+	}
+	return NULL;
+}
+
+TEST(a_live_writer_loses_nothing)
+{
+	unsigned long long seed = 7;
+	uint64_t taken = 0, missing = 0;
+	pthread_t t;
+
+	fresh();
+	ck_assert_int_eq(pthread_create(&t, NULL, live_writer, NULL), 0);
+	while (taken < LIVE)
+		taken += km_ring_take(&ring, &slots, taken % 2);
+	pthread_join(t, NULL);
+	ck_assert_uint_eq(taken, LIVE);
+	km_dmap_take(&own, &shared);
+	for (unsigned int i = 0; i < LIVE; i++)
+		missing += !has(&own, 1000 + harness_random(&seed) % 5000);
+	ck_assert_uint_eq(missing, 0);
+	ck_assert_uint_eq(slots.strays, 0);
+	done();
+}
+END
+
+HARNESS_MAIN(T(layout_is_the_kernels), T(pages_land_in_their_slots_window),
+	     T(the_shared_way_takes_the_same), T(strangers_are_marked_counted_and_dropped),
+	     T(a_full_ring_is_read_once_and_wraps), T(entries_not_reset_yet_stop_the_reader),
+	     T(a_ring_in_use_is_read_from_where_it_stands), T(a_live_writer_loses_nothing))

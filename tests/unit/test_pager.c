@@ -1,0 +1,930 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+/* The pager over a userfaultfd that is played: what it asks of the kernel, and what it makes of each answer. */
+#include "harness.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "fake_sys.h"
+#include "pager_internal.h"
+
+#define PAGE 4096u
+#define PAGES 64u
+#define BYTES (PAGES * PAGE)
+#define ALL_IOCTLS \
+	(1ull << _UFFDIO_COPY | 1ull << _UFFDIO_ZEROPAGE | 1ull << _UFFDIO_CONTINUE | 1ull << _UFFDIO_WAKE)
+
+/* ---- the played kernel ---- */
+
+enum what { COPY, ZERO, CONTINUE, POISON, WAKE, KINDS };
+
+struct answer {
+	int64_t r;			/* of the ioctl */
+	int64_t result;			/* in its result field */
+};
+
+static struct {
+	struct kvmem_region region;
+	struct kvmem_pager *pager;
+	struct kvmem_source *source;
+	uint8_t content[BYTES];
+	uint64_t ioctls;
+	int64_t register_r;
+	uint64_t register_mode;
+	struct answer answers[16];	/* for resolving ioctls, in turn; then all succeed */
+	unsigned int answer_count, answer_at;
+	struct uffd_msg msgs[200];
+	unsigned int msg_count, msg_at;
+	unsigned int count[KINDS];
+	uint64_t last_dst[KINDS], last_len[KINDS];
+	int bad_fd;			/* -EBADF for this one */
+} k;
+
+static int64_t some_fd(void)
+{
+	return km_real_open("/dev/null", O_RDWR);
+}
+
+static int64_t play_open(const char *path, int flags)
+{
+	(void)path;
+	(void)flags;
+	return some_fd();
+}
+
+static int64_t play_ioctl_val(int fd, unsigned long request, unsigned long arg)
+{
+	(void)fd;
+	(void)request;
+	(void)arg;
+	return some_fd();
+}
+
+static int64_t play_read(int fd, void *buf, size_t len)
+{
+	struct uffd_msg *to = buf;
+	unsigned int n = 0;
+
+	if (fd == k.bad_fd)
+		return -EBADF;
+	if (len < sizeof(*to))
+		return -EAGAIN;		/* an eventfd */
+	while (n < len / sizeof(*to) && k.msg_at < k.msg_count)
+		to[n++] = k.msgs[k.msg_at++];
+	return n ? (int64_t)(n * sizeof(*to)) : -EAGAIN;
+}
+
+static int64_t play_epoll_ctl(int ep, int op, int fd, struct epoll_event *ev)
+{
+	(void)ep;
+	(void)op;
+	(void)fd;
+	(void)ev;
+	return 0;
+}
+
+static uint64_t offset_of(uint64_t addr)
+{
+	return addr - (uintptr_t)k.region.base;
+}
+
+/* What the next answer lets through of len bytes: the ioctl's value in *r. */
+static uint64_t let_through(enum what what, uint64_t dst, uint64_t len, int64_t *r, __s64 *result)
+{
+	struct answer a = { 0, (int64_t)len };
+
+	ck_assert_uint_lt(offset_of(dst), BYTES);
+	ck_assert_uint_le(offset_of(dst) + len, BYTES);
+	k.count[what]++;
+	k.last_dst[what] = offset_of(dst);
+	k.last_len[what] = len;
+	if (k.answer_at < k.answer_count)
+		a = k.answers[k.answer_at++];
+	*r = a.r;
+	*result = a.result;
+	return a.result > 0 ? (uint64_t)a.result : 0;
+}
+
+static int64_t play_ioctl(int fd, unsigned long request, void *arg)
+{
+	int64_t r = 0;
+	uint64_t n;
+
+	if (fd == k.bad_fd)
+		return -EBADF;
+	if (request == UFFDIO_REGISTER) {
+		struct uffdio_register *reg = arg;
+
+		k.register_mode = reg->mode;
+		reg->ioctls = k.ioctls;
+		return k.register_r;
+	} else if (request == UFFDIO_COPY) {
+		struct uffdio_copy *c = arg;
+
+		n = let_through(COPY, c->dst, c->len, &r, &c->copy);
+		memcpy(k.region.base + offset_of(c->dst), (void *)(uintptr_t)c->src, n);
+	} else if (request == UFFDIO_ZEROPAGE) {
+		struct uffdio_zeropage *z = arg;
+
+		n = let_through(ZERO, z->range.start, z->range.len, &r, &z->zeropage);
+		memset(k.region.base + offset_of(z->range.start), 0, n);
+	} else if (request == UFFDIO_CONTINUE) {
+		struct uffdio_continue *c = arg;
+
+		let_through(CONTINUE, c->range.start, c->range.len, &r, &c->mapped);
+	} else if (request == KM_UFFDIO_POISON) {
+		struct km_uffdio_poison *p = arg;
+
+		let_through(POISON, p->range.start, p->range.len, &r, (__s64 *)&p->updated);
+	} else if (request == UFFDIO_WAKE) {
+		struct uffdio_range *w = arg;
+
+		k.count[WAKE]++;
+		k.last_dst[WAKE] = offset_of(w->start);
+		k.last_len[WAKE] = w->len;
+	} else {
+		ck_assert(request == UFFDIO_API || request == UFFDIO_UNREGISTER);
+	}
+	return r;
+}
+
+static int64_t play_mprotect(void *addr, size_t len, int prot)
+{
+	(void)addr;
+	ck_assert_uint_eq(len, PAGE);
+	ck_assert_int_eq(prot, PROT_NONE);
+	return 0;
+}
+
+static void play(void)
+{
+	fake.open = play_open;
+	fake.ioctl_val = play_ioctl_val;
+	fake.ioctl = play_ioctl;
+	fake.read = play_read;
+	fake.epoll_ctl = play_epoll_ctl;
+	fake.mprotect = play_mprotect;
+}
+
+static void fault(unsigned int page, bool minor)
+{
+	k.msgs[k.msg_count++] = (struct uffd_msg){
+		.event = UFFD_EVENT_PAGEFAULT,
+		.arg.pagefault = { .address = (uintptr_t)k.region.base + page * PAGE,
+				   .flags = minor ? UFFD_PAGEFAULT_FLAG_MINOR : 0 },
+	};
+}
+
+static void removed(unsigned int page, unsigned int count)
+{
+	uint64_t start = (uintptr_t)k.region.base + page * PAGE;
+
+	k.msgs[k.msg_count++] = (struct uffd_msg){
+		.event = UFFD_EVENT_REMOVE,
+		.arg.remove = { .start = start, .end = start + count * PAGE },
+	};
+}
+
+static void answer(int64_t r, int64_t result)
+{
+	k.answers[k.answer_count++] = (struct answer){ r, result };
+}
+
+/* ---- a region by hand ---- */
+
+static void make_region(bool file)
+{
+	fake_reset();
+	memset(&k, 0, sizeof(k));
+	k.bad_fd = -1;
+	k.ioctls = ALL_IOCTLS;
+	for (unsigned int i = 0; i < BYTES; i++)
+		k.content[i] = (uint8_t)(i / PAGE * 7 + i % 251 + 1);
+	k.region.bytes = BYTES;
+	k.region.page_shift = 12;
+	k.region.plan.page_size = PAGE;
+	k.region.plan.slot_form = KVMEM_SLOT_HVA;
+	k.region.fd = k.region.private_fd = -1;
+	if (file) {
+		k.region.fd = (int)km_real_memfd_create("test", 0);
+		ck_assert_int_eq(ftruncate(k.region.fd, BYTES), 0);
+	}
+	k.region.base = mmap(NULL, BYTES, PROT_READ | PROT_WRITE,
+			     file ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS, k.region.fd, 0);
+	ck_assert_ptr_ne(k.region.base, MAP_FAILED);
+	ck_assert_int_eq(km_presence_init(&k.region.presence, PAGES), 0);
+	pthread_mutex_init(&k.region.lock, NULL);
+	ck_assert_int_eq(kvmem_source_memory(k.content, BYTES, &k.source), 0);
+}
+
+static void drop_region(void)
+{
+	ck_assert_int_eq(kvmem_source_free(k.source), 0);
+	km_presence_destroy(&k.region.presence);
+	munmap(k.region.base, BYTES);
+	if (k.region.alias)
+		munmap(k.region.alias, BYTES);
+	if (k.region.fd >= 0)
+		close(k.region.fd);
+	pthread_mutex_destroy(&k.region.lock);
+	ck_assert_int_eq(fake.allocs, 0);
+}
+
+/* Served by hand: kvmem_pager_handle(). */
+static int open_pager(uint64_t around)
+{
+	struct kvmem_pager_opts o = KVMEM_PAGER_OPTS_INIT;
+	int r;
+
+	o.flags = KVMEM_PAGER_NO_THREADS;
+	o.fault_around = around;
+	r = kvmem_pager_create(&o, &k.pager);
+	if (r)
+		return r;
+	r = kvmem_pager_add(k.pager, &k.region, k.source, 0);
+	if (!r)
+		r = kvmem_pager_start(k.pager);
+	if (r)
+		kvmem_pager_free(k.pager);
+	return r;
+}
+
+static void set_up(bool file, uint64_t around)
+{
+	make_region(file);
+	play();
+	ck_assert_int_eq(open_pager(around), 0);
+}
+
+static void tear_down(void)
+{
+	kvmem_pager_stop(k.pager, KVMEM_STOP_HAND_BACK);
+	ck_assert_int_eq(kvmem_pager_free(k.pager), 0);
+	drop_region();
+}
+
+static void expect_state(unsigned int page, enum km_page_state state)
+{
+	ck_assert_int_eq(km_presence_get(&k.region.presence, page), state);
+}
+
+static void expect_content(unsigned int page)
+{
+	ck_assert_int_eq(memcmp(k.region.base + page * PAGE, k.content + page * PAGE, PAGE), 0);
+}
+
+static void expect_zero(unsigned int page)
+{
+	static const uint8_t zero[PAGE];
+
+	ck_assert_int_eq(memcmp(k.region.base + page * PAGE, zero, PAGE), 0);
+}
+
+static struct kvmem_pager_stats stats(void)
+{
+	struct kvmem_pager_stats s = KVMEM_PAGER_STATS_INIT;
+
+	ck_assert_int_eq(kvmem_pager_get_stats(k.pager, &s), 0);
+	return s;
+}
+
+/* ---- tests ---- */
+
+TEST(registers_for_missing_and_minor)
+{
+	set_up(true, PAGE);
+	ck_assert_uint_eq(k.register_mode, UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR);
+	tear_down();
+	set_up(false, PAGE);
+	ck_assert_uint_eq(k.register_mode, UFFDIO_REGISTER_MODE_MISSING);
+	tear_down();
+}
+END
+
+TEST(refuses_what_no_userfaultfd_sees)
+{
+	make_region(true);
+	play();
+	k.region.plan.slot_form = KVMEM_SLOT_DIRECT;
+	ck_assert_int_eq(open_pager(0), -EOPNOTSUPP);
+	ck_assert_ptr_nonnull(strstr(kvmem_error_detail(), "direct"));
+	k.region.plan.slot_form = KVMEM_SLOT_HVA;
+	k.register_r = -EINVAL;
+	k.region.plan.backing = KVMEM_BACKING_GUEST_MEMFD;
+	ck_assert_int_eq(open_pager(0), -EOPNOTSUPP);
+	ck_assert_ptr_nonnull(strstr(kvmem_error_detail(), "guest_memfd"));
+	k.register_r = 0;
+	k.ioctls = 1ull << _UFFDIO_WAKE;
+	ck_assert_int_eq(open_pager(0), -EOPNOTSUPP);
+	k.ioctls = ALL_IOCTLS;
+	k.region.fillers = 1;
+	ck_assert_int_eq(open_pager(0), -EBUSY);
+	k.region.fillers = 0;
+	ck_assert_ptr_null(k.region.pager);
+	drop_region();
+}
+END
+
+TEST(neighbours_of_a_batch_are_one_copy)
+{
+	set_up(true, PAGE);
+	fault(11, false);
+	fault(9, false);
+	fault(30, false);
+	fault(10, false);
+	ck_assert_int_eq(kvmem_pager_handle(k.pager), 4);
+	ck_assert_uint_eq(k.count[COPY], 2);
+	ck_assert_uint_eq(k.last_dst[COPY], 30 * PAGE);
+	for (unsigned int i = 9; i < 12; i++) {
+		expect_content(i);
+		expect_state(i, KM_PRESENT);
+	}
+	ck_assert_uint_eq(stats().reads, 1);
+	ck_assert_uint_eq(stats().pages_demand, 4);
+	ck_assert_int_eq(kvmem_pager_handle(k.pager), 0);
+	tear_down();
+}
+END
+
+TEST(removal_comes_before_the_faults_of_its_batch)
+{
+	set_up(false, PAGE);
+	fault(5, false);
+	removed(4, 4);
+	ck_assert_int_eq(kvmem_pager_handle(k.pager), 2);
+	ck_assert_uint_eq(k.count[COPY], 0);
+	ck_assert_uint_eq(k.count[ZERO], 1);
+	ck_assert_uint_eq(k.last_dst[ZERO], 5 * PAGE);
+	ck_assert_uint_eq(stats().removes, 1);
+	expect_state(5, KM_PRESENT);
+	expect_state(6, KM_ZERO);
+	expect_state(8, KM_ABSENT);
+	tear_down();
+}
+END
+
+TEST(eagain_with_progress_goes_on_behind_it)
+{
+	set_up(true, BYTES);
+	answer(0, PAGE);			/* the page itself */
+	answer(-EAGAIN, 5 * PAGE);		/* of its neighbours */
+	answer(-EAGAIN, PAGE);
+	fault(0, false);
+	ck_assert_int_eq(kvmem_pager_handle(k.pager), 1);
+	ck_assert_uint_eq(k.count[COPY], 4);
+	ck_assert_uint_eq(k.last_dst[COPY], 7 * PAGE);
+	ck_assert_uint_eq(stats().retries, 0);
+	for (unsigned int i = 0; i < PAGES; i++) {
+		expect_content(i);
+		expect_state(i, KM_PRESENT);
+	}
+	tear_down();
+}
+END
+
+static void eagain_for_an_event(int64_t result)
+{
+	set_up(false, PAGE);
+	for (unsigned int i = 0; i < 8; i++)
+		fault(i, false);
+	for (unsigned int i = 8; i < KM_MSGS; i++)
+		fault(40, false);		/* a full read: the event is for the next */
+	removed(3, 2);
+	removed(20, 1);
+	fault(50, false);
+	answer(-EAGAIN, result);
+	ck_assert_int_eq(kvmem_pager_handle(k.pager), KM_MSGS);
+	for (unsigned int i = 0; i < 8; i++) {
+		if (i == 3 || i == 4)
+			expect_zero(i);
+		else
+			expect_content(i);
+		expect_state(i, KM_PRESENT);
+	}
+	expect_state(20, KM_ZERO);
+	expect_state(50, KM_ABSENT);		/* its thread was woken, to fault again */
+	ck_assert_uint_eq(k.last_dst[WAKE], 50 * PAGE);
+	ck_assert_uint_eq(stats().retries, 1);
+	ck_assert_uint_eq(stats().removes, 2);
+	tear_down();
+}
+
+TEST(eagain_for_an_unread_event_reads_it)
+{
+	eagain_for_an_event(0);			/* before 6.15 */
+	eagain_for_an_event(-EAGAIN);
+}
+END
+
+TEST(eagain_without_an_event_waits)
+{
+	set_up(true, PAGE);
+	for (unsigned int i = 0; i < 10; i++)
+		answer(-EAGAIN, i % 2 ? -EAGAIN : 0);
+	fault(1, false);
+	ck_assert_int_eq(kvmem_pager_handle(k.pager), 1);
+	expect_content(1);
+	ck_assert_uint_eq(stats().retries, 10);
+	tear_down();
+}
+END
+
+TEST(a_page_in_the_file_is_replaced)
+{
+	set_up(true, PAGE);
+	memset(k.region.base + 2 * PAGE, 0xee, PAGE);
+	answer(-EEXIST, -EEXIST);
+	fault(2, true);
+	ck_assert_int_eq(kvmem_pager_handle(k.pager), 1);
+	ck_assert_uint_eq(k.count[CONTINUE], 1);
+	expect_content(2);
+	expect_state(2, KM_PRESENT);
+	tear_down();
+}
+END
+
+TEST(a_page_in_anonymous_memory_is_kept_and_its_waiter_woken)
+{
+	set_up(false, PAGE);
+	answer(-EEXIST, -EEXIST);
+	fault(2, false);
+	ck_assert_int_eq(kvmem_pager_handle(k.pager), 1);
+	ck_assert_uint_eq(k.count[WAKE], 1);
+	ck_assert_uint_eq(k.last_dst[WAKE], 2 * PAGE);
+	expect_state(2, KM_PRESENT);
+	tear_down();
+}
+END
+
+TEST(unmapped_memory_is_let_be)
+{
+	set_up(true, PAGE);
+	answer(-ENOENT, -ENOENT);
+	fault(2, false);
+	ck_assert_int_eq(kvmem_pager_handle(k.pager), 1);
+	expect_state(2, KM_ZERO);
+	ck_assert_uint_eq(k.count[POISON], 0);
+	tear_down();
+}
+END
+
+TEST(failures_of_the_region_and_of_populate_have_their_sentence)
+{
+	set_up(true, PAGE);
+	answer(-EFAULT, -EFAULT);
+	ck_assert_int_eq(kvmem_region_mark_present(&k.region, 5 * PAGE, PAGE), -EIO);
+	ck_assert_ptr_nonnull(strstr(kvmem_error_detail(), "offset 0x5000 of the region"));
+	expect_state(5, KM_ABSENT);
+	tear_down();
+	set_up(false, PAGE);
+	answer(-ENOMEM, -ENOMEM);
+	ck_assert_int_eq(kvmem_populate(&k.region, 0, k.source, NULL, NULL), -ENOMEM);
+	ck_assert_ptr_nonnull(strstr(kvmem_error_detail(), "UFFDIO_COPY"));
+	expect_state(0, KM_ABSENT);
+	tear_down();
+}
+END
+
+/* What the guest sees, it may have written to: it must not go back and be filled again. */
+TEST(pages_mapped_before_a_failure_stay)
+{
+	struct kvmem_populate_opts o = KVMEM_POPULATE_OPTS_INIT;
+	struct kvmem_populate_result res = KVMEM_POPULATE_RESULT_INIT;
+	static const uint32_t ways[] = { KVMEM_FILL_COPY, KVMEM_FILL_UFFD_COPY };
+
+	for (unsigned int i = 0; i < KM_ARRAY_SIZE(ways); i++) {
+		set_up(true, PAGE);
+		o.method = ways[i];
+		answer(-EAGAIN, 3 * PAGE);
+		answer(-ENOMEM, -ENOMEM);
+		ck_assert_int_eq(kvmem_populate(&k.region, 0, k.source, &o, &res), -ENOMEM);
+		ck_assert_uint_eq(res.bytes_copied, 3 * PAGE);
+		expect_state(2, KM_PRESENT);
+		expect_content(2);
+		expect_state(3, KM_ABSENT);
+		ck_assert_int_eq(kvmem_populate(&k.region, 0, k.source, &o, NULL), 0);
+		expect_content(3);
+		tear_down();
+	}
+	set_up(true, PAGE);
+	answer(-EAGAIN, 3 * PAGE);
+	answer(-EFAULT, -EFAULT);
+	ck_assert_int_eq(kvmem_region_mark_present(&k.region, 0, 8 * PAGE), -EIO);
+	expect_state(2, KM_PRESENT);
+	expect_state(3, KM_ABSENT);
+	tear_down();
+}
+END
+
+TEST(present_and_vanished_pages)
+{
+	set_up(true, PAGE);
+	ck_assert_uint_eq(km_presence_claim(&k.region.presence, 0, 8), 8);
+	km_presence_publish(&k.region.presence, 0, 8, KM_PRESENT);
+	fault(0, true);
+	kvmem_pager_handle(k.pager);			/* only to be mapped */
+	ck_assert_uint_eq(k.count[CONTINUE], 1);
+	answer(-EEXIST, -EEXIST);
+	answer(-EEXIST, -EEXIST);
+	fault(1, false);
+	kvmem_pager_handle(k.pager);			/* mapped by now */
+	ck_assert_uint_eq(k.last_dst[WAKE], PAGE);
+	ck_assert_uint_eq(stats().faults_stale, 1);
+	answer(-EFAULT, -EFAULT);
+	answer(-EFAULT, -EFAULT);
+	fault(2, false);
+	kvmem_pager_handle(k.pager);			/* punched out of the file */
+	ck_assert_uint_eq(k.count[ZERO], 1);
+	ck_assert_uint_eq(k.last_dst[ZERO], 2 * PAGE);
+	ck_assert_uint_eq(k.count[COPY], 0);
+	tear_down();
+}
+END
+
+TEST(a_claimed_page_is_put_off_until_its_claimer_is_done)
+{
+	set_up(true, PAGE);
+	ck_assert_uint_eq(km_presence_claim(&k.region.presence, 7, 1), 1);
+	fault(7, false);
+	ck_assert_int_eq(kvmem_pager_handle(k.pager), 1);
+	ck_assert_int_eq(kvmem_pager_handle(k.pager), 0);
+	ck_assert_uint_eq(k.count[COPY] + k.count[ZERO] + k.count[CONTINUE] + k.count[WAKE], 0);
+	km_presence_publish(&k.region.presence, 7, 1, KM_ZERO);
+	ck_assert_int_eq(kvmem_pager_handle(k.pager), 0);
+	ck_assert_uint_eq(k.count[ZERO], 1);
+	ck_assert_uint_eq(k.last_dst[ZERO], 7 * PAGE);
+	tear_down();
+}
+END
+
+/* No batch is lost however many faults are put off. */
+TEST(more_claimed_pages_than_there_is_room_for)
+{
+	set_up(true, PAGE);
+	ck_assert_uint_eq(km_presence_claim(&k.region.presence, 0, PAGES), PAGES);
+	for (unsigned int i = 0; i < 3 * PAGES; i++)
+		fault(i % PAGES, false);
+	for (unsigned int i = 0; i < 4; i++)
+		ck_assert_int_ge(kvmem_pager_handle(k.pager), 0);
+	ck_assert_uint_eq(k.count[WAKE], 3 * PAGES - (KM_FAULTS - KM_MSGS));
+	km_presence_publish(&k.region.presence, 0, PAGES, KM_PRESENT);
+	kvmem_pager_handle(k.pager);
+	tear_down();
+}
+END
+
+static int no_read(void *arg, uint64_t offset, void *buf, uint64_t bytes)
+{
+	(void)offset;
+	(void)buf;
+	(void)bytes;
+	++*(unsigned int *)arg;
+	return -EIO;
+}
+
+static void open_unreadable(unsigned int *reads, uint64_t fault_around)
+{
+	struct kvmem_source_ops ops = KVMEM_SOURCE_OPS_INIT;
+
+	make_region(true);
+	play();
+	ck_assert_int_eq(kvmem_source_free(k.source), 0);
+	ops.read = no_read;
+	ck_assert_int_eq(kvmem_source_callback(&ops, reads, BYTES, &k.source), 0);
+	ck_assert_int_eq(open_pager(fault_around), 0);
+}
+
+static void poison_with(int64_t r, unsigned long mprotects)
+{
+	unsigned int reads = 0;
+
+	open_unreadable(&reads, PAGE);
+	answer(r, r);
+	fault(3, false);
+	kvmem_pager_handle(k.pager);
+	ck_assert_uint_eq(reads, 1);
+	ck_assert_uint_eq(k.count[POISON], 1);
+	ck_assert_uint_eq(k.last_dst[POISON], 3 * PAGE);
+	ck_assert_uint_eq(fake.count.mprotect, mprotects);
+	ck_assert_uint_eq(stats().pages_poisoned, 1);
+	ck_assert_uint_eq(k.count[WAKE], 1);	/* not before: it would fault, and be asked for, again */
+	ck_assert_uint_eq(k.last_dst[WAKE], 3 * PAGE);
+	expect_state(3, KM_ABSENT);
+	tear_down();
+}
+
+TEST(a_failed_page_is_poisoned_or_loses_its_access_rights)
+{
+	fake_reset();
+	poison_with(PAGE, 0);
+	poison_with(-EINVAL, 1);		/* the ioctl of 6.6 is not known */
+}
+END
+
+/* Another worker may have left a fault in it to this claim. */
+TEST(a_window_that_cannot_be_filled_wakes_who_waits_in_it)
+{
+	unsigned int reads = 0;
+
+	fake_reset();
+	open_unreadable(&reads, 8 * PAGE);
+	answer(PAGE, PAGE);
+	fault(3, false);
+	for (unsigned int i = 0; i < 4; i++)
+		kvmem_pager_handle(k.pager);
+	ck_assert_uint_gt(reads, 1);
+	ck_assert_uint_eq(k.count[POISON], 1);
+	ck_assert_uint_gt(k.count[WAKE], 1);
+	tear_down();
+}
+END
+
+/* Of pages that had content, one cannot be mapped: the others keep their access rights. */
+static void lose_one_of_four(int64_t poison, unsigned long mprotects, uint64_t poisoned)
+{
+	set_up(true, PAGE);
+	ck_assert_uint_eq(km_presence_claim(&k.region.presence, 0, 4), 4);
+	km_presence_publish(&k.region.presence, 0, 4, KM_PRESENT);
+	for (unsigned int i = 0; i < 4; i++)
+		fault(i, true);
+	answer(-EAGAIN, PAGE);
+	answer(-ENOMEM, -ENOMEM);
+	answer(-ENOMEM, -ENOMEM);
+	answer(0, 2 * PAGE);
+	answer(-EEXIST, -EEXIST);
+	answer(-ENOMEM, -ENOMEM);
+	answer(poison, poison);
+	answer(-EEXIST, -EEXIST);
+	answer(-EEXIST, -EEXIST);
+	ck_assert_int_eq(kvmem_pager_handle(k.pager), 4);
+	ck_assert_uint_eq(k.answer_at, k.answer_count);
+	ck_assert_uint_eq(k.count[POISON], 1);
+	ck_assert_uint_eq(k.last_dst[POISON], PAGE);
+	ck_assert_uint_eq(fake.count.mprotect, mprotects);
+	ck_assert_uint_eq(stats().pages_poisoned, poisoned);
+	tear_down();
+}
+
+TEST(only_pages_that_cannot_be_mapped_are_poisoned)
+{
+	fake_reset();
+	lose_one_of_four(PAGE, 0, 1);
+	lose_one_of_four(-EINVAL, 1, 1);
+	lose_one_of_four(-EEXIST, 0, 0);	/* mapped after all */
+}
+END
+
+TEST(memory_without_copy_is_stored_and_continued)
+{
+	make_region(true);
+	play();
+	k.ioctls = 1ull << _UFFDIO_CONTINUE | 1ull << _UFFDIO_WAKE;
+	ck_assert_int_eq(open_pager(8 * PAGE), 0);
+	fault(9, false);
+	kvmem_pager_handle(k.pager);
+	ck_assert_uint_eq(k.count[COPY], 0);
+	ck_assert_uint_ge(k.count[CONTINUE], 2);
+	for (unsigned int i = 8; i < 16; i++) {
+		expect_content(i);
+		expect_state(i, KM_PRESENT);
+	}
+	ck_assert_int_eq(kvmem_pager_stop(k.pager, KVMEM_STOP_FILL), 0);
+	for (unsigned int i = 0; i < PAGES; i++)
+		expect_content(i);
+	tear_down();
+}
+END
+
+TEST(a_prefetch_is_queued_whole_or_not_at_all)
+{
+	struct kvmem_run run = { .region = &k.region, .offset = 4 * PAGE, .bytes = 16 * PAGE };
+	struct kvmem_pager_opts o = KVMEM_PAGER_OPTS_INIT;
+
+	make_region(true);
+	play();
+	o.flags = KVMEM_PAGER_NO_THREADS;
+	o.shards = 2;
+	ck_assert_int_eq(kvmem_pager_create(&o, &k.pager), 0);
+	ck_assert_int_eq(kvmem_pager_add(k.pager, &k.region, k.source, 0), 0);
+	k.pager->paged[0]->stripe = 8;	/* pieces of 4, 8 and 4 pages for shards 0, 1, 0 */
+	ck_assert_int_eq(kvmem_pager_start(k.pager), 0);
+	for (unsigned int at = 1; at <= 3; at++) {
+		fake.fail_at = atomic_load(&fake.calls) + at;
+		fake.fail_errno = ENOMEM;
+		ck_assert_int_eq(kvmem_pager_prefetch(k.pager, &run, 1), -ENOMEM);
+		ck_assert_str_eq(fake.failed, "alloc");
+		for (unsigned int i = 0; i < 2; i++)
+			ck_assert_ptr_null(k.pager->shards[i].prefetch);
+	}
+	fake.fail_at = 0;
+	ck_assert_int_eq(kvmem_pager_prefetch(k.pager, &run, 1), 0);
+	ck_assert_uint_eq(k.pager->shards[0].prefetch_count, 2);
+	ck_assert_uint_eq(k.pager->shards[1].prefetch_count, 1);
+	for (unsigned int i = 0; i < 4; i++)
+		kvmem_pager_handle(k.pager);
+	ck_assert_uint_eq(stats().pages_prefetch, 16);
+	expect_state(3, KM_ABSENT);
+	for (unsigned int i = 4; i < 20; i++)
+		expect_content(i);
+	expect_state(20, KM_ABSENT);
+	tear_down();
+}
+END
+
+TEST(windows_double_with_the_sequence)
+{
+	set_up(true, 32 * PAGE);
+	k.pager->paged[0]->window = 4;
+	fault(0, false);
+	kvmem_pager_handle(k.pager);
+	expect_state(3, KM_PRESENT);
+	expect_state(4, KM_ABSENT);
+	fault(4, false);
+	kvmem_pager_handle(k.pager);
+	expect_state(11, KM_PRESENT);
+	expect_state(12, KM_ABSENT);
+	fault(12, false);
+	kvmem_pager_handle(k.pager);
+	expect_state(27, KM_PRESENT);
+	expect_state(28, KM_ABSENT);
+	ck_assert_uint_eq(stats().pages_demand, 3);
+	ck_assert_uint_eq(stats().pages_around, 25);
+	fault(63, false);
+	kvmem_pager_handle(k.pager);
+	expect_state(60, KM_PRESENT);
+	expect_state(59, KM_ABSENT);
+	fault(59, false);			/* backwards */
+	kvmem_pager_handle(k.pager);
+	expect_state(52, KM_PRESENT);
+	expect_state(51, KM_ABSENT);
+	tear_down();
+}
+END
+
+/* The window behind a fault ends with it: its neighbour is filled apart. */
+TEST(a_page_counts_once)
+{
+	set_up(true, 8 * PAGE);
+	fault(40, false);
+	ck_assert_int_eq(kvmem_pager_handle(k.pager), 1);
+	fault(38, false);
+	fault(39, false);
+	ck_assert_int_eq(kvmem_pager_handle(k.pager), 2);
+	ck_assert_uint_eq(stats().pages_demand, 3);
+	ck_assert_uint_eq(stats().pages_around, 14);
+	ck_assert_uint_eq(stats().pages_missing, PAGES - 17);
+	tear_down();
+}
+END
+
+TEST(a_closed_descriptor_is_replaced_by_the_spare)
+{
+	set_up(true, PAGE);
+	k.bad_fd = atomic_load(&k.pager->shards[0].fd);
+	fault(1, false);
+	ck_assert_int_eq(kvmem_pager_handle(k.pager), 1);
+	expect_content(1);
+	ck_assert_int_eq(atomic_load(&k.pager->shards[0].fd), k.pager->shards[0].spare);
+	close(k.bad_fd);
+	tear_down();
+}
+END
+
+/* A whole life; returns the first error. */
+static int live(bool file)
+{
+	int r;
+
+	make_region(file);
+	play();
+	k.msg_count = k.msg_at = 0;
+	r = open_pager(4 * PAGE);
+	if (r)
+		return r;
+	fault(1, false);
+	fault(17, true);
+	kvmem_pager_handle(k.pager);
+	kvmem_pager_handle(k.pager);
+	r = kvmem_pager_stop(k.pager, KVMEM_STOP_FILL);
+	kvmem_pager_free(k.pager);
+	return r;
+}
+
+static void fail_each(bool file)
+{
+	unsigned int fds = harness_count_fds(), maps = harness_count_maps();
+	unsigned long at, calls;
+
+	ck_assert_int_eq(live(file), 0);
+	calls = atomic_load(&fake.calls);
+	drop_region();
+	for (at = 1; at <= calls; at++) {
+		make_region(file);
+		play();
+		fake.fail_at = atomic_load(&fake.calls) + at;
+		fake.fail_errno = EIO;
+		if (!open_pager(4 * PAGE)) {
+			fault(1, false);
+			fault(17, true);
+			kvmem_pager_handle(k.pager);
+			kvmem_pager_handle(k.pager);
+			kvmem_pager_stop(k.pager, KVMEM_STOP_FILL);
+			kvmem_pager_free(k.pager);
+		}
+		fake.fail_at = 0;
+		for (unsigned int i = 0; i < PAGES; i++)
+			if (km_presence_get(&k.region.presence, i) == KM_PRESENT)
+				expect_content(i);
+			else
+				expect_state(i, KM_ABSENT);
+		ck_assert_ptr_null(k.region.pager);
+		drop_region();
+		ck_assert_msg(harness_count_fds() == fds, "call %lu (%s) leaks an fd", at, fake.failed);
+		ck_assert_msg(harness_count_maps() <= maps + 2, "call %lu (%s) leaks", at, fake.failed);
+	}
+}
+
+TEST(nothing_leaks_whichever_call_fails)
+{
+	fake_reset();
+	fail_each(true);
+	fail_each(false);
+}
+END
+
+static int64_t no_thread(pthread_t *ret, const char *name, void *(*fn)(void *), void *arg)
+{
+	if (fake.count.thread_create > 3)
+		return -EAGAIN;
+	return km_real_thread_create(ret, name, fn, arg);
+}
+
+static int64_t play_epoll_wait(int ep, struct epoll_event *ev, int max, int timeout_ms)
+{
+	(void)ep;
+	(void)ev;
+	(void)max;
+	(void)timeout_ms;
+	km_real_poll(NULL, 0, 1);
+	return 0;
+}
+
+TEST(threads_that_cannot_be_made)
+{
+	struct kvmem_pager_opts o = KVMEM_PAGER_OPTS_INIT;
+
+	make_region(true);
+	play();
+	fake.thread_create = no_thread;
+	fake.epoll_wait = play_epoll_wait;
+	o.shards = 2;
+	o.workers = 2;
+	ck_assert_int_eq(kvmem_pager_create(&o, &k.pager), 0);
+	ck_assert_int_eq(kvmem_pager_add(k.pager, &k.region, k.source, 0), 0);
+	ck_assert_int_eq(kvmem_pager_start(k.pager), -EAGAIN);
+	ck_assert_int_eq(kvmem_pager_stop(k.pager, KVMEM_STOP_FILL), -EINVAL);
+	fake.thread_create = NULL;
+	ck_assert_int_eq(kvmem_pager_start(k.pager), 0);
+	ck_assert_int_eq(kvmem_pager_stop(k.pager, KVMEM_STOP_FILL), 0);
+	for (unsigned int i = 0; i < PAGES; i++)
+		expect_content(i);
+	ck_assert_int_eq(kvmem_pager_free(k.pager), 0);
+	drop_region();
+}
+END
+
+TEST(quantiles)
+{
+	uint64_t h[KVMEM_HIST_BUCKETS] = { 0 };
+
+	ck_assert_uint_eq(kvmem_hist_quantile(h, KVMEM_HIST_BUCKETS, 0.5), 0);
+	h[10] = 90;
+	h[20] = 10;
+	ck_assert_uint_eq(kvmem_hist_quantile(h, KVMEM_HIST_BUCKETS, 0), 1024);
+	ck_assert_uint_eq(kvmem_hist_quantile(h, KVMEM_HIST_BUCKETS, 0.45), 1536);
+	ck_assert_uint_eq(kvmem_hist_quantile(h, KVMEM_HIST_BUCKETS, 0.95), 1572864);
+	ck_assert_uint_eq(kvmem_hist_quantile(h, KVMEM_HIST_BUCKETS, 1), 2097152);
+	ck_assert_uint_eq(kvmem_hist_quantile(NULL, 0, 0.5), 0);
+}
+END
+
+HARNESS_MAIN(T(registers_for_missing_and_minor), T(refuses_what_no_userfaultfd_sees),
+	     T(neighbours_of_a_batch_are_one_copy), T(removal_comes_before_the_faults_of_its_batch),
+	     T(eagain_with_progress_goes_on_behind_it), T(eagain_for_an_unread_event_reads_it),
+	     T(eagain_without_an_event_waits), T(a_page_in_the_file_is_replaced),
+	     T(a_page_in_anonymous_memory_is_kept_and_its_waiter_woken), T(unmapped_memory_is_let_be),
+	     T(failures_of_the_region_and_of_populate_have_their_sentence),
+	     T(pages_mapped_before_a_failure_stay), T(present_and_vanished_pages),
+	     T(a_claimed_page_is_put_off_until_its_claimer_is_done),
+	     T(more_claimed_pages_than_there_is_room_for),
+	     T(a_failed_page_is_poisoned_or_loses_its_access_rights),
+	     T(a_window_that_cannot_be_filled_wakes_who_waits_in_it),
+	     T(only_pages_that_cannot_be_mapped_are_poisoned), T(a_prefetch_is_queued_whole_or_not_at_all),
+	     T(memory_without_copy_is_stored_and_continued), T(windows_double_with_the_sequence),
+	     T(a_page_counts_once), T(a_closed_descriptor_is_replaced_by_the_spare),
+	     T(nothing_leaks_whichever_call_fails),
+	     T(threads_that_cannot_be_made), T(quantiles))

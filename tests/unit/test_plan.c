@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+/* What becomes of every set of wishes on every kind of kernel. */
+#include "harness.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "caps_internal.h"
+#include "fake_sys.h"
+
+/* What a kernel can, a bit each. */
+enum {
+	A_GMEM = 1 << 0,
+	A_WRITE = 1 << 1,
+	A_GMEM_UFFD = 1 << 2,
+	A_GMEM_NUMA = 1 << 3,
+	A_PRIVATE = 1 << 4,
+	A_HUGE = 1 << 5,
+	A_UFFD = 1 << 6,
+	A_DIRECT_DIRTY = 1 << 7,
+	ABILITIES = 1 << 8,
+};
+
+#define WANTS 128u
+#define BYTES (4ull << 20)
+
+static struct kvmem_caps caps;
+
+static void cap(uint32_t id, bool has, int64_t value)
+{
+	struct km_cap_entry *e = &caps.entries[id];
+
+	e->support = has ? KVMEM_SUPPORT_NATIVE : KVMEM_SUPPORT_NONE;
+	e->value = has ? value : 0;
+	e->fallback = "";
+	strcpy(e->reason, "the test says so");
+	e->known = true;
+}
+
+static void kernel(unsigned int a)
+{
+	int64_t modes = KVMEM_UFFD_MISSING | KVMEM_UFFD_MINOR;
+
+	memset(&caps, 0, sizeof(caps));
+	for (uint32_t id = 1; id < KVMEM_CAP_COUNT_; id++)
+		cap(id, false, 0);
+	cap(KVMEM_CAP_GUEST_MEMFD, a & A_GMEM, 3);
+	cap(KVMEM_CAP_GUEST_MEMFD_INIT_SHARED, a & A_GMEM, 3);
+	cap(KVMEM_CAP_GUEST_MEMFD_HVA_SLOT, a & A_GMEM, 0);
+	cap(KVMEM_CAP_GUEST_MEMFD_HVA_DIRTY, a & A_GMEM, 0);
+	cap(KVMEM_CAP_GUEST_MEMFD_DIRECT_SLOT, a & A_GMEM, 0);
+	cap(KVMEM_CAP_GUEST_MEMFD_DIRECT_DIRTY, a & A_GMEM && a & A_DIRECT_DIRTY, 0);
+	cap(KVMEM_CAP_GUEST_MEMFD_WRITE, a & A_GMEM && a & A_WRITE, KVMEM_WRITE_ALIGNED);
+	cap(KVMEM_CAP_GUEST_MEMFD_WRITE_FLAG, a & A_GMEM && a & A_WRITE, 8);
+	cap(KVMEM_CAP_GUEST_MEMFD_UFFD, a & A_GMEM && a & A_GMEM_UFFD, modes);
+	cap(KVMEM_CAP_GUEST_MEMFD_NUMA, a & A_GMEM && a & A_GMEM_NUMA, 0);
+	cap(KVMEM_CAP_MEMORY_ATTRIBUTES, a & A_PRIVATE, 8);
+	cap(KVMEM_CAP_HUGETLB_2M, a & A_HUGE, 8);
+	cap(KVMEM_CAP_UFFD_SHMEM, a & A_UFFD, modes);
+	cap(KVMEM_CAP_UFFD_HUGETLB, a & A_UFFD, modes);
+	cap(KVMEM_CAP_UFFD_ANON, a & A_UFFD, KVMEM_UFFD_MISSING);
+	cap(KVMEM_CAP_NUMA_NODES, true, 2);
+}
+
+/* The same knowledge a second time, as a table. */
+struct answer {
+	uint32_t backing, form;
+	uint64_t can;
+	bool there;
+};
+
+static uint64_t when(bool cond, uint64_t bits)
+{
+	return cond ? bits : 0;
+}
+
+static unsigned int answers(unsigned int a, uint64_t wants, struct answer *out)
+{
+	uint64_t hva = KVMEM_WANT_SHARED | when(a & A_WRITE, KVMEM_WANT_WRITE) |
+		       when(a & A_GMEM_NUMA, KVMEM_WANT_NUMA);
+
+	out[0] = (struct answer){ KVMEM_BACKING_GUEST_MEMFD, KVMEM_SLOT_HVA,
+				  hva | KVMEM_WANT_DIRTY | when(a & A_GMEM_UFFD, KVMEM_WANT_PAGING),
+				  a & A_GMEM };
+	out[1] = (struct answer){ KVMEM_BACKING_MEMFD, KVMEM_SLOT_HVA,
+				  KVMEM_WANT_SHARED | KVMEM_WANT_WRITE | KVMEM_WANT_NUMA |
+					  KVMEM_WANT_DIRTY | when(a & A_UFFD, KVMEM_WANT_PAGING),
+				  true };
+	out[2] = (struct answer){ KVMEM_BACKING_GUEST_MEMFD, KVMEM_SLOT_DIRECT,
+				  hva | when(a & A_PRIVATE, KVMEM_WANT_PRIVATE) |
+					  when(a & A_DIRECT_DIRTY, KVMEM_WANT_DIRTY),
+				  a & A_GMEM };
+	out[3] = (struct answer){ KVMEM_BACKING_HUGETLB, KVMEM_SLOT_HVA,
+				  KVMEM_WANT_SHARED | KVMEM_WANT_HUGE | KVMEM_WANT_DIRTY |
+					  when(a & A_UFFD, KVMEM_WANT_PAGING),
+				  a & A_HUGE && wants & KVMEM_WANT_HUGE };
+	return 4;
+}
+
+/* private over huge over dirty over paging over shared over numa over write */
+static unsigned int rank(uint64_t bits)
+{
+	static const uint64_t order[] = { KVMEM_WANT_WRITE,  KVMEM_WANT_NUMA,  KVMEM_WANT_SHARED,
+					  KVMEM_WANT_PAGING, KVMEM_WANT_DIRTY, KVMEM_WANT_HUGE,
+					  KVMEM_WANT_PRIVATE };
+	unsigned int r = 0;
+
+	for (unsigned int i = 0; i < 7; i++)
+		r |= bits & order[i] ? 1u << i : 0;
+	return r;
+}
+
+static unsigned int lines_with(const char *text, const char *word)
+{
+	unsigned int n = 0;
+
+	for (const char *p = text; (p = strstr(p, word)); p++)
+		n++;
+	return n;
+}
+
+static void check_wants(unsigned int a, uint64_t wants)
+{
+	struct kvmem_region_opts o = { .size = sizeof(o), .bytes = BYTES, .wants = wants };
+	struct kvmem_plan p;
+	struct answer all[4], *best = NULL;
+	unsigned int n = answers(a, wants, all);
+
+	for (unsigned int i = 0; i < n; i++)
+		if (all[i].there && (!best || rank(all[i].can & wants) > rank(best->can & wants)))
+			best = &all[i];
+	ck_assert_int_eq(km_plan_make(&caps, true, &o, &p), 0);
+	ck_assert_msg(p.backing == best->backing && p.slot_form == best->form,
+		      "abilities 0x%x wants 0x%x: backing %u form %u, not %u %u\n%s", a,
+		      (unsigned int)wants, p.backing, p.slot_form, best->backing, best->form,
+		      p.reasons);
+	ck_assert_uint_eq(p.granted, best->can & wants);
+	ck_assert_uint_eq(p.given_up, wants & ~best->can);
+	ck_assert_uint_eq(lines_with(p.reasons, " given up: "),
+			  (unsigned int)__builtin_popcountll(p.given_up));
+	ck_assert_uint_gt(strlen(p.reasons), 0);
+	ck_assert_int_eq(p.reasons[strlen(p.reasons) - 1], '\n');
+}
+
+static void check_needs(unsigned int a, uint64_t needs)
+{
+	struct kvmem_region_opts o = { .size = sizeof(o), .bytes = BYTES, .needs = needs };
+	struct kvmem_plan p;
+	struct answer all[4];
+	unsigned int n = answers(a, needs, all);
+	bool possible = false;
+	int r;
+
+	for (unsigned int i = 0; i < n; i++)
+		possible |= all[i].there && !(needs & ~all[i].can);
+	r = km_plan_make(&caps, true, &o, &p);
+	ck_assert_msg(r == (possible ? 0 : -EOPNOTSUPP), "abilities 0x%x needs 0x%x: %d %s", a,
+		      (unsigned int)needs, r, kvmem_error_detail());
+	if (possible) {
+		ck_assert_uint_eq(p.granted, needs);
+		ck_assert_uint_eq(p.given_up, 0);
+	} else {
+		ck_assert_ptr_nonnull(strstr(kvmem_error_detail(), "region needs"));
+	}
+}
+
+TEST(every_wish_on_every_kernel)
+{
+	for (unsigned int a = 0; a < ABILITIES; a++) {
+		kernel(a);
+		for (uint64_t w = 0; w < WANTS; w++) {
+			check_wants(a, w);
+			check_needs(a, w);
+		}
+	}
+}
+END
+
+	static struct kvmem_plan plan;
+
+static int plan_of(unsigned int a, struct kvmem_region_opts o)
+{
+	o.size = sizeof(o);
+	if (!o.bytes)
+		o.bytes = BYTES;
+	kernel(a);
+	return km_plan_make(&caps, true, &o, &plan);
+}
+
+#define PLAN(a, ...) plan_of(a, (struct kvmem_region_opts){ __VA_ARGS__ })
+
+static void refused(int r, const char *word)
+{
+	ck_assert_int_eq(r, -EOPNOTSUPP);
+	ck_assert_msg(strstr(kvmem_error_detail(), word), "'%s' is not in: %s", word,
+		      kvmem_error_detail());
+}
+
+TEST(requirements_that_exclude_each_other)
+{
+	unsigned int all = ABILITIES - 1, most = all & ~(unsigned int)A_DIRECT_DIRTY;
+
+	refused(PLAN(most, .needs = KVMEM_WANT_PRIVATE | KVMEM_WANT_DIRTY),
+		"private memory excludes");
+	refused(PLAN(all, .needs = KVMEM_WANT_PRIVATE | KVMEM_WANT_PAGING), "no userfaultfd sees");
+	refused(PLAN(all, .needs = KVMEM_WANT_PRIVATE | KVMEM_WANT_HUGE), "base pages only");
+	refused(PLAN(all, .needs = KVMEM_WANT_HUGE | KVMEM_WANT_WRITE), "no write()");
+	refused(PLAN(all, .needs = KVMEM_WANT_SHARED, .backing = KVMEM_BACKING_ANONYMOUS),
+		"no file descriptor");
+	refused(PLAN(all, .backing = KVMEM_BACKING_MEMFD, .slot_form = KVMEM_SLOT_DIRECT),
+		"guest_memfd only");
+	refused(PLAN(all, .backing = KVMEM_BACKING_MEMFD, .page_size = 2 << 20), "hugetlb only");
+	refused(PLAN(A_UFFD, .backing = KVMEM_BACKING_GUEST_MEMFD), "the test says so");
+	refused(PLAN(A_GMEM | A_UFFD, .backing = KVMEM_BACKING_GUEST_MEMFD,
+		     .needs = KVMEM_WANT_PAGING),
+		"backing or slot form");
+	refused(PLAN(A_GMEM, .slot_form = KVMEM_SLOT_DIRECT, .needs = KVMEM_WANT_DIRTY),
+		"needs dirty");
+	refused(PLAN(all, .page_size = 2 << 20, .bytes = 3 << 20), "multiple");
+}
+END
+
+TEST(what_is_asked_for_is_made)
+{
+	unsigned int all = ABILITIES - 1;
+
+	ck_assert_int_eq(PLAN(all, .backing = KVMEM_BACKING_ANONYMOUS, .wants = KVMEM_WANT_SHARED),
+			 0);
+	ck_assert_uint_eq(plan.backing, KVMEM_BACKING_ANONYMOUS);
+	ck_assert_uint_eq(plan.given_up, KVMEM_WANT_SHARED);
+	ck_assert_int_eq(PLAN(all, .slot_form = KVMEM_SLOT_DIRECT), 0);
+	ck_assert_uint_eq(plan.backing, KVMEM_BACKING_GUEST_MEMFD);
+	ck_assert_uint_eq(plan.slot_form, KVMEM_SLOT_DIRECT);
+	ck_assert_int_eq(PLAN(all, .page_size = 2 << 20), 0);
+	ck_assert_uint_eq(plan.backing, KVMEM_BACKING_HUGETLB);
+	ck_assert_uint_eq(plan.page_size, 2 << 20);
+	ck_assert_int_eq(PLAN(all, .gmem_flags = 0x10), 0);
+	ck_assert_uint_eq(plan.gmem_flags, 0x10 | 8 | 3);
+	ck_assert_uint_eq(plan.write_rev, KVMEM_WRITE_ALIGNED);
+	ck_assert_int_eq(PLAN(A_HUGE, .wants = KVMEM_WANT_HUGE, .bytes = 3 << 20), 0);
+	ck_assert_uint_eq(plan.backing, KVMEM_BACKING_MEMFD);
+	ck_assert_ptr_nonnull(strstr(plan.reasons, "multiple"));
+}
+END
+
+TEST(no_vm_no_guest_memfd)
+{
+	struct kvmem_region_opts o = { .size = sizeof(o), .bytes = BYTES };
+
+	kernel(ABILITIES - 1);
+	ck_assert_int_eq(km_plan_make(&caps, false, &o, &plan), 0);
+	ck_assert_uint_eq(plan.backing, KVMEM_BACKING_MEMFD);
+	ck_assert_ptr_nonnull(strstr(plan.reasons, "belongs to a VM"));
+	o.backing = KVMEM_BACKING_GUEST_MEMFD;
+	refused(km_plan_make(&caps, false, &o, &plan), "belongs to a VM");
+}
+END
+
+	static int
+	opts_of(struct kvmem_region_opts o)
+{
+	struct kvmem_region_opts copy;
+
+	if (!o.size)
+		o.size = sizeof(o);
+	return km_plan_opts(&o, &copy);
+}
+
+#define OPTS(...) opts_of((struct kvmem_region_opts){ __VA_ARGS__ })
+
+static void invalid(int r, const char *word)
+{
+	ck_assert_int_eq(r, -EINVAL);
+	ck_assert_msg(strstr(kvmem_error_detail(), word), "'%s' is not in: %s", word,
+		      kvmem_error_detail());
+}
+
+TEST(bad_options)
+{
+	struct {
+		struct kvmem_region_opts o;
+		uint64_t newer;
+	} tail = { .o = { .size = sizeof(tail), .bytes = 4096 }, .newer = 1 };
+	struct kvmem_region_opts copy;
+
+	invalid(km_plan_opts(NULL, &copy), "NULL");
+	invalid(OPTS(.size = 8, .bytes = 4096), "size is 8");
+	ck_assert_int_eq(km_plan_opts(&tail.o, &copy), -E2BIG);
+	invalid(OPTS(.bytes = 0), "bytes is 0");
+	invalid(OPTS(.bytes = 4097), "bytes");
+	invalid(OPTS(.bytes = UINT64_MAX & ~4095ull), "more than a file");
+	invalid(OPTS(.bytes = 4096, .flags = 2), "flags");
+	invalid(OPTS(.bytes = 4096, .wants = 1ull << 40), "wants");
+	invalid(OPTS(.bytes = 4096, .needs = 1ull << 7), "needs");
+	invalid(OPTS(.bytes = 4096, .backing = 5), "backing");
+	invalid(OPTS(.bytes = 4096, .slot_form = 3), "slot_form");
+	invalid(OPTS(.bytes = 4096, .page_size = 8192), "page_size");
+	invalid(OPTS(.bytes = 4096, .page_size = 2 << 20), "bytes");
+	invalid(OPTS(.bytes = 4096, .reserved = 1), "reserved");
+	invalid(OPTS(.bytes = 4096, .fd_offset = 4096), "fd_offset");
+	ck_assert_int_eq(OPTS(.bytes = 4096), 0);
+}
+END
+
+HARNESS_MAIN(T(every_wish_on_every_kernel), T(requirements_that_exclude_each_other),
+	     T(what_is_asked_for_is_made), T(no_vm_no_guest_memfd), T(bad_options))

@@ -1,0 +1,370 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+/* Sources: what they are made of, extents, reads, and what goes wrong with files and callbacks. */
+#include "harness.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "fake_sys.h"
+#include "internal.h"
+
+#define PAGE 4096u
+
+static unsigned char page[PAGE];
+
+/* 16 pages: data in 2..3 and in 8; all else is hole. */
+static int sparse_file(void)
+{
+	int fd = memfd_create("source", MFD_CLOEXEC);
+
+	ck_assert_int_ge(fd, 0);
+	ck_assert_int_eq(ftruncate(fd, 16 * PAGE), 0);
+	memset(page, 0xa5, PAGE);
+	for (int i = 0; i < 3; i++) {
+		static const int at[] = { 2, 3, 8 };
+
+		page[0] = (unsigned char)at[i];
+		ck_assert_int_eq(pwrite(fd, page, PAGE, at[i] * (off_t)PAGE), PAGE);
+	}
+	return fd;
+}
+
+static struct kvmem_source *file_source(int fd, uint64_t offset, uint64_t bytes)
+{
+	struct kvmem_source *s = NULL;
+
+	ck_assert_int_eq(kvmem_source_file(fd, offset, bytes, 0, &s), 0);
+	return s;
+}
+
+static void expect_extent(struct kvmem_source *s, uint64_t at, uint32_t kind, uint64_t bytes)
+{
+	struct kvmem_extent e = KVMEM_EXTENT_INIT;
+
+	ck_assert_int_eq(kvmem_source_extent(s, at, &e), 0);
+	ck_assert_msg(e.kind == kind && e.offset == at && e.bytes == bytes,
+		      "at 0x%lx: kind %u, 0x%lx bytes from 0x%lx", (unsigned long)at, e.kind,
+		      (unsigned long)e.bytes, (unsigned long)e.offset);
+}
+
+TEST(extents_of_a_file_are_clipped_to_the_source)
+{
+	int fd = sparse_file();
+	struct kvmem_source *s = file_source(fd, PAGE, 10 * PAGE);
+
+	fake_reset();
+	ck_assert_uint_eq(kvmem_source_bytes(s), 10 * PAGE);
+	expect_extent(s, 0, KVMEM_EXTENT_HOLE, PAGE);
+	expect_extent(s, PAGE, KVMEM_EXTENT_DATA, 2 * PAGE);
+	expect_extent(s, PAGE + 100, KVMEM_EXTENT_DATA, 2 * PAGE - 100);
+	expect_extent(s, 3 * PAGE + 1, KVMEM_EXTENT_HOLE, 4 * PAGE - 1);
+	expect_extent(s, 7 * PAGE, KVMEM_EXTENT_DATA, PAGE);
+	expect_extent(s, 8 * PAGE, KVMEM_EXTENT_HOLE, 2 * PAGE);
+	ck_assert_int_eq(kvmem_source_free(s), 0);
+	close(fd);
+}
+END
+
+TEST(the_file_position_of_the_caller_stays)
+{
+	int fd = sparse_file();
+	struct kvmem_source *s = file_source(fd, 0, 0);
+
+	ck_assert_uint_eq(kvmem_source_bytes(s), 16 * PAGE);
+	ck_assert_int_eq(lseek(fd, 77, SEEK_SET), 77);
+	expect_extent(s, 0, KVMEM_EXTENT_HOLE, 2 * PAGE);
+	ck_assert_int_eq(kvmem_source_read(s, 2 * PAGE, page, PAGE), 0);
+	ck_assert_int_eq(lseek(fd, 0, SEEK_CUR), 77);
+	close(fd);	/* the source has its own */
+	ck_assert_int_eq(kvmem_source_read(s, 3 * PAGE, page, PAGE), 0);
+	ck_assert_uint_eq(page[0], 3);
+	ck_assert_int_eq(kvmem_source_free(s), 0);
+}
+END
+
+static int64_t no_proc(const char *path, int flags)
+{
+	return strncmp(path, "/proc/", 6) ? km_real_open(path, flags) : -ENOENT;
+}
+
+TEST(without_proc_a_duplicate_serves)
+{
+	int fd = sparse_file();
+	struct kvmem_source *s;
+
+	fake_reset();
+	fake.open = no_proc;
+	s = file_source(fd, 0, 0);
+	ck_assert_uint_eq(fake.count.dup, 1);
+	expect_extent(s, 2 * PAGE, KVMEM_EXTENT_DATA, 2 * PAGE);
+	ck_assert_int_eq(kvmem_source_free(s), 0);
+	close(fd);
+	fake_reset();
+}
+END
+
+static int64_t no_holes(int fd, uint64_t off, int whence)
+{
+	return whence == SEEK_DATA || whence == SEEK_HOLE ? -EINVAL : km_real_lseek(fd, off, whence);
+}
+
+TEST(a_file_system_without_holes_is_all_data)
+{
+	int fd = sparse_file();
+	struct kvmem_source *s = file_source(fd, 0, 0);
+
+	fake_reset();
+	fake.lseek = no_holes;
+	expect_extent(s, PAGE, KVMEM_EXTENT_DATA, 15 * PAGE);
+	fake_reset();
+	ck_assert_int_eq(kvmem_source_free(s), 0);
+	close(fd);
+}
+END
+
+TEST(a_file_that_shrank_is_no_data)
+{
+	struct kvmem_extent e = KVMEM_EXTENT_INIT;
+	int fd = sparse_file();
+	struct kvmem_source *s = file_source(fd, 0, 0);
+
+	ck_assert_int_eq(ftruncate(fd, 3 * PAGE), 0);
+	expect_extent(s, 2 * PAGE, KVMEM_EXTENT_DATA, PAGE);
+	ck_assert_int_eq(kvmem_source_extent(s, 9 * PAGE, &e), -ENODATA);
+	ck_assert_ptr_nonnull(strstr(kvmem_error_detail(), "shrunk"));
+	ck_assert_int_eq(kvmem_source_read(s, 8 * PAGE, page, PAGE), -ENODATA);
+	ck_assert_int_eq(kvmem_source_read(s, 3 * PAGE - 10, page, 20), -ENODATA);
+	ck_assert_int_eq(kvmem_source_free(s), 0);
+	close(fd);
+}
+END
+
+static int64_t short_pread(int fd, void *buf, size_t len, uint64_t off)
+{
+	return km_real_pread(fd, buf, len > 100 ? 100 : len, off);
+}
+
+static int64_t bad_pread(int fd, void *buf, size_t len, uint64_t off)
+{
+	(void)fd, (void)buf, (void)len, (void)off;
+	return -EIO;
+}
+
+TEST(short_reads_go_on_and_errors_come_through)
+{
+	unsigned char got[2 * PAGE];
+	int fd = sparse_file();
+	struct kvmem_source *s = file_source(fd, 0, 0);
+
+	fake_reset();
+	fake.pread = short_pread;
+	ck_assert_int_eq(kvmem_source_read(s, 3 * PAGE, got, PAGE), 0);
+	ck_assert_uint_eq(got[0], 3);
+	ck_assert_uint_eq(got[PAGE - 1], 0xa5);
+	ck_assert_uint_eq(fake.count.pread, 41);
+	fake.pread = bad_pread;
+	ck_assert_int_eq(kvmem_source_read(s, 0x3000, got, PAGE), -EIO);
+	ck_assert_ptr_nonnull(strstr(kvmem_error_detail(), "0x3000"));
+	fake_reset();
+	ck_assert_int_eq(kvmem_source_free(s), 0);
+	close(fd);
+}
+END
+
+TEST(bad_files_are_refused)
+{
+	struct kvmem_source *s = NULL;
+	int fd = sparse_file(), pipes[2], wr;
+	unsigned int fds;
+
+	fake_reset();
+	ck_assert_int_eq(pipe2(pipes, O_CLOEXEC), 0);
+	wr = open("/dev/null", O_WRONLY | O_CLOEXEC);
+	fds = harness_count_fds();
+	ck_assert_int_eq(kvmem_source_file(fd, 0, 0, 0, NULL), -EINVAL);
+	ck_assert_int_eq(kvmem_source_file(fd, 0, 0, 2, &s), -EINVAL);
+	ck_assert_int_eq(kvmem_source_file(-1, 0, 0, 0, &s), -EBADF);
+	ck_assert_int_eq(kvmem_source_file(wr, 0, 0, 0, &s), -EBADF);
+	ck_assert_int_eq(kvmem_source_file(pipes[0], 0, 0, 0, &s), -ESPIPE);
+	ck_assert_uint_eq(fake.count.open, 0);	/* a pipe nobody writes to would hold us for ever */
+	ck_assert_int_eq(kvmem_source_file(fd, 0, 16 * PAGE + 1, 0, &s), -ENODATA);
+	ck_assert_int_eq(kvmem_source_file(fd, 16 * PAGE, 0, 0, &s), -ENODATA);
+	ck_assert_int_eq(kvmem_source_file(fd, 17 * PAGE, 1, 0, &s), -ENODATA);
+	ck_assert_int_eq(kvmem_source_file(fd, 4096, UINT64_MAX - 100, 0, &s), -EINVAL);
+	ck_assert_ptr_nonnull(strstr(kvmem_error_detail(), "overflows"));
+	ck_assert_ptr_null(s);
+	ck_assert_uint_eq(harness_count_fds(), fds);
+	ck_assert_int_eq(fake.allocs, 0);
+	close(wr);
+	close(pipes[0]);
+	close(pipes[1]);
+	close(fd);
+}
+END
+
+TEST(nothing_leaks_whichever_call_fails)
+{
+	int fd = sparse_file(), r = -1;
+	unsigned int fds = harness_count_fds();
+	unsigned long at;
+
+	for (at = 1; r; at++) {
+		struct kvmem_source *s = NULL;
+
+		ck_assert_uint_lt(at, 20);
+		fake_reset();
+		fake.fail_at = at;
+		fake.fail_errno = ENOMEM;
+		r = kvmem_source_file(fd, 0, 0, 0, &s);
+		if (!r)
+			ck_assert_int_eq(kvmem_source_free(s), 0);
+		ck_assert_uint_eq(harness_count_fds(), fds);
+		ck_assert_int_eq(fake.allocs, 0);
+	}
+	ck_assert_uint_gt(at, 4);
+	fake_reset();
+	close(fd);
+}
+END
+
+TEST(memory_is_read_where_it_lies)
+{
+	struct kvmem_source *s = NULL;
+	char got[4] = "";
+
+	ck_assert_int_eq(kvmem_source_memory(NULL, 8, &s), -EINVAL);
+	ck_assert_int_eq(kvmem_source_memory("abcdefgh", 0, &s), -EINVAL);
+	ck_assert_int_eq(kvmem_source_memory("abcdefgh", UINT64_MAX, &s), -EINVAL);
+	ck_assert_int_eq(kvmem_source_memory("abcdefgh", 8, NULL), -EINVAL);
+	ck_assert_int_eq(kvmem_source_memory("abcdefgh", 8, &s), 0);
+	expect_extent(s, 3, KVMEM_EXTENT_DATA, 5);
+	ck_assert_int_eq(kvmem_source_read(s, 5, got, 3), 0);
+	ck_assert_str_eq(got, "fgh");
+	ck_assert_int_eq(kvmem_source_read(s, 5, got, 4), -ERANGE);
+	ck_assert_int_eq(kvmem_source_read(s, 5, got, 0), -EINVAL);
+	ck_assert_int_eq(kvmem_source_read(s, 5, NULL, 1), -EINVAL);
+	ck_assert_int_eq(kvmem_source_free(s), 0);
+	ck_assert_int_eq(kvmem_source_free(NULL), 0);
+	ck_assert_uint_eq(kvmem_source_bytes(NULL), 0);
+}
+END
+
+TEST(a_source_in_use_is_busy)
+{
+	struct kvmem_source *s = NULL;
+
+	ck_assert_int_eq(kvmem_source_memory("x", 1, &s), 0);
+	km_source_get(s);
+	ck_assert_int_eq(kvmem_source_free(s), -EBUSY);
+	km_source_put(s);
+	ck_assert_int_eq(kvmem_source_free(s), 0);
+}
+END
+
+struct script {
+	int read_result;
+	int closed;
+	uint64_t odd_extent;	/* the callback answers with an extent that does not hold this offset */
+};
+
+static int script_read(void *arg, uint64_t offset, void *buf, uint64_t bytes)
+{
+	struct script *sc = arg;
+
+	memset(buf, (int)(offset / PAGE), bytes);
+	return sc->read_result;
+}
+
+/* Pages 0..3 data, each an extent of its own; 4..5 zero; from 6 a hole. */
+static int script_extent(void *arg, uint64_t offset, struct kvmem_extent *e)
+{
+	struct script *sc = arg;
+	uint64_t n = offset / PAGE;
+
+	if (sc->odd_extent && offset == sc->odd_extent) {
+		e->offset = offset + 1;
+		e->bytes = PAGE;
+		return 0;
+	}
+	e->kind = n < 4 ? KVMEM_EXTENT_DATA : n < 6 ? KVMEM_EXTENT_ZERO : KVMEM_EXTENT_HOLE;
+	e->offset = n < 6 ? n * PAGE : 6 * PAGE;
+	e->bytes = n < 6 ? PAGE : UINT64_MAX / 2;
+	return 0;
+}
+
+static void script_close(void *arg)
+{
+	((struct script *)arg)->closed++;
+}
+
+TEST(callbacks_give_content_extents_and_errors)
+{
+	struct kvmem_source_ops ops = KVMEM_SOURCE_OPS_INIT;
+	struct kvmem_extent e = KVMEM_EXTENT_INIT;
+	struct kvmem_source *s = NULL;
+	struct script sc = { 0 };
+	unsigned char got[3 * PAGE];
+
+	ck_assert_int_eq(kvmem_source_callback(&ops, &sc, 8 * PAGE, &s), -EINVAL);
+	ops.read = script_read;
+	ops.extent = script_extent;
+	ops.close = script_close;
+	ck_assert_int_eq(kvmem_source_callback(&ops, &sc, 0, &s), -EINVAL);
+	ck_assert_int_eq(kvmem_source_callback(&ops, &sc, 8 * PAGE, &s), 0);
+	expect_extent(s, 1, KVMEM_EXTENT_DATA, 4 * PAGE - 1);
+	expect_extent(s, 4 * PAGE, KVMEM_EXTENT_ZERO, 2 * PAGE);
+	expect_extent(s, 7 * PAGE, KVMEM_EXTENT_HOLE, PAGE);
+	memset(got, 0xee, sizeof(got));
+	ck_assert_int_eq(kvmem_source_read(s, 3 * PAGE, got, 3 * PAGE), 0);
+	ck_assert_uint_eq(got[PAGE - 1], 3);
+	ck_assert(km_is_zero(got + PAGE, 2 * PAGE));
+
+	sc.read_result = -ESTALE;
+	ck_assert_int_eq(kvmem_source_read(s, 2 * PAGE, got, 100), -ESTALE);
+	ck_assert_ptr_nonnull(strstr(kvmem_error_detail(), "0x2000"));
+	sc.read_result = 7;
+	ck_assert_int_eq(kvmem_source_read(s, 2 * PAGE, got, 100), -EIO);
+	sc.odd_extent = 3 * PAGE;
+	ck_assert_int_eq(kvmem_source_extent(s, 3 * PAGE, &e), -EINVAL);
+	ck_assert_int_eq(kvmem_source_extent(s, 8 * PAGE, &e), -ERANGE);
+	ck_assert_int_eq(kvmem_source_extent(NULL, 0, &e), -EINVAL);
+	e.size = 3;
+	ck_assert_int_eq(kvmem_source_extent(s, 0, &e), -EINVAL);
+	ck_assert_int_eq(sc.closed, 0);
+	ck_assert_int_eq(kvmem_source_free(s), 0);
+	ck_assert_int_eq(sc.closed, 1);
+}
+END
+
+TEST(a_callback_struct_from_the_future_is_refused)
+{
+	struct {
+		struct kvmem_source_ops ops;
+		uint64_t more;
+	} big = { .ops = { .size = sizeof(big), .read = script_read }, .more = 1 };
+	struct kvmem_source *s = NULL;
+
+	ck_assert_int_eq(kvmem_source_callback(&big.ops, NULL, PAGE, &s), -E2BIG);
+	big.more = 0;
+	big.ops.flags = 1;
+	ck_assert_int_eq(kvmem_source_callback(&big.ops, NULL, PAGE, &s), -EINVAL);
+	big.ops.flags = 0;
+	big.ops.size = 8;
+	ck_assert_int_eq(kvmem_source_callback(&big.ops, NULL, PAGE, &s), -EINVAL);
+	big.ops.size = sizeof(big);
+	ck_assert_int_eq(kvmem_source_callback(&big.ops, NULL, PAGE, &s), 0);
+	ck_assert_int_eq(kvmem_source_free(s), 0);
+}
+END
+
+HARNESS_MAIN(T(extents_of_a_file_are_clipped_to_the_source),
+	     T(the_file_position_of_the_caller_stays), T(without_proc_a_duplicate_serves),
+	     T(a_file_system_without_holes_is_all_data), T(a_file_that_shrank_is_no_data),
+	     T(short_reads_go_on_and_errors_come_through), T(bad_files_are_refused),
+	     T(nothing_leaks_whichever_call_fails), T(memory_is_read_where_it_lies),
+	     T(a_source_in_use_is_busy), T(callbacks_give_content_extents_and_errors),
+	     T(a_callback_struct_from_the_future_is_refused))
