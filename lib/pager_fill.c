@@ -342,9 +342,10 @@ int km_pager_fill_or_fail(struct km_worker *w, struct km_paged *p, uint64_t page
 		stopping = atomic_load(&w->pager->stopping);
 	} while (!stopping && ask_again(w, p, page, r, ++attempt));
 	km_pager_set_error(w->pager, r);
-	/* What is handed back is absent: `fail` has not given it up. */
-	if (stopping || !km_presence_claim(&p->region->presence, page, 1))
+	if (stopping)		/* what is handed back is absent: `fail` has not given it up */
 		return r;
+	if (!km_presence_claim(&p->region->presence, page, 1))
+		return 0;	/* somebody is trying again, and tells who waits */
 	if (km_uffd_poison(p, page) > 0)
 		km_count_own(&w->counts.poisoned, 1);
 	km_presence_abandon(&p->region->presence, page, 1);
@@ -550,43 +551,58 @@ bool km_pager_background_step(struct km_worker *w)
 	return true;
 }
 
-static int fill_window_or_fail(struct km_worker *w, struct km_paged *p, uint64_t first, uint64_t count)
+/*
+ * A page of a window that could not be filled. A worker may have claimed it, and give it up again: only a page that
+ * is not absent after that is done.
+ */
+static int fill_page_or_fail(struct km_worker *w, struct km_paged *p, uint64_t page)
 {
+	const struct km_presence *map = &p->region->presence;
+	int r;
+
+	for (;;) {
+		km_presence_settle(map, page, 1);
+		if (km_presence_get(map, page) != KM_ABSENT)
+			return 0;
+		r = km_pager_fill_or_fail(w, p, page);
+		if (r)
+			return r;
+	}
+}
+
+static int fill_rest_of(struct km_worker *w, struct km_paged *p)
+{
+	enum km_page_state state;
+	uint64_t page = 0, n;
 	int r, err = 0;
 
-	if (!km_pager_fill(w, p, first, count, KM_BACKGROUND))
-		return 0;
-	for (; count; first++, count--) {
-		if (km_presence_get(&p->region->presence, first) != KM_ABSENT)
+	while (page < p->pages) {
+		n = km_presence_run(&p->region->presence, page, p->pages - page, &state);
+		if (state == KM_CLAIMED) {
+			km_presence_settle(&p->region->presence, page, n);
 			continue;
-		r = km_pager_fill_or_fail(w, p, first);
-		if (r && !err)
-			err = r;
+		}
+		if (state == KM_ABSENT) {
+			n = km_min(n, p->slice);
+			if (!km_pager_fill(w, p, page, n, KM_BACKGROUND))
+				continue;	/* it leaves out what others have claimed: look again */
+			for (uint64_t i = 0; i < n; i++) {
+				r = fill_page_or_fail(w, p, page + i);
+				err = err ? err : r;
+			}
+		}
+		page += n;
 	}
 	return err;
 }
 
 int km_pager_fill_rest(struct km_worker *w)
 {
-	struct kvmem_pager *pager = w->pager;
-	enum km_page_state state;
 	int r, err = 0;
 
-	for (unsigned int i = 0; i < pager->paged_count; i++) {
-		struct km_paged *p = pager->paged[i];
-		uint64_t page = 0, n;
-
-		for (; page < p->pages; page += n) {
-			n = km_presence_run(&p->region->presence, page, p->pages - page, &state);
-			if (state == KM_CLAIMED) {
-				km_presence_settle(&p->region->presence, page, n);
-				n = 0;
-			} else if (state == KM_ABSENT) {
-				n = km_min(n, p->slice);
-				r = fill_window_or_fail(w, p, page, n);
-				err = err ? err : r;
-			}
-		}
+	for (unsigned int i = 0; i < w->pager->paged_count; i++) {
+		r = fill_rest_of(w, w->pager->paged[i]);
+		err = err ? err : r;
 	}
 	return err;
 }

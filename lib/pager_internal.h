@@ -204,7 +204,10 @@ struct km_paged *km_paged_at(struct kvmem_pager *pager, uint64_t addr);
 
 /* Fill what is absent of a run; 0, or the first error, with the pages concerned absent again. */
 int km_pager_fill(struct km_worker *w, struct km_paged *p, uint64_t first, uint64_t count, enum km_why why);
-/* Fill one page, or do what the caller's `fail` says: it is not absent afterwards, or poisoned. */
+/*
+ * Fill one page, or do what the caller's `fail` says. The error if it is poisoned now, or the pager is stopping;
+ * after 0 it may still be somebody's claim.
+ */
 int km_pager_fill_or_fail(struct km_worker *w, struct km_paged *p, uint64_t page);
 /*
  * Map pages that have content, or (zero) whose content is zero: a fault came for one of them. `fixes`:

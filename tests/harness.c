@@ -71,7 +71,7 @@ static bool run_one(const struct harness_test *t, size_t number)
 	Suite *suite = suite_create("s");
 	TCase *tcase = tcase_create("t");
 	SRunner *sr;
-	bool failed;
+	bool failed, missing;
 
 	skip_facility[0] = skip_reason[0] = '\0';
 	tcase_add_test(tcase, t->test);
@@ -81,18 +81,18 @@ static bool run_one(const struct harness_test *t, size_t number)
 	srunner_run_all(sr, CK_SILENT);
 
 	failed = srunner_ntests_failed(sr) > 0;
-	if (!failed && skip_reason[0] && required(skip_facility)) {
-		printf("# %s is required here, but: %s\n", skip_facility, skip_reason);
-		failed = true;
-	}
+	missing = !failed && skip_reason[0] && required(skip_facility);
+	failed = failed || missing;
 	mark_kernel_log(t->name);
-	print_diagnostics(sr);
 	if (failed)
 		printf("not ok %zu %s\n", number, t->name);
 	else if (skip_reason[0])
 		printf("ok %zu %s # SKIP %s: %s\n", number, t->name, skip_facility, skip_reason);
 	else
 		printf("ok %zu %s\n", number, t->name);
+	print_diagnostics(sr);
+	if (missing)
+		printf("# %s is required here, but: %s\n", skip_facility, skip_reason);
 	fflush(stdout);
 	srunner_free(sr);
 	return failed;

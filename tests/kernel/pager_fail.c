@@ -203,6 +203,70 @@ TEST(stop_fills_poisons_and_tells)
 }
 END
 
+/*
+ * A worker has the bad page claimed when the thread that stops the pager comes to it, and gives it up only
+ * after that: nobody may take it for filled.
+ */
+struct slow {
+	struct bad b;
+	pthread_t stopper;
+	_Atomic bool stop_is_near, bad_is_claimed, stop_is_past;
+};
+
+static bool is_set(void *flag)
+{
+	return atomic_load((_Atomic bool *)flag);
+}
+
+static int slow_read(void *arg, uint64_t offset, void *buf, uint64_t bytes)
+{
+	struct slow *t = arg;
+	struct kvmem_run bad = { .region = t->b.s.ram, .offset = (uint64_t)BAD_PAGE * PAGE, .bytes = PAGE };
+	bool worker = !pthread_equal(pthread_self(), t->stopper);
+
+	if (worker && offset == t->b.s.bytes - PAGE) {
+		harness_wait(is_set, &t->stop_is_near, 20);
+	} else if (worker && offset == bad.offset) {
+		atomic_store(&t->bad_is_claimed, true);
+		for (int i = 0; i < 100 && !t->stop_is_past; i++)
+			usleep(1000);
+	} else if (!worker && offset < bad.offset && bytes == PAGE && !t->stop_is_near) {
+		/* One by one now: their window has failed. */
+		kvmem_pager_prefetch(t->b.s.pager, &bad, 1);
+		atomic_store(&t->stop_is_near, true);
+		harness_wait(is_set, &t->bad_is_claimed, 20);
+	} else if (!worker && offset > bad.offset) {
+		atomic_store(&t->stop_is_past, true);
+	}
+	return bad_read(&t->b, offset, buf, bytes);
+}
+
+TEST(stop_waits_for_what_a_worker_gives_up)
+{
+	struct kvmem_source_ops ops = KVMEM_SOURCE_OPS_INIT;
+	struct slow t = { .stopper = pthread_self() };
+	struct kvmem_run last = { .offset = BYTES - PAGE, .bytes = PAGE };
+
+	if (!open_set(&t.b.s, KVMEM_BACKING_MEMFD, BYTES))
+		return;
+	catch_signals();
+	ops.read = slow_read;
+	must(kvmem_source_callback(&ops, &t, BYTES, &t.b.s.source));
+	t.b.broken = true;
+	t.b.s.opts.shards = 1;
+	start_set(&t.b.s);
+	last.region = t.b.s.ram;
+	must(kvmem_pager_prefetch(t.b.s.pager, &last, 1));
+	ck_assert_int_eq(kvmem_pager_stop(t.b.s.pager, KVMEM_STOP_FILL), -EIO);
+	ck_assert(t.bad_is_claimed);
+	ck_assert_int_ne(access_page(&t.b.s, BAD_PAGE), 0);
+	for (uint64_t i = 0; i < PAGES; i++)
+		if (i != BAD_PAGE)
+			check_page(&t.b.s, i);
+	close_set(&t.b.s);
+}
+END
+
 struct waiter {
 	struct set *s;
 	uint64_t page;
@@ -403,5 +467,6 @@ END
 
 HARNESS_MAIN(T(a_page_that_cannot_be_read_is_poisoned), T(the_caller_is_asked),
 	     T(background_leaves_what_fails_and_goes_on), T(stop_fills_poisons_and_tells),
-	     T(stop_ends_endless_retries), T(a_descriptor_closed_by_mistake_costs_nothing),
-	     T(nothing_leaks), T(wrong_calls), T(freed_before_the_start))
+	     T(stop_waits_for_what_a_worker_gives_up), T(stop_ends_endless_retries),
+	     T(a_descriptor_closed_by_mistake_costs_nothing), T(nothing_leaks), T(wrong_calls),
+	     T(freed_before_the_start))
