@@ -227,9 +227,11 @@ static bool linger(struct km_worker *w)
 
 	if (!ns)
 		until = w->gap_ns < STORM_GAP_NS ? w->demand_ns + LINGER_NS : now;
-	for (; now < until && !atomic_load(&w->pager->stopping); now = km_sys_now_ns())
+	for (; now < until && !atomic_load(&w->pager->stopping); now = km_sys_now_ns()) {
 		if (km_serve_events(w))
 			return true;
+		km_sys_yield();		/* the thread that we have just woken may be waiting for this CPU */
+	}
 	return false;
 }
 

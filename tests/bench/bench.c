@@ -10,7 +10,6 @@
 #include <time.h>
 
 #define ROUNDS 9
-#define SHORT_ROUNDS 61		/* of rows whose runs take well under a millisecond */
 #define QUICK_ROUNDS 3
 
 static bool quick;
@@ -101,7 +100,7 @@ static int by_value(const void *a, const void *b)
 
 static double median(const double *v, unsigned int n)
 {
-	double s[SHORT_ROUNDS];
+	double s[BENCH_SHORT];
 
 	memcpy(s, v, n * sizeof(*v));
 	qsort(s, n, sizeof(*s), by_value);
@@ -151,8 +150,8 @@ static void print_side(const char *key, const struct bench_side *side, const dou
 void bench_compare(const char *name, const struct bench_report *b)
 {
 	const struct bench_side *sides[] = { &b->baseline, &b->ours, &b->limit };
-	double v[3][SHORT_ROUNDS] = { { 0 } }, m[3], ratio, of_limit, scale = 1;
-	unsigned int n = b->limit.run ? 3 : 2, count = b->is_short && !quick ? SHORT_ROUNDS : rounds();
+	double v[3][BENCH_SHORT] = { { 0 } }, m[3], ratio, of_limit, scale = 1;
+	unsigned int n = b->limit.run ? 3 : 2, count = b->rounds && !quick ? b->rounds : rounds();
 	bool met;
 
 	for (unsigned int s = 0; s < n; s++)

@@ -25,7 +25,7 @@ struct bench_report {
 	const char *on;			/* what it ran on, e.g. the backing; may be NULL */
 	const char *unit;		/* "ms" (of ns), or the unit of the values as they are */
 	bool more_is_better;
-	bool is_short;			/* a run takes well under a millisecond: many more of them */
+	unsigned int rounds;		/* 0: as usual; more where runs are short or spread */
 	struct bench_side baseline;
 	struct bench_side ours;
 	struct bench_side limit;	/* .run may be NULL */
@@ -38,6 +38,9 @@ struct bench_row {
 	const char *name;
 	void (*run)(void);
 };
+
+#define BENCH_SHORT 61		/* rounds of a row whose runs take well under a millisecond; the most there are */
+#define BENCH_SPREAD 45		/* of one whose runs spread by where the scheduler puts its threads */
 
 /* Measure the sides and print the row. In --quick runs rows have fewer rounds. */
 void bench_compare(const char *name, const struct bench_report *report);

@@ -413,7 +413,7 @@ static void few_pages(void)
 			      few_by_bitmap, &by_hand },
 		.ours = { "kvmem_dirty_harvest() (commit not counted)", few_by_library, &by_library },
 		.target = 10,
-		.is_short = true,
+		.rounds = BENCH_SHORT,
 	};
 
 	if (no_kvm("dirty-few"))
@@ -572,7 +572,7 @@ static void api(void)
 		.on = "per call, of 200",
 		.unit = "us",
 		.target = API_TARGET,
-		.is_short = true,
+		.rounds = BENCH_SHORT,
 	};
 
 	if (no_kvm("api-region"))

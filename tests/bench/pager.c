@@ -94,51 +94,64 @@ static double touch_all(void *arg)
 	return took;
 }
 
-static void compare_touch(const char *name, bool cached, bool random, uint64_t around, double target)
+static void compare_touch(const char *name, const struct touch_arg *pager, double target)
 {
-	struct touch_arg simple = { .by = BY_SIMPLE, .cached = cached, .random = random };
-	struct touch_arg pager = { .by = BY_PAGER, .cached = cached, .random = random, .around = around };
-	struct touch_arg present = { .by = PRESENT, .random = random };
+	struct touch_arg simple = { .by = BY_SIMPLE, .cached = pager->cached, .random = pager->random };
+	struct touch_arg present = { .by = PRESENT, .random = pager->random };
+	const char *what = "pager";
+
+	if (pager->around == PAGE)
+		what = pager->workers > 1 ? "pager, fault-around off, one shard of two workers" :
+					    "pager, fault-around off";
 
 	bench_compare(name, &(struct bench_report){
-		.on = "memfd", .unit = "ms",
+		.on = "memfd", .unit = "ms", .rounds = BENCH_SPREAD,
 		.baseline = { "one handler, a message a read, a page an ioctl", touch_all, &simple },
-		.ours = { around == PAGE ? "pager, fault-around off" : "pager", touch_all, &pager },
+		.ours = { what, touch_all, (void *)(uintptr_t)pager },
 		.limit = { "touch of present memory", touch_all, &present },
 		.target = target,
-		.note = cached ? "pages in the file: minor faults; each thread has its CPU" :
+		.note = pager->cached ? "pages in the file: minor faults; each thread has its CPU" :
 				 "pages from a memory source; each thread has its CPU",
 	});
 }
 
 static void sequential(void)
 {
-	compare_touch("pager-sequential", true, false, 0, 20);
+	compare_touch("pager-sequential", &(struct touch_arg){ .by = BY_PAGER, .cached = true }, 20);
 }
 
+/* Two workers that both take any fault: whichever has the CPU of the thread that waits. */
 static void random_off(void)
 {
-	compare_touch("pager-random-off", true, true, PAGE, 2);
+	compare_touch("pager-random-off", &(struct touch_arg){
+		.by = BY_PAGER, .cached = true, .random = true, .around = PAGE, .shards = 1, .workers = 2 }, 2);
+}
+
+static void random_off_shards(void)
+{
+	compare_touch("pager-random-off-shards", &(struct touch_arg){
+		.by = BY_PAGER, .cached = true, .random = true, .around = PAGE }, 0);
 }
 
 static void random_default(void)
 {
-	compare_touch("pager-random", true, true, 0, 10);
+	compare_touch("pager-random", &(struct touch_arg){ .by = BY_PAGER, .cached = true, .random = true }, 10);
 }
 
 static void lazy_sequential(void)
 {
-	compare_touch("pager-lazy-sequential", false, false, 0, 0);
+	compare_touch("pager-lazy-sequential", &(struct touch_arg){ .by = BY_PAGER }, 0);
 }
 
 static void lazy_random_off(void)
 {
-	compare_touch("pager-lazy-random-off", false, true, PAGE, 0);
+	compare_touch("pager-lazy-random-off", &(struct touch_arg){
+		.by = BY_PAGER, .random = true, .around = PAGE, .shards = 1, .workers = 2 }, 0);
 }
 
 static void lazy_random(void)
 {
-	compare_touch("pager-lazy-random", false, true, 0, 0);
+	compare_touch("pager-lazy-random", &(struct touch_arg){ .by = BY_PAGER, .random = true }, 0);
 }
 
 /* ---- the time of one fault ---- */
@@ -270,8 +283,9 @@ static void threads_curve(void)
 }
 
 BENCH_MAIN({ "pager-sequential", sequential }, { "pager-random-off", random_off },
-	   { "pager-random", random_default }, { "pager-lazy-sequential", lazy_sequential },
-	   { "pager-lazy-random-off", lazy_random_off }, { "pager-lazy-random", lazy_random },
+	   { "pager-random-off-shards", random_off_shards }, { "pager-random", random_default },
+	   { "pager-lazy-sequential", lazy_sequential }, { "pager-lazy-random-off", lazy_random_off },
+	   { "pager-lazy-random", lazy_random },
 	   { "pager-fault-p50", fault_p50 }, { "pager-fault-p99", fault_p99 },
 	   { "pager-fault-around-p50", fault_around }, { "pager-storm-p50", storm },
 	   { "pager-around", around_curve }, { "pager-threads", threads_curve })
