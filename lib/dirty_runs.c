@@ -309,9 +309,27 @@ static AVX512 size_t next_runs_avx512(const struct km_dmap *m, uint64_t *pos,
 
 #endif
 
+/*
+ * Lines with gaps between them are nothing that the processor would fetch ahead by itself: asked for together, they
+ * come together, also from memory. Not within the loops over words: it costs them registers.
+ */
+static void ask_ahead(const struct km_dmap *m, uint64_t pos, size_t runs)
+{
+	uint64_t i = pos / 64 / KM_DMAP_LINE / 64;
+	size_t asked = 0;
+
+	if (runs > EDGES)
+		runs = EDGES;
+	for (; i < m->n1 && asked < runs && m->l1[i] != ~0ull; i++)
+		for (uint64_t left = m->l1[i]; left; left &= left - 1, asked++)
+			__builtin_prefetch(m->l0 + (i * 64 + (uint64_t)__builtin_ctzll(left)) * KM_DMAP_LINE);
+	__asm__ volatile("");	/* gcc drops calls of a function that does nothing but prefetch */
+}
+
 size_t km_dmap_runs_plain(const struct km_dmap *m, uint64_t *pos, struct kvmem_region *region,
 			  unsigned int shift, struct kvmem_run *runs, size_t max)
 {
+	ask_ahead(m, *pos, max);
 	return next_runs(m, pos, region, shift, runs, max, add_edges_plain, store_runs_plain);
 }
 
@@ -319,8 +337,10 @@ size_t km_dmap_runs(const struct km_dmap *m, uint64_t *pos, struct kvmem_region 
 		    unsigned int shift, struct kvmem_run *runs, size_t max)
 {
 #if defined(__x86_64__)
-	if (__builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512bw"))
+	if (__builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512bw")) {
+		ask_ahead(m, *pos, max);
 		return next_runs_avx512(m, pos, region, shift, runs, max);
+	}
 #endif
 	return km_dmap_runs_plain(m, pos, region, shift, runs, max);
 }

@@ -58,9 +58,10 @@ struct kvmem_pager_opts {
 /*
  * madvise(2) of memory under a pager, other than by kvmem_region_discard(): what was absent becomes
  * zero, as what was present does; the kernel holds the calling thread up until a worker has seen it,
- * so not from a callback, nor between kvmem_pager_add() and _start(). Exact with one worker per shard: with more,
- * a page being filled at that very moment may keep the source's content. With NO_THREADS the pager does
- * not hear of it, and what was absent is still filled from the source.
+ * so not from a callback, nor between kvmem_pager_add() and _start(). Exact with one worker per shard
+ * while neither kvmem_populate() nor kvmem_pager_stop() fills: otherwise a page that another thread is
+ * filling at that very moment may keep the source's content. With NO_THREADS the pager does not hear of
+ * it, and what was absent is still filled from the source.
  */
 
 #define KVMEM_PAGER_OPTS_INIT KVMEM_INIT_(struct kvmem_pager_opts)
