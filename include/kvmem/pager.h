@@ -41,7 +41,7 @@ struct kvmem_pager_opts {
 	uint32_t shards;		/* userfaultfds, each over stripes of the regions; 0: chosen */
 	uint32_t workers;		/* threads per shard, 0: 1 */
 	uint64_t fault_around;		/* most bytes filled by one fault; 0: default (1 MiB), one page: off */
-	uint64_t busy_poll_ns;		/* a worker spins this long before it sleeps; 0: briefly, in a storm */
+	uint64_t busy_poll_ns;		/* looks for faults this long before it sleeps; 0: briefly, in a storm */
 	/*
 	 * Called when a page that is waited for, or that KVMEM_STOP_FILL needs, cannot be filled; NULL
 	 * poisons. In the thread that fills: a worker, kvmem_pager_handle() or kvmem_pager_stop().
