@@ -192,6 +192,7 @@ static int unmap_absent(struct km_paged *p)
 
 	for (uint64_t page = 0, n; page < p->pages; page += n) {
 		n = km_presence_run(&p->region->presence, page, p->pages - page, &state);
+		p->in_file |= state == KM_PRESENT;
 		if (state != KM_ABSENT)
 			continue;
 		r = km_sys_madvise(p->region->base + (page << p->shift), n << p->shift, MADV_DONTNEED);
@@ -228,6 +229,7 @@ static int serve_region(struct km_paged *p)
 		err = km_uffd_register(p);
 	if (err)
 		return err;
+	p->in_file = p->in_file && km_can(p, _UFFDIO_CONTINUE);
 	km_source_get(p->source);
 	r->pager = p;
 	r->fault_ops = &km_pager_fault_ops;

@@ -58,6 +58,7 @@ struct km_paged {
 	uint64_t window_max;
 	uint64_t ioctls;		/* that its memory takes, by bit */
 	uint64_t slice;			/* pages; a stripe begins with one */
+	bool in_file;			/* some were in its file at the beginning, and want mapping alone */
 };
 
 enum km_why { KM_DEMAND, KM_AROUND, KM_PREFETCH, KM_BACKGROUND, KM_WHYS };

@@ -52,7 +52,7 @@ struct kvmem_pager_opts {
 	void *arg;
 };
 
-#define KVMEM_PAGER_BACKGROUND	(1u << 0)	/* fill everything in address order, yielding to faults */
+#define KVMEM_PAGER_BACKGROUND	(1u << 0)	/* fill or map all in address order, yielding to faults */
 #define KVMEM_PAGER_NO_THREADS	(1u << 1)	/* the caller polls kvmem_pager_fd() and calls _handle() */
 
 /*
@@ -114,7 +114,7 @@ KVMEM_API int kvmem_pager_free(struct kvmem_pager *pager);
 /**
  * kvmem_pager_prefetch() - fill these runs soon, in the given order, ahead of the background fill.
  *
- * Returns at once. Errors: -EINVAL, -ERANGE, -ENOENT (region is not of this pager), -ENOMEM.
+ * What is in the region's file already is mapped. Returns at once. Errors: -EINVAL, -ERANGE, -ENOENT (region is not of this pager), -ENOMEM.
  * May be called from any thread.
  */
 KVMEM_API int kvmem_pager_prefetch(struct kvmem_pager *pager, const struct kvmem_run *runs,

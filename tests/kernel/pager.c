@@ -2,6 +2,7 @@
 /* The pager on memory without a VM: content page by page, in every order and by every way. */
 #include "pager_lib.h"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <stdatomic.h>
 
@@ -350,25 +351,101 @@ TEST(what_was_there_stays)
 }
 END
 
-TEST(minor_faults_of_an_adopted_file)
+/* The first half of the content is in the file already. */
+static bool open_adopted(struct set *s)
 {
 	struct kvmem_region_opts o = KVMEM_REGION_OPTS_INIT;
+
+	if (!open_set(s, KVMEM_BACKING_MEMFD, BYTES))
+		return false;
+	use_memory(s);
+	must(kvmem_region_free(s->ram));
+	s->fd = memfd_create("ram", MFD_CLOEXEC);
+	ck_assert_int_eq(ftruncate(s->fd, BYTES), 0);
+	for (uint64_t at = 0; at < BYTES / 2; at += MIB)
+		ck_assert_int_eq(pwrite(s->fd, s->content + at, MIB, (off_t)at), MIB);
+	o.bytes = BYTES;
+	o.flags = KVMEM_REGION_FD;
+	o.fd = s->fd;
+	must(kvmem_region_create(NULL, &o, &s->ram));
+	s->base = kvmem_region_base(s->ram);
+	return true;
+}
+
+static uint64_t mapped_pages(const struct set *s)
+{
+	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	uint64_t n = 0, entry;
+
+	ck_assert_int_ge(fd, 0);
+	for (uint64_t page = 0; page < PAGES; page++) {
+		off_t at = (off_t)(((uintptr_t)s->base / PAGE + page) * sizeof(entry));
+
+		ck_assert_int_eq(pread(fd, &entry, sizeof(entry), at), sizeof(entry));
+		n += entry >> 63;
+	}
+	close(fd);
+	return n;
+}
+
+static void handle_all(const struct set *s)
+{
+	struct pollfd p = { .fd = kvmem_pager_fd(s->pager), .events = POLLIN };
+
+	for (unsigned int i = 0; poll(&p, 1, 0) == 1; i++) {
+		ck_assert_uint_lt(i, 10000);
+		must(kvmem_pager_handle(s->pager));
+	}
+}
+
+/* Nobody serves faults while this thread looks: what is not mapped would stop it. */
+TEST(what_is_in_the_file_is_mapped_before_it_faults)
+{
+	struct kvmem_run runs[2];
+	struct set s;
+
+	if (!open_adopted(&s))
+		return;
+	s.opts.flags = KVMEM_PAGER_NO_THREADS;
+	start_set(&s);
+	runs[0] = (struct kvmem_run){ s.ram, 5 * MIB, MIB };
+	runs[1] = (struct kvmem_run){ s.ram, 4 * MIB, 2 * MIB };	/* half of it is mapped by then */
+	must(kvmem_pager_prefetch(s.pager, runs, 2));
+	handle_all(&s);
+	ck_assert_uint_eq(mapped_pages(&s), 2 * MIB / PAGE);
+	ck_assert(!memcmp(s.base + 4 * MIB, s.content + 4 * MIB, 2 * MIB));
+	must(kvmem_pager_stop(s.pager, KVMEM_STOP_HAND_BACK));
+	close_set(&s);
+}
+END
+
+TEST(the_background_maps_what_is_in_the_file)
+{
 	struct kvmem_pager_stats st;
 	struct set s;
 
-	if (!open_set(&s, KVMEM_BACKING_MEMFD, BYTES))
+	if (!open_adopted(&s))
 		return;
-	use_memory(&s);
-	must(kvmem_region_free(s.ram));
-	s.fd = memfd_create("ram", MFD_CLOEXEC);
-	ck_assert_int_eq(ftruncate(s.fd, BYTES), 0);
-	for (uint64_t at = 0; at < BYTES / 2; at += MIB)
-		ck_assert_int_eq(pwrite(s.fd, s.content + at, MIB, (off_t)at), MIB);
-	o.bytes = BYTES;
-	o.flags = KVMEM_REGION_FD;
-	o.fd = s.fd;
-	must(kvmem_region_create(NULL, &o, &s.ram));
-	s.base = kvmem_region_base(s.ram);
+	s.opts.flags = KVMEM_PAGER_NO_THREADS | KVMEM_PAGER_BACKGROUND;
+	start_set(&s);
+	handle_all(&s);
+	ck_assert_uint_eq(mapped_pages(&s), PAGES);
+	check_all(&s);
+	st = stats_of(&s);
+	ck_assert_uint_eq(st.faults_minor + st.faults_missing, 0);
+	ck_assert_uint_eq(st.pages_background, PAGES / 2);
+	must(kvmem_pager_stop(s.pager, KVMEM_STOP_FILL));
+	close_set(&s);
+}
+END
+
+TEST(minor_faults_of_an_adopted_file)
+{
+	struct kvmem_pager_stats st;
+	struct set s;
+
+	if (!open_adopted(&s))
+		return;
 	start_set(&s);
 	touch_by_threads(&s, 2);
 	must(kvmem_pager_wait(s.pager, 20 * NS));
@@ -669,6 +746,7 @@ HARNESS_MAIN(T(in_order), T(at_random_by_threads_over_shards), T(background_fill
 	     T(background_spends_no_memory_on_holes), T(prefetch_fills_what_it_is_given),
 	     T(hand_back_leaves_the_rest_missing), T(short_source_and_odd_offset), T(without_threads),
 	     T(without_threads_in_the_background), T(what_was_there_stays),
+	     T(what_is_in_the_file_is_mapped_before_it_faults), T(the_background_maps_what_is_in_the_file),
 	     T(minor_faults_of_an_adopted_file), T(huge_pages), T(discard_makes_zero_for_good),
 	     T(madvise_behind_our_back), T(discard_races_with_faults), T(madvise_races_with_faults),
 	     T(discard_before_the_start), T(looked_at_while_regions_are_added),
