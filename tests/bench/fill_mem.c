@@ -2,11 +2,8 @@
 #include "fill_mem.h"
 
 #include <string.h>
-#include <sys/mman.h>
 
-#ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23
-#endif
+#include "free_pages.h"
 
 static uint32_t best_backing(void)
 {
@@ -52,16 +49,10 @@ static void make(struct memory *m, uint32_t backing, uint64_t bytes)
 	m->bytes = bytes;
 }
 
-/*
- * A virtual machine's host may take back what its kernel has freed, and give it again at the next touch, which
- * costs several times what a fill does. So pages as many as the side is about to make are made and freed
- * just before, of the same kind, since the kernel keeps free pages apart by kind.
- */
 void memory_make(struct memory *m, uint32_t backing, uint64_t bytes, uint64_t touch)
 {
-	make(m, backing, bytes);
-	bench_check(!madvise(m->base, touch, MADV_POPULATE_WRITE), "MADV_POPULATE_WRITE");
-	memory_free(m);
+	backing = backing ? backing : best_backing();
+	free_pages_have(backing, touch);
 	make(m, backing, bytes);
 }
 

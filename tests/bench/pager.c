@@ -43,7 +43,7 @@ static void set_up(struct lazy *l, const struct touch_arg *a, uint64_t bytes)
 	else if (a->by == BY_PAGER)
 		lazy_by_pager(l, content, bytes, a->cached, &o, NULL);
 	else
-		lazy_none(l, content, bytes);
+		lazy_none(l, content, bytes, a->cached);
 }
 
 /* ---- throughput ---- */
@@ -97,7 +97,7 @@ static double touch_all(void *arg)
 static void compare_touch(const char *name, const struct touch_arg *pager, double target)
 {
 	struct touch_arg simple = { .by = BY_SIMPLE, .cached = pager->cached, .random = pager->random };
-	struct touch_arg present = { .by = PRESENT, .random = pager->random };
+	struct touch_arg present = { .by = PRESENT, .cached = pager->cached, .random = pager->random };
 	const char *what = "pager";
 
 	if (pager->around == PAGE)

@@ -21,6 +21,7 @@ enum by { BY_SIMPLE, BY_PAGER, PRESENT };
 struct guest_arg {
 	enum by by;
 	bool random;
+	bool cached;		/* in the file already: minor faults */
 };
 
 static void vmm_ok(int r)
@@ -81,11 +82,11 @@ static double guest_touch(void *arg)
 
 	o.flags = KVMEM_PAGER_BACKGROUND;
 	if (a->by == BY_SIMPLE)
-		lazy_by_simple(&l, content, bytes, false);
+		lazy_by_simple(&l, content, bytes, a->cached);
 	else if (a->by == BY_PAGER)
-		lazy_by_pager(&l, content, bytes, false, &o, vm);
+		lazy_by_pager(&l, content, bytes, a->cached, &o, vm);
 	else
-		lazy_none(&l, content, bytes);
+		lazy_none(&l, content, bytes, a->cached);
 	vmm_ok(vmm_create(kvmem_vm_fd(vm), 0, NULL, &vmm));
 	if (a->by == BY_PAGER) {
 		ok(kvmem_region_attach(l.region, 0, bytes, GPA, SLOT, 0, NULL));
@@ -112,15 +113,15 @@ static double guest_touch(void *arg)
 	return took;
 }
 
-static void compare_guest(const char *name, bool random)
+static void compare_guest(const char *name, bool random, bool cached)
 {
-	struct guest_arg simple = { BY_SIMPLE, random }, pager = { BY_PAGER, random };
-	struct guest_arg present = { PRESENT, random };
+	struct guest_arg simple = { BY_SIMPLE, random, cached }, pager = { BY_PAGER, random, cached };
+	struct guest_arg present = { PRESENT, random, cached };
 
 	if (no_kvm(name))
 		return;
 	bench_compare(name, &(struct bench_report){
-		.on = "memfd", .unit = "ms",
+		.on = cached ? "memfd, pages in the file" : "memfd, pages from a memory source", .unit = "ms",
 		.baseline = { "one handler, a message a read, a page an ioctl", guest_touch, &simple },
 		.ours = { "pager, background fill beside the faults", guest_touch, &pager },
 		.limit = { "memory that is all present and mapped", guest_touch, &present },
@@ -132,12 +133,22 @@ static void compare_guest(const char *name, bool random)
 
 static void in_order(void)
 {
-	compare_guest("pager-guest-sequential", false);
+	compare_guest("pager-guest-sequential", false, false);
 }
 
 static void at_random(void)
 {
-	compare_guest("pager-guest-random", true);
+	compare_guest("pager-guest-random", true, false);
+}
+
+static void minor_in_order(void)
+{
+	compare_guest("pager-guest-minor-sequential", false, true);
+}
+
+static void minor_at_random(void)
+{
+	compare_guest("pager-guest-minor-random", true, true);
 }
 
 /* ---- the first instruction ---- */
@@ -260,4 +271,6 @@ static void first(void)
 }
 
 BENCH_MAIN({ "pager-guest-sequential", in_order }, { "pager-guest-random", at_random },
+	   { "pager-guest-minor-sequential", minor_in_order },
+	   { "pager-guest-minor-random", minor_at_random },
 	   { "pager-first-instruction", first })

@@ -14,6 +14,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "free_pages.h"
+
 const uint8_t *lazy_content(uint64_t bytes)
 {
 	static uint8_t *content;
@@ -31,6 +33,7 @@ static void make_file(struct lazy *l, const uint8_t *content, uint64_t bytes, bo
 {
 	uint8_t *to;
 
+	free_pages_have(KVMEM_BACKING_MEMFD, bytes);
 	memset(l, 0, sizeof(*l));
 	l->bytes = bytes;
 	l->content = content;
@@ -166,11 +169,19 @@ static void end_pager(struct lazy *l)
 
 /* ---- */
 
-void lazy_none(struct lazy *l, const uint8_t *content, uint64_t bytes)
+/*
+ * Its pages are to the kernel what those of the others are: only mapped where they were in the file before. By
+ * MAP_POPULATE they would be active pages, and KVM's first use of one would be spared the way there.
+ */
+void lazy_none(struct lazy *l, const uint8_t *content, uint64_t bytes, bool cached)
 {
-	make_file(l, content, bytes, true);
-	l->base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, l->fd, 0);
+	make_file(l, content, bytes, cached);
+	l->base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, l->fd, 0);
 	bench_check(l->base != MAP_FAILED, "mmap");
+	if (!cached)
+		memcpy(l->base, content, bytes);
+	for (uint64_t at = 0; at < bytes; at += PAGE)
+		(void)*(const volatile uint8_t *)(l->base + at);
 }
 
 void lazy_end(struct lazy *l)

@@ -34,7 +34,7 @@ void lazy_by_simple(struct lazy *l, const uint8_t *content, uint64_t bytes, bool
 void lazy_by_pager(struct lazy *l, const uint8_t *content, uint64_t bytes, bool cached,
 		   const struct kvmem_pager_opts *opts, struct kvmem_vm *vm);
 /* All present and mapped: nothing to serve. */
-void lazy_none(struct lazy *l, const uint8_t *content, uint64_t bytes);
+void lazy_none(struct lazy *l, const uint8_t *content, uint64_t bytes, bool cached);
 /* From here on a pager serves, and may fill in the background: within what is timed. */
 void lazy_start(struct lazy *l);
 void lazy_end(struct lazy *l);		/* checks the content first */
