@@ -17,7 +17,7 @@ enum by { BY_SIMPLE, BY_PAGER, PRESENT };
 struct touch_arg {
 	enum by by;
 	bool random;
-	bool cached;
+	enum lazy_kind kind;
 	uint64_t around;		/* 0: default */
 	uint64_t spin_ns;
 	uint32_t shards;
@@ -39,11 +39,11 @@ static void set_up(struct lazy *l, const struct touch_arg *a, uint64_t bytes)
 	o.shards = a->shards;
 	o.workers = a->workers;
 	if (a->by == BY_SIMPLE)
-		lazy_by_simple(l, content, bytes, a->cached);
+		lazy_by_simple(l, content, bytes, a->kind);
 	else if (a->by == BY_PAGER)
-		lazy_by_pager(l, content, bytes, a->cached, &o, NULL);
+		lazy_by_pager(l, content, bytes, a->kind, &o, NULL);
 	else
-		lazy_none(l, content, bytes, a->cached);
+		lazy_none(l, content, bytes, a->kind);
 }
 
 /* ---- throughput ---- */
@@ -96,8 +96,8 @@ static double touch_all(void *arg)
 
 static void compare_touch(const char *name, const struct touch_arg *pager, double target)
 {
-	struct touch_arg simple = { .by = BY_SIMPLE, .cached = pager->cached, .random = pager->random };
-	struct touch_arg present = { .by = PRESENT, .cached = pager->cached, .random = pager->random };
+	struct touch_arg simple = { .by = BY_SIMPLE, .kind = pager->kind, .random = pager->random };
+	struct touch_arg present = { .by = PRESENT, .kind = pager->kind, .random = pager->random };
 	const char *what = "pager";
 
 	if (pager->around == PAGE)
@@ -110,32 +110,32 @@ static void compare_touch(const char *name, const struct touch_arg *pager, doubl
 		.ours = { what, touch_all, (void *)(uintptr_t)pager },
 		.limit = { "touch of present memory", touch_all, &present },
 		.target = target,
-		.note = pager->cached ? "pages in the file: minor faults; each thread has its CPU" :
+		.note = pager->kind == LAZY_MINOR ? "pages in the file: minor faults; each thread has its CPU" :
 				 "pages from a memory source; each thread has its CPU",
 	});
 }
 
 static void sequential(void)
 {
-	compare_touch("pager-sequential", &(struct touch_arg){ .by = BY_PAGER, .cached = true }, 20);
+	compare_touch("pager-sequential", &(struct touch_arg){ .by = BY_PAGER, .kind = LAZY_MINOR }, 20);
 }
 
 /* Two workers that both take any fault: whichever has the CPU of the thread that waits. */
 static void random_off(void)
 {
 	compare_touch("pager-random-off", &(struct touch_arg){
-		.by = BY_PAGER, .cached = true, .random = true, .around = PAGE, .shards = 1, .workers = 2 }, 2);
+		.by = BY_PAGER, .kind = LAZY_MINOR, .random = true, .around = PAGE, .shards = 1, .workers = 2 }, 2);
 }
 
 static void random_off_shards(void)
 {
 	compare_touch("pager-random-off-shards", &(struct touch_arg){
-		.by = BY_PAGER, .cached = true, .random = true, .around = PAGE }, 0);
+		.by = BY_PAGER, .kind = LAZY_MINOR, .random = true, .around = PAGE }, 0);
 }
 
 static void random_default(void)
 {
-	compare_touch("pager-random", &(struct touch_arg){ .by = BY_PAGER, .cached = true, .random = true }, 10);
+	compare_touch("pager-random", &(struct touch_arg){ .by = BY_PAGER, .kind = LAZY_MINOR, .random = true }, 10);
 }
 
 static void lazy_sequential(void)

@@ -21,7 +21,7 @@ enum by { BY_SIMPLE, BY_PAGER, PRESENT };
 struct guest_arg {
 	enum by by;
 	bool random;
-	bool cached;		/* in the file already: minor faults */
+	enum lazy_kind kind;
 };
 
 static void vmm_ok(int r)
@@ -82,11 +82,11 @@ static double guest_touch(void *arg)
 
 	o.flags = KVMEM_PAGER_BACKGROUND;
 	if (a->by == BY_SIMPLE)
-		lazy_by_simple(&l, content, bytes, a->cached);
+		lazy_by_simple(&l, content, bytes, a->kind);
 	else if (a->by == BY_PAGER)
-		lazy_by_pager(&l, content, bytes, a->cached, &o, vm);
+		lazy_by_pager(&l, content, bytes, a->kind, &o, vm);
 	else
-		lazy_none(&l, content, bytes, a->cached);
+		lazy_none(&l, content, bytes, a->kind);
 	vmm_ok(vmm_create(kvmem_vm_fd(vm), 0, NULL, &vmm));
 	if (a->by == BY_PAGER) {
 		ok(kvmem_region_attach(l.region, 0, bytes, GPA, SLOT, 0, NULL));
@@ -113,19 +113,26 @@ static double guest_touch(void *arg)
 	return took;
 }
 
-static void compare_guest(const char *name, bool random, bool cached)
+static void compare_guest(const char *name, bool random, enum lazy_kind kind)
 {
-	struct guest_arg simple = { BY_SIMPLE, random, cached }, pager = { BY_PAGER, random, cached };
-	struct guest_arg present = { PRESENT, random, cached };
+	static const char *const on[] = { "memfd, pages from a memory source", "memfd, pages in the file",
+					  "hugetlb, pages from a memory source" };
+	struct guest_arg simple = { BY_SIMPLE, random, kind }, pager = { BY_PAGER, random, kind };
+	struct guest_arg present = { PRESENT, random, kind };
 
 	if (no_kvm(name))
 		return;
+	if (kind == LAZY_HUGE && !lazy_has_huge(guest_bytes())) {
+		bench_skip(name, "%u huge pages of 2 MiB are not there: see /proc/sys/vm/nr_hugepages",
+			   (unsigned int)(guest_bytes() / (2 * MIB)));
+		return;
+	}
 	bench_compare(name, &(struct bench_report){
-		.on = cached ? "memfd, pages in the file" : "memfd, pages from a memory source", .unit = "ms",
+		.on = on[kind], .unit = "ms",
 		.baseline = { "one handler, a message a read, a page an ioctl", guest_touch, &simple },
 		.ours = { "pager, background fill beside the faults", guest_touch, &pager },
 		.limit = { "memory that is all present and mapped", guest_touch, &present },
-		.limit_target = 1.3,
+		.limit_target = kind == LAZY_HUGE ? 0 : 1.3,
 		.note = random ? "2 vCPUs on a CPU each read as many pseudo-random pages as there are" :
 				 "2 vCPUs on a CPU each read one half in order",
 	});
@@ -133,22 +140,32 @@ static void compare_guest(const char *name, bool random, bool cached)
 
 static void in_order(void)
 {
-	compare_guest("pager-guest-sequential", false, false);
+	compare_guest("pager-guest-sequential", false, LAZY_MISSING);
 }
 
 static void at_random(void)
 {
-	compare_guest("pager-guest-random", true, false);
+	compare_guest("pager-guest-random", true, LAZY_MISSING);
 }
 
 static void minor_in_order(void)
 {
-	compare_guest("pager-guest-minor-sequential", false, true);
+	compare_guest("pager-guest-minor-sequential", false, LAZY_MINOR);
 }
 
 static void minor_at_random(void)
 {
-	compare_guest("pager-guest-minor-random", true, true);
+	compare_guest("pager-guest-minor-random", true, LAZY_MINOR);
+}
+
+static void huge_in_order(void)
+{
+	compare_guest("pager-guest-huge-sequential", false, LAZY_HUGE);
+}
+
+static void huge_at_random(void)
+{
+	compare_guest("pager-guest-huge-random", true, LAZY_HUGE);
 }
 
 /* ---- the first instruction ---- */
@@ -273,4 +290,5 @@ static void first(void)
 BENCH_MAIN({ "pager-guest-sequential", in_order }, { "pager-guest-random", at_random },
 	   { "pager-guest-minor-sequential", minor_in_order },
 	   { "pager-guest-minor-random", minor_at_random },
+	   { "pager-guest-huge-sequential", huge_in_order }, { "pager-guest-huge-random", huge_at_random },
 	   { "pager-first-instruction", first })

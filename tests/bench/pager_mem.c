@@ -16,6 +16,20 @@
 
 #include "free_pages.h"
 
+bool lazy_has_huge(uint64_t bytes)
+{
+	int fd = memfd_create("bench", MFD_CLOEXEC | MFD_HUGETLB);
+	void *p = MAP_FAILED;
+
+	if (fd >= 0 && !ftruncate(fd, (off_t)bytes))
+		p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (p != MAP_FAILED)
+		munmap(p, bytes);
+	if (fd >= 0)
+		close(fd);
+	return p != MAP_FAILED;
+}
+
 const uint8_t *lazy_content(uint64_t bytes)
 {
 	static uint8_t *content;
@@ -29,18 +43,20 @@ const uint8_t *lazy_content(uint64_t bytes)
 	return content;
 }
 
-static void make_file(struct lazy *l, const uint8_t *content, uint64_t bytes, bool cached)
+static void make_file(struct lazy *l, const uint8_t *content, uint64_t bytes, enum lazy_kind kind)
 {
 	uint8_t *to;
 
-	free_pages_have(KVMEM_BACKING_MEMFD, bytes);
+	if (kind != LAZY_HUGE)
+		free_pages_have(KVMEM_BACKING_MEMFD, bytes);
 	memset(l, 0, sizeof(*l));
 	l->bytes = bytes;
 	l->content = content;
-	l->cached = cached;
-	l->fd = memfd_create("bench", MFD_CLOEXEC);
+	l->kind = kind;
+	l->page = kind == LAZY_HUGE ? 2 * MIB : PAGE;
+	l->fd = memfd_create("bench", kind == LAZY_HUGE ? MFD_CLOEXEC | MFD_HUGETLB : MFD_CLOEXEC);
 	bench_check(l->fd >= 0 && !ftruncate(l->fd, (off_t)bytes), "memfd");
-	if (!cached)
+	if (kind != LAZY_MINOR)
 		return;
 	to = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, l->fd, 0);
 	bench_check(to != MAP_FAILED, "mmap");
@@ -66,11 +82,11 @@ static void serve_one(struct baseline *b)
 
 	if (read(b->uffd, &msg, sizeof(msg)) != sizeof(msg))
 		return;
-	offset = (msg.arg.pagefault.address & ~(PAGE - 1)) - (uintptr_t)b->l->base;
-	if (!b->l->cached)
-		memcpy(b->alias + offset, b->l->content + offset, PAGE);
+	offset = (msg.arg.pagefault.address & ~(b->l->page - 1)) - (uintptr_t)b->l->base;
+	if (b->l->kind != LAZY_MINOR)
+		memcpy(b->alias + offset, b->l->content + offset, b->l->page);
 	c.range.start = (uintptr_t)b->l->base + offset;
-	c.range.len = PAGE;
+	c.range.len = b->l->page;
 	bench_check(!ioctl(b->uffd, UFFDIO_CONTINUE, &c) || errno == EEXIST, "UFFDIO_CONTINUE");
 }
 
@@ -96,12 +112,12 @@ static int open_uffd(void)
 	return fd;
 }
 
-void lazy_by_simple(struct lazy *l, const uint8_t *content, uint64_t bytes, bool cached)
+void lazy_by_simple(struct lazy *l, const uint8_t *content, uint64_t bytes, enum lazy_kind kind)
 {
 	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR };
 	struct baseline *b = calloc(1, sizeof(*b));
 
-	make_file(l, content, bytes, cached);
+	make_file(l, content, bytes, kind);
 	bench_check(b != NULL, "no memory");
 	l->simple = b;
 	b->l = l;
@@ -132,13 +148,13 @@ static void end_simple(struct lazy *l)
 
 /* ---- the library ---- */
 
-void lazy_by_pager(struct lazy *l, const uint8_t *content, uint64_t bytes, bool cached,
+void lazy_by_pager(struct lazy *l, const uint8_t *content, uint64_t bytes, enum lazy_kind kind,
 		   const struct kvmem_pager_opts *opts, struct kvmem_vm *vm)
 {
 	struct kvmem_region_opts o = KVMEM_REGION_OPTS_INIT;
 	int r;
 
-	make_file(l, content, bytes, cached);
+	make_file(l, content, bytes, kind);
 	o.flags = KVMEM_REGION_FD;
 	o.fd = l->fd;
 	o.bytes = bytes;
@@ -173,12 +189,12 @@ static void end_pager(struct lazy *l)
  * Its pages are to the kernel what those of the others are: only mapped where they were in the file before. By
  * MAP_POPULATE they would be active pages, and KVM's first use of one would be spared the way there.
  */
-void lazy_none(struct lazy *l, const uint8_t *content, uint64_t bytes, bool cached)
+void lazy_none(struct lazy *l, const uint8_t *content, uint64_t bytes, enum lazy_kind kind)
 {
-	make_file(l, content, bytes, cached);
+	make_file(l, content, bytes, kind);
 	l->base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, l->fd, 0);
 	bench_check(l->base != MAP_FAILED, "mmap");
-	if (!cached)
+	if (kind != LAZY_MINOR)
 		memcpy(l->base, content, bytes);
 	for (uint64_t at = 0; at < bytes; at += PAGE)
 		(void)*(const volatile uint8_t *)(l->base + at);
