@@ -41,6 +41,7 @@ struct bench_row {
 
 #define BENCH_SHORT 61		/* rounds of a row whose runs take well under a millisecond; the most there are */
 #define BENCH_SPREAD 45		/* of one whose runs spread by where the scheduler puts its threads */
+#define BENCH_FILL 21		/* of one that is bound by memory, which all of a machine share */
 
 /* Measure the sides and print the row. In --quick runs rows have fewer rounds. */
 void bench_compare(const char *name, const struct bench_report *report);
