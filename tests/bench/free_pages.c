@@ -41,7 +41,7 @@ void free_pages_have(uint32_t backing, uint64_t bytes)
 	more = (bytes - have[moves] + KEPT - 1) / KEPT * KEPT;
 	bench_check(moves || !kvmem_vm_create(NULL, &vm), "VM: %s", kvmem_error_detail());
 	region = make(vm, more);	/* until the program ends, and the VM with it */
-	for (uint64_t at = 0; at < bytes; at += KEPT)
+	for (uint64_t at = 0; at < more; at += KEPT)
 		bench_check(!kvmem_region_discard(region, at + PAGE, KEPT - PAGE), "discard: %s",
 			    kvmem_error_detail());
 	have[moves] += more;
