@@ -110,7 +110,7 @@ static double median(const double *v, unsigned int n)
 /* Of each round's own: what comes and goes on the machine is in both of its sides, or nearly. */
 static double median_ratio(const double *v, const double *by, unsigned int n)
 {
-	double r[BENCH_SHORT];
+	double r[BENCH_SHORT] = { 0 };
 
 	for (unsigned int i = 0; i < n; i++)
 		r[i] = v[i] / by[i];

@@ -44,7 +44,7 @@ struct bench_row {
 #define BENCH_FILL 21		/* of one that is bound by memory, which all of a machine share */
 
 /* Measure the sides and print the row. In --quick runs rows have fewer rounds. */
-void bench_compare(const char *name, const struct bench_report *report);
+void bench_compare(const char *name, const struct bench_report *b);
 
 /* Numbers without target: value of each x, as one curve of a series. */
 void bench_series(const char *name, const char *curve, const char *x_name, const char *unit,

@@ -257,7 +257,9 @@ static void storm(void)
 
 static double thousands_a_second(const struct touch_arg *a)
 {
-	return (double)(touch_bytes() / PAGE) / bench_median(touch_all, (void *)(uintptr_t)a) * 1e6;
+	uint64_t pages = touch_bytes() / PAGE;
+
+	return (double)pages / bench_median(touch_all, (void *)(uintptr_t)a) * 1e6;
 }
 
 static void around_curve(void)
