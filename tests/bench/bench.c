@@ -100,7 +100,7 @@ static int by_value(const void *a, const void *b)
 
 static double median(const double *v, unsigned int n)
 {
-	double s[BENCH_SHORT];
+	double s[BENCH_SPREAD];
 
 	memcpy(s, v, n * sizeof(*v));
 	qsort(s, n, sizeof(*s), by_value);
@@ -110,7 +110,7 @@ static double median(const double *v, unsigned int n)
 /* Of each round's own: what comes and goes on the machine is in both of its sides, or nearly. */
 static double median_ratio(const double *v, const double *by, unsigned int n)
 {
-	double r[BENCH_SHORT] = { 0 };
+	double r[BENCH_SPREAD] = { 0 };
 
 	for (unsigned int i = 0; i < n; i++)
 		r[i] = v[i] / by[i];
@@ -160,7 +160,7 @@ static void print_side(const char *key, const struct bench_side *side, const dou
 void bench_compare(const char *name, const struct bench_report *b)
 {
 	const struct bench_side *sides[] = { &b->baseline, &b->ours, &b->limit };
-	double v[3][BENCH_SHORT] = { { 0 } }, ratio, of_limit, scale = 1;
+	double v[3][BENCH_SPREAD] = { { 0 } }, ratio, of_limit, scale = 1;
 	unsigned int n = b->limit.run ? 3 : 2, count = b->rounds && !quick ? b->rounds : rounds();
 	bool met;
 

@@ -39,9 +39,9 @@ struct bench_row {
 	void (*run)(void);
 };
 
-#define BENCH_SHORT 61		/* rounds of a row whose runs take well under a millisecond; the most there are */
-#define BENCH_SPREAD 45		/* of one whose runs spread by where the scheduler puts its threads */
-#define BENCH_FILL 21		/* of one that is bound by memory, which all of a machine share */
+#define BENCH_SHORT 61		/* rounds of a row whose runs take well under a millisecond, or a few */
+#define BENCH_MORE 21		/* of one that spreads, and whose runs are long */
+#define BENCH_SPREAD 91		/* of one that spreads by where the scheduler puts its threads; the most there are */
 
 /* Measure the sides and print the row. In --quick runs rows have fewer rounds. */
 void bench_compare(const char *name, const struct bench_report *b);

@@ -307,7 +307,7 @@ static void runs_row(const char *name, unsigned int per_mille, const char *on)
 		.ours = { "word by word, in the way this processor can", side_by_word, NULL },
 		.limit = { "reading the bitmap", side_read, NULL },
 		.target = 20,
-		.rounds = per_mille < 10 ? BENCH_SHORT : 0,
+		.rounds = per_mille < 10 ? BENCH_SPREAD : 0,
 		.note = "runs stored 1024 at a time, the same on both sides",
 	};
 	uint64_t state = 88172645463325252u;

@@ -352,7 +352,7 @@ static void guest_row(const char *name, bool random)
 		.ours = { "kvmem_dirty_harvest() and kvmem_dirty_commit()", mean_by_library,
 			  &by_library },
 		.target = 1.0,
-		.rounds = BENCH_SPREAD,
+		.rounds = BENCH_SHORT,
 		.note = "the kernel's reset is nearly all of both: see the parts",
 	};
 

@@ -119,7 +119,7 @@ static void memory_1(void)
 
 	need_content(fill_bytes());
 	bench_compare("fill-memory-1", &(struct bench_report){
-		.on = memory_kind(0), .unit = "ms", .rounds = BENCH_FILL,
+		.on = memory_kind(0), .unit = "ms", .rounds = BENCH_MORE,
 		.baseline = { "mmap + memcpy, 1 thread", plain_memcpy, NULL },
 		.ours = { "kvmem_populate, 1 thread", by_populate, &a },
 		.limit = { "make and map the pages, then copy into them", pages_then_copy, &whole },
@@ -134,7 +134,7 @@ static void memory_2(void)
 
 	need_content(fill_bytes());
 	bench_compare("fill-memory-2", &(struct bench_report){
-		.on = memory_kind(0), .unit = "ms", .rounds = BENCH_FILL,
+		.on = memory_kind(0), .unit = "ms", .rounds = BENCH_MORE,
 		.baseline = { "mmap + memcpy, 1 thread", plain_memcpy, NULL },
 		.ours = { "kvmem_populate, 2 threads", by_populate, &a },
 		.limit = { "half of: make and map the pages, then copy", pages_then_copy, &half },
@@ -174,14 +174,14 @@ static void zeros(void)
 	need_content(fill_bytes() * 2);
 	half_zero();
 	bench_compare("fill-zero", &(struct bench_report){
-		.on = memory_kind(0), .unit = "ms", .rounds = BENCH_FILL,
+		.on = memory_kind(0), .unit = "ms", .rounds = BENCH_MORE,
 		.baseline = { "mmap + memcpy of all", plain_memcpy, NULL },
 		.ours = { "kvmem_populate, zero pages left out", by_populate, &a },
 		.target = 1.8,
 		.note = "half of the pages are zero, in runs of 1 to 64",
 	});
 	bench_compare("fill-zero-1", &(struct bench_report){
-		.on = memory_kind(0), .unit = "ms", .rounds = BENCH_FILL,
+		.on = memory_kind(0), .unit = "ms", .rounds = BENCH_MORE,
 		.baseline = { "mmap + memcpy of all", plain_memcpy, NULL },
 		.ours = { "the same, 1 thread", by_populate, &one },
 	});

@@ -225,7 +225,7 @@ static void compare_fault(const char *name, bool storm, double quantile, uint64_
 	pager.touch.around = around;
 	pager.touch.spin_ns = storm ? 50000 : 0;
 	bench_compare(name, &(struct bench_report){
-		.on = "memfd", .unit = "us", .rounds = quantile > 0.9 ? 21 : 0,
+		.on = "memfd", .unit = "us", .rounds = quantile < 0 ? BENCH_SHORT : quantile > 0.9 ? BENCH_MORE : 0,
 		.baseline = { "one handler, a message a read, a page an ioctl", fault_time, &simple },
 		.ours = { storm ? "pager, spins 50 us before it sleeps" : "pager", fault_time, &pager },
 		.target = target,
