@@ -15,8 +15,7 @@
 #include <string.h>
 
 #define BUSY_NS 1000000u	/* no fault for so long: the background may take long breaths */
-#define BUSY_PAGES 16u		/* ... and before that, pages at a time: so many to fill, */
-#define BUSY_MAPS 64u		/* so many to map */
+#define BUSY_PAGES 16u
 
 static void publish(struct km_worker *w, struct km_paged *p, uint64_t first, uint64_t count,
 		    enum km_page_state state, enum km_why why)
@@ -297,6 +296,17 @@ static int fill_claimed(struct km_worker *w, struct km_paged *p, uint64_t first,
 	return 0;
 }
 
+/* The file has them. What is mapped already, or gone, is not our matter: a fault will tell. */
+static void map_unasked(struct km_paged *p, uint64_t first, uint64_t count)
+{
+	uint64_t end = first + count, done;
+
+	for (; first < end; first++) {
+		km_uffd_continue(p, first, end - first, &done);
+		first += done;
+	}
+}
+
 int km_pager_fill(struct km_worker *w, struct km_paged *p, uint64_t first, uint64_t count, enum km_why why)
 {
 	uint64_t end = first + count, n;
@@ -310,6 +320,8 @@ int km_pager_fill(struct km_worker *w, struct km_paged *p, uint64_t first, uint6
 			r = fill_claimed(w, p, first, n, why);
 			if (r)
 				return r;
+		} else if (state == KM_PRESENT && p->in_file && (why == KM_PREFETCH || why == KM_BACKGROUND)) {
+			map_unasked(p, first, n);
 		}
 		first += n;
 	}
@@ -430,28 +442,7 @@ int km_pager_map(struct km_worker *w, struct km_paged *p, uint64_t first, uint64
 
 /* ---- work that nobody waits for ---- */
 
-/* The file has them. What is mapped already, or gone, is not our matter: a fault will tell. */
-static void map_unasked(struct km_paged *p, uint64_t first, uint64_t count)
-{
-	uint64_t end = first + count, done;
-
-	for (; first < end; first++) {
-		km_uffd_continue(p, first, end - first, &done);
-		first += done;
-	}
-}
-
-/* Of a piece of work its beginning, of one kind of page. */
-static bool only_mapping(struct km_window *s)
-{
-	enum km_page_state state = KM_ABSENT;
-
-	if (s->paged->in_file)
-		s->count = km_presence_run(&s->paged->region->presence, s->first, s->count, &state);
-	return state == KM_PRESENT;
-}
-
-static bool take_prefetch(struct kvmem_pager *pager, struct km_shard *s, struct km_window *ret, bool *ret_map)
+static bool take_prefetch(struct kvmem_pager *pager, struct km_shard *s, struct km_window *ret)
 {
 	struct km_prefetch *f, *spent = NULL;
 
@@ -462,7 +453,6 @@ static bool take_prefetch(struct kvmem_pager *pager, struct km_shard *s, struct 
 	if (f) {
 		*ret = f->window;
 		ret->count = km_min(ret->count, ret->paged->slice);
-		*ret_map = only_mapping(ret);
 		f->window.first += ret->count;
 		f->window.count -= ret->count;
 	}
@@ -481,14 +471,10 @@ static bool take_prefetch(struct kvmem_pager *pager, struct km_shard *s, struct 
 bool km_pager_prefetch_step(struct km_worker *w)
 {
 	struct km_window take;
-	bool map;
 
 	for (unsigned int i = 0; i < w->shard_count; i++)
-		if (take_prefetch(w->pager, &w->shards[i], &take, &map)) {
-			if (map)
-				map_unasked(take.paged, take.first, take.count);
-			else
-				km_pager_fill(w, take.paged, take.first, take.count, KM_PREFETCH);
+		if (take_prefetch(w->pager, &w->shards[i], &take)) {
+			km_pager_fill(w, take.paged, take.first, take.count, KM_PREFETCH);
 			return true;
 		}
 	return false;
@@ -559,8 +545,6 @@ static int fill_one_by_one(struct km_worker *w, const struct km_window *s)
 bool km_pager_background_step(struct km_worker *w)
 {
 	struct km_window s;
-	uint64_t busy;
-	bool map;
 	int r;
 
 	if (!atomic_load_explicit(&w->pager->background, memory_order_relaxed))
@@ -568,16 +552,10 @@ bool km_pager_background_step(struct km_worker *w)
 	if (!w->slice.count && !next_slice(w))
 		return false;
 	s = w->slice;
-	map = only_mapping(&s);
-	busy = map ? BUSY_MAPS : BUSY_PAGES;
-	if (s.count > busy && km_sys_now_ns() - w->demand_ns < BUSY_NS)
-		s.count = busy;
+	if (s.count > BUSY_PAGES && km_sys_now_ns() - w->demand_ns < BUSY_NS)
+		s.count = BUSY_PAGES;
 	w->slice.first += s.count;
 	w->slice.count -= s.count;
-	if (map) {
-		map_unasked(s.paged, s.first, s.count);
-		return true;
-	}
 	if (km_pager_fill(w, s.paged, s.first, s.count, KM_BACKGROUND)) {
 		r = fill_one_by_one(w, &s);
 		if (r)

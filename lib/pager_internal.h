@@ -203,7 +203,10 @@ struct km_paged *km_paged_at(struct kvmem_pager *pager, uint64_t addr);
 
 /* ---- pager_fill.c ---- */
 
-/* Fill what is absent of a run; 0, or the first error, with the pages concerned absent again. */
+/*
+ * Fill what is absent of a run; what is in the file and only wants mapping is mapped, where nobody waits for it.
+ * 0, or the first error, with the pages concerned absent again.
+ */
 int km_pager_fill(struct km_worker *w, struct km_paged *p, uint64_t first, uint64_t count, enum km_why why);
 /*
  * Fill one page, or do what the caller's `fail` says. The error if it is poisoned now, or the pager is stopping;

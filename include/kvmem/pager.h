@@ -114,8 +114,8 @@ KVMEM_API int kvmem_pager_free(struct kvmem_pager *pager);
 /**
  * kvmem_pager_prefetch() - fill these runs soon, in the given order, ahead of the background fill.
  *
- * What was in the region's file before the pager is mapped. Returns at once. Errors: -EINVAL, -ERANGE, -ENOENT
- * (region is not of this pager), -ENOMEM. May be called from any thread.
+ * Pages that were in the region's file at kvmem_pager_add() are mapped instead, and not counted. Returns at once.
+ * Errors: -EINVAL, -ERANGE, -ENOENT (region is not of this pager), -ENOMEM. May be called from any thread.
  */
 KVMEM_API int kvmem_pager_prefetch(struct kvmem_pager *pager, const struct kvmem_run *runs,
 				   size_t count);
