@@ -21,12 +21,20 @@
 
 #ifdef __cplusplus
 #define KVMEM_BEGIN_DECLS extern "C" {
-#define KVMEM_END_DECLS }
-#define KVMEM_INIT_(type) ([] { type init_ = {}; init_.size = (uint32_t)sizeof(type); return init_; }())
+#define KVMEM_END_DECLS	  }
+#define KVMEM_INIT_(type) \
+	([] { \
+		type init_ = {}; \
+		init_.size = (uint32_t)sizeof(type); \
+		return init_; \
+	}())
 #else
 #define KVMEM_BEGIN_DECLS
 #define KVMEM_END_DECLS
-#define KVMEM_INIT_(type) { .size = (uint32_t)sizeof(type) }
+#define KVMEM_INIT_(type) \
+	{ \
+		.size = (uint32_t)sizeof(type) \
+	}
 #endif
 
 #if defined(__GNUC__) && defined(KVMEM_BUILDING_)

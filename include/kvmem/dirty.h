@@ -30,15 +30,18 @@ enum kvmem_dirty_mode {
 
 struct kvmem_dirty_opts {
 	uint32_t size;
-	uint32_t flags;			/* KVMEM_DIRTY_* */
-	uint32_t mode;			/* enum kvmem_dirty_mode: anything but AUTO is a requirement */
-	uint32_t ring_entries;		/* per vCPU, a power of two; 0: chosen */
-	uint64_t reap_min_ns;		/* with REAPER: shortest and longest pause between reaps; 0: default */
+	uint32_t flags;	       /* KVMEM_DIRTY_* */
+	uint32_t mode;	       /* enum kvmem_dirty_mode: anything but AUTO is a requirement */
+	uint32_t ring_entries; /* per vCPU, a power of two; 0: chosen */
+	uint64_t
+		reap_min_ns; /* with REAPER: shortest and longest pause between reaps; 0: default */
 	uint64_t reap_max_ns;
 };
 
-#define KVMEM_DIRTY_REAPER (1u << 0)	/* a thread that keeps rings from filling, period adapted to the rate */
-#define KVMEM_DIRTY_FIRST_ALL (1u << 1)	/* a slot's first harvest reports all of it, written or not */
+#define KVMEM_DIRTY_REAPER \
+	(1u << 0) /* a thread that keeps rings from filling, period adapted to the rate */
+#define KVMEM_DIRTY_FIRST_ALL \
+	(1u << 1) /* a slot's first harvest reports all of it, written or not */
 #define KVMEM_DIRTY_OPTS_INIT KVMEM_INIT_(struct kvmem_dirty_opts)
 
 /**
@@ -167,19 +170,19 @@ KVMEM_API int kvmem_dirty_merge(struct kvmem_dirty *dirty, struct kvmem_region *
 
 struct kvmem_dirty_stats {
 	uint32_t size;
-	uint32_t mode;			/* enum kvmem_dirty_mode */
+	uint32_t mode; /* enum kvmem_dirty_mode */
 	uint32_t vcpus;
 	uint32_t ring_entries;
 	uint64_t harvests;
-	uint64_t pages;			/* entries or set bits taken from the kernel's log */
-	uint64_t pages_merged;		/* pages added by kvmem_dirty_merge() */
-	uint64_t resets;		/* reset (or clear) calls */
-	uint64_t short_resets;		/* ... that reset fewer entries than were harvested */
-	uint64_t pages_kept;		/* pages of slots reported whole because of those */
-	uint64_t ring_full;		/* kvmem_dirty_ring_full() calls */
-	uint64_t reaps;			/* rounds of the reaper thread */
-	uint64_t harvest_ns;		/* time in harvests */
-	uint64_t reset_ns;		/* time in resets */
+	uint64_t pages;	       /* entries or set bits taken from the kernel's log */
+	uint64_t pages_merged; /* pages added by kvmem_dirty_merge() */
+	uint64_t resets;       /* reset (or clear) calls */
+	uint64_t short_resets; /* ... that reset fewer entries than were harvested */
+	uint64_t pages_kept;   /* pages of slots reported whole because of those */
+	uint64_t ring_full;    /* kvmem_dirty_ring_full() calls */
+	uint64_t reaps;	       /* rounds of the reaper thread */
+	uint64_t harvest_ns;   /* time in harvests */
+	uint64_t reset_ns;     /* time in resets */
 };
 
 #define KVMEM_DIRTY_STATS_INIT KVMEM_INIT_(struct kvmem_dirty_stats)
@@ -191,9 +194,9 @@ KVMEM_API int kvmem_dirty_get_stats(const struct kvmem_dirty *dirty,
 struct kvmem_vcpu_stats {
 	uint32_t size;
 	uint32_t reserved;
-	uint64_t pages;			/* ring entries harvested of this vCPU */
+	uint64_t pages; /* ring entries harvested of this vCPU */
 	uint64_t ring_full;
-	uint64_t pages_per_s;		/* over the last harvest interval */
+	uint64_t pages_per_s; /* over the last harvest interval */
 };
 
 #define KVMEM_VCPU_STATS_INIT KVMEM_INIT_(struct kvmem_vcpu_stats)

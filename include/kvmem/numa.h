@@ -13,16 +13,17 @@
 KVMEM_BEGIN_DECLS
 
 enum kvmem_policy {
-	KVMEM_POLICY_DEFAULT = 0,	/* the filling thread's */
-	KVMEM_POLICY_BIND = 1,	/* no others: full nodes mean -ENOMEM or the OOM killer */
-	KVMEM_POLICY_PREFERRED = 2,	/* one node */
+	KVMEM_POLICY_DEFAULT = 0,   /* the filling thread's */
+	KVMEM_POLICY_BIND = 1,	    /* no others: full nodes mean -ENOMEM or the OOM killer */
+	KVMEM_POLICY_PREFERRED = 2, /* one node */
 	KVMEM_POLICY_PREFERRED_MANY = 3,
 	KVMEM_POLICY_INTERLEAVE = 4,
-	KVMEM_POLICY_WEIGHTED_INTERLEAVE = 5,	/* weights: /sys/kernel/mm/mempolicy/weighted_interleave */
+	KVMEM_POLICY_WEIGHTED_INTERLEAVE =
+		5, /* weights: /sys/kernel/mm/mempolicy/weighted_interleave */
 };
 
-#define KVMEM_POLICY_FUTURE (1u << 0)	/* accept that pages exist already: only future ones follow */
-#define KVMEM_POLICY_NATIVE (1u << 1)	/* refuse (-EOPNOTSUPP) where the kernel ignores the policy */
+#define KVMEM_POLICY_FUTURE (1u << 0) /* accept that pages exist already: only future ones follow */
+#define KVMEM_POLICY_NATIVE (1u << 1) /* refuse (-EOPNOTSUPP) where the kernel ignores the policy */
 
 /**
  * kvmem_region_set_policy() - place the future pages of a range.
@@ -42,12 +43,12 @@ KVMEM_API int kvmem_region_set_policy(struct kvmem_region *region, uint64_t offs
 
 struct kvmem_placement {
 	uint32_t size;
-	uint32_t node_count;	/* in: entries of `nodes`; out: entries used */
-	uint64_t *nodes;	/* caller's array: pages on each node, by node number */
-	uint64_t pages;		/* pages of the range */
-	uint64_t present;	/* pages that exist */
-	uint64_t misplaced;	/* pages on a node outside their policy's mask */
-	uint64_t other;		/* pages on nodes beyond `nodes`, or whose node the kernel does not tell */
+	uint32_t node_count; /* in: entries of `nodes`; out: entries used */
+	uint64_t *nodes;     /* caller's array: pages on each node, by node number */
+	uint64_t pages;	     /* pages of the range */
+	uint64_t present;    /* pages that exist */
+	uint64_t misplaced;  /* pages on a node outside their policy's mask */
+	uint64_t other; /* pages on nodes beyond `nodes`, or whose node the kernel does not tell */
 };
 
 #define KVMEM_PLACEMENT_INIT KVMEM_INIT_(struct kvmem_placement)

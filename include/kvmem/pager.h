@@ -22,26 +22,28 @@ enum kvmem_fail_action {
 	/* Accesses raise SIGBUS in the host, a memory error for the guest; where the kernel has no
 	 * UFFDIO_POISON (before 6.6), SIGSEGV, and EFAULT from KVM_RUN. */
 	KVMEM_FAIL_POISON = 0,
-	KVMEM_FAIL_RETRY = 1,	/* ask the source again */
+	KVMEM_FAIL_RETRY = 1, /* ask the source again */
 };
 
 struct kvmem_fail {
 	uint32_t size;
-	int32_t error;		/* -errno of the source or the kernel */
+	int32_t error; /* -errno of the source or the kernel */
 	struct kvmem_region *region;
-	uint64_t offset;	/* bytes into the region */
+	uint64_t offset; /* bytes into the region */
 	uint64_t bytes;
-	uint32_t attempt;	/* 1 at the first failure of this range */
+	uint32_t attempt; /* 1 at the first failure of this range */
 	uint32_t reserved;
 };
 
 struct kvmem_pager_opts {
 	uint32_t size;
-	uint32_t flags;			/* KVMEM_PAGER_* */
-	uint32_t shards;		/* userfaultfds, each over stripes of the regions; 0: chosen */
-	uint32_t workers;		/* threads per shard, 0: 1 */
-	uint64_t fault_around;		/* most bytes filled by one fault; 0: default (1 MiB), one page: off */
-	uint64_t busy_poll_ns;		/* looks for faults this long before it sleeps; 0: briefly, in a storm */
+	uint32_t flags;	  /* KVMEM_PAGER_* */
+	uint32_t shards;  /* userfaultfds, each over stripes of the regions; 0: chosen */
+	uint32_t workers; /* threads per shard, 0: 1 */
+	uint64_t
+		fault_around; /* most bytes filled by one fault; 0: default (1 MiB), one page: off */
+	uint64_t
+		busy_poll_ns; /* looks for faults this long before it sleeps; 0: briefly, in a storm */
 	/*
 	 * Called when a page that is waited for, or that KVMEM_STOP_FILL needs, cannot be filled; NULL
 	 * poisons. In the thread that fills: a worker, kvmem_pager_handle() or kvmem_pager_stop().
@@ -52,8 +54,8 @@ struct kvmem_pager_opts {
 	void *arg;
 };
 
-#define KVMEM_PAGER_BACKGROUND	(1u << 0)	/* fill or map all in address order, yielding to faults */
-#define KVMEM_PAGER_NO_THREADS	(1u << 1)	/* the caller polls kvmem_pager_fd() and calls _handle() */
+#define KVMEM_PAGER_BACKGROUND (1u << 0) /* fill or map all in address order, yielding to faults */
+#define KVMEM_PAGER_NO_THREADS (1u << 1) /* the caller polls kvmem_pager_fd() and calls _handle() */
 
 /*
  * madvise(2) of memory under a pager, other than by kvmem_region_discard(): what was absent becomes
@@ -93,8 +95,9 @@ KVMEM_API int kvmem_pager_add(struct kvmem_pager *pager, struct kvmem_region *re
 KVMEM_API int kvmem_pager_start(struct kvmem_pager *pager);
 
 enum kvmem_stop {
-	KVMEM_STOP_FILL = 0,		/* fill what is missing first, then stop: memory is whole */
-	KVMEM_STOP_HAND_BACK = 1,	/* stop now; missing pages stay absent, see kvmem_region_next_missing() */
+	KVMEM_STOP_FILL = 0, /* fill what is missing first, then stop: memory is whole */
+	KVMEM_STOP_HAND_BACK =
+		1, /* stop now; missing pages stay absent, see kvmem_region_next_missing() */
 };
 
 /**
@@ -138,25 +141,25 @@ KVMEM_API int kvmem_pager_handle(struct kvmem_pager *pager);
  * may never be present. May be called from any thread. */
 KVMEM_API int kvmem_pager_wait(struct kvmem_pager *pager, int64_t timeout_ns);
 
-#define KVMEM_HIST_BUCKETS 40	/* bucket i counts times in [2^i, 2^(i+1)) ns */
+#define KVMEM_HIST_BUCKETS 40 /* bucket i counts times in [2^i, 2^(i+1)) ns */
 
 struct kvmem_pager_stats {
 	uint32_t size;
 	uint32_t shards;
-	uint64_t faults_missing;	/* events of each kind */
+	uint64_t faults_missing; /* events of each kind */
 	uint64_t faults_minor;
-	uint64_t faults_stale;		/* page was there by the time the event was read */
-	uint64_t removes;		/* REMOVE and UNMAP events */
-	uint64_t reads;			/* read() calls that returned events */
-	uint64_t pages_demand;		/* pages filled because of a fault, the faulting page itself */
-	uint64_t pages_around;		/* ... and its neighbours */
+	uint64_t faults_stale; /* page was there by the time the event was read */
+	uint64_t removes;      /* REMOVE and UNMAP events */
+	uint64_t reads;	       /* read() calls that returned events */
+	uint64_t pages_demand; /* pages filled because of a fault, the faulting page itself */
+	uint64_t pages_around; /* ... and its neighbours */
 	uint64_t pages_background;
 	uint64_t pages_prefetch;
-	uint64_t pages_zero;		/* of all these, pages of zeros */
+	uint64_t pages_zero; /* of all these, pages of zeros */
 	uint64_t pages_poisoned;
-	uint64_t pages_missing;		/* still absent */
-	uint64_t retries;		/* EAGAIN from the kernel */
-	uint64_t service_ns[KVMEM_HIST_BUCKETS];	/* read of the event to wake-up */
+	uint64_t pages_missing;			 /* still absent */
+	uint64_t retries;			 /* EAGAIN from the kernel */
+	uint64_t service_ns[KVMEM_HIST_BUCKETS]; /* read of the event to wake-up */
 };
 
 #define KVMEM_PAGER_STATS_INIT KVMEM_INIT_(struct kvmem_pager_stats)

@@ -12,58 +12,58 @@ KVMEM_BEGIN_DECLS
 
 /* How pages are made. */
 enum kvmem_fill_method {
-	KVMEM_FILL_AUTO = 0,		/* tried on the first chunks, the fastest kept */
-	KVMEM_FILL_WRITE = 1,		/* pwrite() into the file descriptor */
-	KVMEM_FILL_UFFD_COPY = 2,	/* UFFDIO_COPY, on memory registered with a pager */
-	KVMEM_FILL_POPULATE_COPY = 3,	/* map a chunk with MADV_POPULATE, then copy into it */
-	KVMEM_FILL_COPY = 4,		/* copy through the mapping, faulting page by page */
+	KVMEM_FILL_AUTO = 0,	      /* tried on the first chunks, the fastest kept */
+	KVMEM_FILL_WRITE = 1,	      /* pwrite() into the file descriptor */
+	KVMEM_FILL_UFFD_COPY = 2,     /* UFFDIO_COPY, on memory registered with a pager */
+	KVMEM_FILL_POPULATE_COPY = 3, /* map a chunk with MADV_POPULATE, then copy into it */
+	KVMEM_FILL_COPY = 4,	      /* copy through the mapping, faulting page by page */
 };
 
 /* How a file's bytes are brought in. */
 enum kvmem_file_method {
 	KVMEM_FILE_AUTO = 0,
-	KVMEM_FILE_DIRECT = 1,		/* io_uring, O_DIRECT straight into guest memory */
-	KVMEM_FILE_URING = 2,		/* io_uring, through the page cache */
-	KVMEM_FILE_PREAD = 3,		/* pread() */
+	KVMEM_FILE_DIRECT = 1, /* io_uring, O_DIRECT straight into guest memory */
+	KVMEM_FILE_URING = 2,  /* io_uring, through the page cache */
+	KVMEM_FILE_PREAD = 3,  /* pread() */
 };
 
 struct kvmem_progress {
 	uint32_t size;
 	uint32_t reserved;
-	uint64_t done;		/* bytes dealt with, holes and zero pages among them */
-	uint64_t total;		/* bytes asked for */
+	uint64_t done;	/* bytes dealt with, holes and zero pages among them */
+	uint64_t total; /* bytes asked for */
 	uint64_t elapsed_ns;
 };
 
 struct kvmem_populate_opts {
 	uint32_t size;
-	uint32_t flags;			/* KVMEM_POPULATE_* */
-	uint64_t source_offset;		/* bytes into the source of the first byte */
-	uint64_t bytes;			/* 0: as much as both the source and the region hold */
-	uint32_t threads;		/* 0: as many as pay, 1: the calling thread only */
-	uint32_t method;		/* enum kvmem_fill_method: anything but AUTO is a requirement */
-	uint32_t file_method;		/* enum kvmem_file_method: likewise */
+	uint32_t flags;		/* KVMEM_POPULATE_* */
+	uint64_t source_offset; /* bytes into the source of the first byte */
+	uint64_t bytes;		/* 0: as much as both the source and the region hold */
+	uint32_t threads;	/* 0: as many as pay, 1: the calling thread only */
+	uint32_t method;	/* enum kvmem_fill_method: anything but AUTO is a requirement */
+	uint32_t file_method;	/* enum kvmem_file_method: likewise */
 	uint32_t reserved;
-	uint64_t chunk_bytes;		/* unit of work, 0: chosen */
+	uint64_t chunk_bytes; /* unit of work, 0: chosen */
 	/* Called in the calling thread every ~50 ms and at the end; non-zero cancels. May be NULL. */
 	int (*progress)(void *arg, const struct kvmem_progress *progress);
 	void *progress_arg;
 };
 
-#define KVMEM_POPULATE_KEEP_ZERO (1u << 0)	/* write zero pages too: allocate all of the range */
+#define KVMEM_POPULATE_KEEP_ZERO (1u << 0) /* write zero pages too: allocate all of the range */
 #define KVMEM_POPULATE_OPTS_INIT KVMEM_INIT_(struct kvmem_populate_opts)
 
 struct kvmem_populate_result {
 	uint32_t size;
-	uint32_t method;		/* enum kvmem_fill_method used for most bytes */
-	uint32_t file_method;		/* enum kvmem_file_method used, 0 when the source is no file */
+	uint32_t method;      /* enum kvmem_fill_method used for most bytes */
+	uint32_t file_method; /* enum kvmem_file_method used, 0 when the source is no file */
 	uint32_t threads;
-	uint64_t bytes_copied;		/* stored through the mapping or by UFFDIO_COPY */
-	uint64_t bytes_written;		/* by write() */
-	uint64_t bytes_read;		/* by O_DIRECT or read() straight into guest memory */
-	uint64_t bytes_zero;		/* data of the source that was zero: not written */
-	uint64_t bytes_hole;		/* holes of the source: neither read nor written */
-	uint64_t bytes_present;		/* had content already: left alone */
+	uint64_t bytes_copied;	/* stored through the mapping or by UFFDIO_COPY */
+	uint64_t bytes_written; /* by write() */
+	uint64_t bytes_read;	/* by O_DIRECT or read() straight into guest memory */
+	uint64_t bytes_zero;	/* data of the source that was zero: not written */
+	uint64_t bytes_hole;	/* holes of the source: neither read nor written */
+	uint64_t bytes_present; /* had content already: left alone */
 	uint64_t elapsed_ns;
 };
 

@@ -17,60 +17,61 @@ struct kvmem_region;
 enum kvmem_backing {
 	KVMEM_BACKING_AUTO = 0,
 	KVMEM_BACKING_GUEST_MEMFD = 1,
-	KVMEM_BACKING_MEMFD = 2,	/* shmem; page size: the base page */
-	KVMEM_BACKING_HUGETLB = 3,	/* memfd of huge pages: 2 MiB or 1 GiB */
-	KVMEM_BACKING_ANONYMOUS = 4,	/* private anonymous memory; no file descriptor */
+	KVMEM_BACKING_MEMFD = 2,     /* shmem; page size: the base page */
+	KVMEM_BACKING_HUGETLB = 3,   /* memfd of huge pages: 2 MiB or 1 GiB */
+	KVMEM_BACKING_ANONYMOUS = 4, /* private anonymous memory; no file descriptor */
 };
 
 enum kvmem_slot_form {
 	KVMEM_SLOT_AUTO = 0,
-	KVMEM_SLOT_HVA = 1,	/* KVM resolves guest faults through the host mapping */
-	KVMEM_SLOT_DIRECT = 2,	/* KVM resolves them on the guest_memfd itself (KVM_MEM_GUEST_MEMFD) */
+	KVMEM_SLOT_HVA = 1, /* KVM resolves guest faults through the host mapping */
+	KVMEM_SLOT_DIRECT =
+		2, /* KVM resolves them on the guest_memfd itself (KVM_MEM_GUEST_MEMFD) */
 };
 
 /* What a region should be able to do: `wants` may be given up with a reason, `needs` may not. */
-#define KVMEM_WANT_DIRTY	(1u << 0)	/* learn what the guest wrote */
-#define KVMEM_WANT_PAGING	(1u << 1)	/* fill on demand through a pager */
-#define KVMEM_WANT_NUMA		(1u << 2)	/* kernel-held NUMA policy by range */
-#define KVMEM_WANT_PRIVATE	(1u << 3)	/* memory the guest can convert to private (direct slot) */
-#define KVMEM_WANT_HUGE		(1u << 4)	/* huge pages (hugetlb) */
-#define KVMEM_WANT_SHARED	(1u << 5)	/* a file descriptor another process can map */
-#define KVMEM_WANT_WRITE	(1u << 6)	/* population by write() */
+#define KVMEM_WANT_DIRTY   (1u << 0) /* learn what the guest wrote */
+#define KVMEM_WANT_PAGING  (1u << 1) /* fill on demand through a pager */
+#define KVMEM_WANT_NUMA	   (1u << 2) /* kernel-held NUMA policy by range */
+#define KVMEM_WANT_PRIVATE (1u << 3) /* memory the guest can convert to private (direct slot) */
+#define KVMEM_WANT_HUGE	   (1u << 4) /* huge pages (hugetlb) */
+#define KVMEM_WANT_SHARED  (1u << 5) /* a file descriptor another process can map */
+#define KVMEM_WANT_WRITE   (1u << 6) /* population by write() */
 
 struct kvmem_region_opts {
 	uint32_t size;
-	uint32_t flags;		/* KVMEM_REGION_FD */
-	uint64_t bytes;		/* a non-zero multiple of the page size */
-	uint64_t wants;		/* KVMEM_WANT_* */
-	uint64_t needs;		/* KVMEM_WANT_*: refuse (-EOPNOTSUPP) rather than fall back */
-	uint32_t backing;	/* enum kvmem_backing; anything but AUTO is a requirement */
-	uint32_t slot_form;	/* enum kvmem_slot_form; anything but AUTO is a requirement */
-	uint64_t page_size;	/* bytes; 0: the base page, or 2 MiB for huge pages */
-	uint64_t gmem_flags;	/* further guest_memfd creation flags, passed through */
-	int32_t fd;		/* with KVMEM_REGION_FD: an existing memfd or guest_memfd */
+	uint32_t flags;	     /* KVMEM_REGION_FD */
+	uint64_t bytes;	     /* a non-zero multiple of the page size */
+	uint64_t wants;	     /* KVMEM_WANT_* */
+	uint64_t needs;	     /* KVMEM_WANT_*: refuse (-EOPNOTSUPP) rather than fall back */
+	uint32_t backing;    /* enum kvmem_backing; anything but AUTO is a requirement */
+	uint32_t slot_form;  /* enum kvmem_slot_form; anything but AUTO is a requirement */
+	uint64_t page_size;  /* bytes; 0: the base page, or 2 MiB for huge pages */
+	uint64_t gmem_flags; /* further guest_memfd creation flags, passed through */
+	int32_t fd;	     /* with KVMEM_REGION_FD: an existing memfd or guest_memfd */
 	uint32_t reserved;
-	uint64_t fd_offset;	/* bytes into fd at which the region begins */
+	uint64_t fd_offset; /* bytes into fd at which the region begins */
 };
 
-#define KVMEM_REGION_FD (1u << 0)
+#define KVMEM_REGION_FD	       (1u << 0)
 #define KVMEM_REGION_OPTS_INIT KVMEM_INIT_(struct kvmem_region_opts)
 
 #define KVMEM_PLAN_REASONS 1536
 
 struct kvmem_plan {
 	uint32_t size;
-	uint32_t backing;	/* enum kvmem_backing */
-	uint32_t slot_form;	/* enum kvmem_slot_form */
-	uint32_t write_rev;	/* enum kvmem_write_rev of its file descriptor */
+	uint32_t backing;   /* enum kvmem_backing */
+	uint32_t slot_form; /* enum kvmem_slot_form */
+	uint32_t write_rev; /* enum kvmem_write_rev of its file descriptor */
 	uint64_t bytes;
-	uint64_t page_size;	/* bytes */
-	uint64_t gmem_flags;	/* creation flags of the guest_memfd */
-	uint64_t granted;	/* KVMEM_WANT_* that the region will have */
-	uint64_t given_up;	/* KVMEM_WANT_* asked for in `wants` and not to be had */
-	uint32_t shared_backing;	/* enum kvmem_backing of the shared pages where a guest_memfd holds
+	uint64_t page_size;	 /* bytes */
+	uint64_t gmem_flags;	 /* creation flags of the guest_memfd */
+	uint64_t granted;	 /* KVMEM_WANT_* that the region will have */
+	uint64_t given_up;	 /* KVMEM_WANT_* asked for in `wants` and not to be had */
+	uint32_t shared_backing; /* enum kvmem_backing of the shared pages where a guest_memfd holds
 					 * private ones only; else 0 */
 	uint32_t reserved;
-	char reasons[KVMEM_PLAN_REASONS];	/* a line per decision, each ending in '\n' */
+	char reasons[KVMEM_PLAN_REASONS]; /* a line per decision, each ending in '\n' */
 };
 
 #define KVMEM_PLAN_INIT KVMEM_INIT_(struct kvmem_plan)
@@ -108,8 +109,7 @@ KVMEM_API int kvmem_region_create(struct kvmem_vm *vm, const struct kvmem_region
 KVMEM_API int kvmem_region_free(struct kvmem_region *region);
 
 /** kvmem_region_get_plan() - what the region is: the plan it was made by. May be called from any thread. */
-KVMEM_API int kvmem_region_get_plan(const struct kvmem_region *region,
-				    struct kvmem_plan *ret_plan);
+KVMEM_API int kvmem_region_get_plan(const struct kvmem_region *region, struct kvmem_plan *ret_plan);
 
 /** kvmem_region_base() - first byte of the host mapping, borrowed: valid until kvmem_region_free(). */
 KVMEM_API void *kvmem_region_base(const struct kvmem_region *region);
@@ -127,7 +127,7 @@ KVMEM_API int kvmem_region_fd(const struct kvmem_region *region);
  * says that the shared ones are elsewhere; else -ENODEV. */
 KVMEM_API int kvmem_region_private_fd(const struct kvmem_region *region);
 
-#define KVMEM_ATTACH_READONLY (1u << 0)	/* guest writes exit with KVM_EXIT_MMIO; HVA slots only */
+#define KVMEM_ATTACH_READONLY (1u << 0) /* guest writes exit with KVM_EXIT_MMIO; HVA slots only */
 
 /**
  * kvmem_region_attach() - give bytes [offset, offset + bytes) to the guest at guest-physical gpa.
@@ -175,7 +175,7 @@ KVMEM_API int kvmem_region_mark_present(struct kvmem_region *region, uint64_t of
 
 struct kvmem_run {
 	struct kvmem_region *region;
-	uint64_t offset;	/* bytes into the region */
+	uint64_t offset; /* bytes into the region */
 	uint64_t bytes;
 };
 
@@ -188,7 +188,7 @@ struct kvmem_run {
 KVMEM_API int kvmem_region_next_missing(const struct kvmem_region *region, uint64_t from,
 					struct kvmem_run *ret_run);
 
-#define KVMEM_ATTRIBUTE_PRIVATE (1u << 3)	/* KVM_MEMORY_ATTRIBUTE_PRIVATE */
+#define KVMEM_ATTRIBUTE_PRIVATE (1u << 3) /* KVM_MEMORY_ATTRIBUTE_PRIVATE */
 
 /**
  * kvmem_region_set_attributes() - KVM_SET_MEMORY_ATTRIBUTES on the attached parts of a range.

@@ -11,21 +11,21 @@ KVMEM_BEGIN_DECLS
 struct kvmem_source;
 
 enum kvmem_extent_kind {
-	KVMEM_EXTENT_DATA = 0,	/* must be read */
-	KVMEM_EXTENT_ZERO = 1,	/* reads as zero, known without reading */
-	KVMEM_EXTENT_HOLE = 2,	/* nothing stored here; reads as zero */
+	KVMEM_EXTENT_DATA = 0, /* must be read */
+	KVMEM_EXTENT_ZERO = 1, /* reads as zero, known without reading */
+	KVMEM_EXTENT_HOLE = 2, /* nothing stored here; reads as zero */
 };
 
 struct kvmem_extent {
 	uint32_t size;
-	uint32_t kind;		/* enum kvmem_extent_kind */
-	uint64_t offset;	/* bytes into the source */
+	uint32_t kind;	 /* enum kvmem_extent_kind */
+	uint64_t offset; /* bytes into the source */
 	uint64_t bytes;
 };
 
 #define KVMEM_EXTENT_INIT KVMEM_INIT_(struct kvmem_extent)
 
-#define KVMEM_SOURCE_BUFFERED (1u << 0)	/* never read the file with O_DIRECT */
+#define KVMEM_SOURCE_BUFFERED (1u << 0) /* never read the file with O_DIRECT */
 
 /**
  * kvmem_source_file() - bytes [offset, offset + bytes) of an open file, holes known by SEEK_HOLE.
@@ -47,7 +47,7 @@ KVMEM_API int kvmem_source_memory(const void *base, uint64_t bytes,
 
 struct kvmem_source_ops {
 	uint32_t size;
-	uint32_t flags;		/* 0 */
+	uint32_t flags; /* 0 */
 	/* Fill buf with bytes from offset; 0, or -errno, which fails the fill. Called from any of the
 	 * library's threads, several at a time. */
 	int (*read)(void *arg, uint64_t offset, void *buf, uint64_t bytes);

@@ -14,17 +14,17 @@ KVMEM_BEGIN_DECLS
 
 struct kvmem_vm;
 
-#define KVMEM_SLOT_ANY UINT32_MAX	/* let the library choose the slot number */
+#define KVMEM_SLOT_ANY UINT32_MAX /* let the library choose the slot number */
 
 struct kvmem_vm_opts {
 	uint32_t size;
-	uint32_t flags;			/* KVMEM_VM_KVM_FD */
-	uint64_t type;			/* machine type for KVM_CREATE_VM; 0 is the default VM */
-	int32_t kvm_fd;			/* with KVMEM_VM_KVM_FD: use this instead of opening /dev/kvm */
-	uint32_t first_slot;		/* the library chooses slot numbers from here on (default 0) */
+	uint32_t flags;	     /* KVMEM_VM_KVM_FD */
+	uint64_t type;	     /* machine type for KVM_CREATE_VM; 0 is the default VM */
+	int32_t kvm_fd;	     /* with KVMEM_VM_KVM_FD: use this instead of opening /dev/kvm */
+	uint32_t first_slot; /* the library chooses slot numbers from here on (default 0) */
 };
 
-#define KVMEM_VM_KVM_FD (1u << 0)
+#define KVMEM_VM_KVM_FD	   (1u << 0)
 #define KVMEM_VM_OPTS_INIT KVMEM_INIT_(struct kvmem_vm_opts)
 
 /**

@@ -7,8 +7,8 @@
 #include <sys/mman.h>
 
 #include "bench.h"
-#include "dirty_bitmap.h"
-#include "dirty_ring.h"
+#include "dirty/bitmap.h"
+#include "dirty/ring.h"
 
 #define GIB (UINT64_C(1) << 30)
 #define PAGE_SHIFT 12

@@ -16,7 +16,7 @@
 
 #include <kvmem/kvmem.h>
 
-#include "uapi/kvm.h"
+#include "base/uapi/kvm.h"
 #include "vmm.h"
 
 #define PAGE 4096ull

@@ -10,7 +10,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 #include "tap.h"
-#include "uapi/kvm.h"
+#include "base/uapi/kvm.h"
 
 #define PAGE 4096ul
 

@@ -8,9 +8,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "uapi/kvm.h"
-#include "uapi/mm.h"
-#include "uapi/userfaultfd.h"
+#include "base/uapi/kvm.h"
+#include "base/uapi/mm.h"
+#include "base/uapi/userfaultfd.h"
 
 #define PAGE 4096u
 #define GMEMS 256

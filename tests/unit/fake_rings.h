@@ -10,9 +10,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "dirty.h"
+#include "dirty/dirty_internal.h"
 #include "fake_sys.h"
-#include "uapi/kvm.h"
+#include "base/uapi/kvm.h"
 
 #define FK_VM_FD 500
 #define FK_VCPU_FD 600		/* and the next ones */

@@ -13,7 +13,9 @@
 
 #include <stdatomic.h>
 
-#include "sys.h"
+#include <kvmem/kvmem.h>
+
+#include "base/sys.h"
 
 #define FAKE_MEMBER(name, params, args) int64_t (*name) params;
 #define FAKE_COUNT(name, params, args) unsigned long name;

@@ -9,7 +9,8 @@
 
 #include "harness.h"
 #include "fake_sys.h"
-#include "internal.h"
+#include "numa/numa.h"
+#include "source/source.h"
 
 #define PAGE 4096u
 #define PAGES 256u

@@ -10,11 +10,11 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "caps_internal.h"
+#include "caps/caps_internal.h"
 #include "fake_kvm.h"
-#include "uapi/kvm.h"
-#include "uapi/mm.h"
-#include "uapi/userfaultfd.h"
+#include "base/uapi/kvm.h"
+#include "base/uapi/mm.h"
+#include "base/uapi/userfaultfd.h"
 
 static struct kvmem_caps *caps;
 

@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 #include "fake_rings.h"
-#include "uapi/kvm.h"
+#include "base/uapi/kvm.h"
 
 #define PAGE 4096ull
 

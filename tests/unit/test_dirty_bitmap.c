@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "dirty_bitmap.h"
+#include "dirty/bitmap.h"
 #include "fake_sys.h"
 
 /* An assertion of Check costs a write each: not for a million pages. */

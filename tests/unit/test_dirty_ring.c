@@ -11,7 +11,7 @@
 
 #include <linux/kvm.h>
 
-#include "dirty_ring.h"
+#include "dirty/ring.h"
 #include "fake_sys.h"
 
 #define ENTRIES 256u

@@ -8,7 +8,7 @@
 
 #include <kvmem/base.h>
 
-#include "error.h"
+#include "base/error.h"
 
 struct opts_v2 {
 	uint32_t size;

@@ -10,8 +10,9 @@
 #include <unistd.h>
 
 #include "fake_sys.h"
-#include "internal.h"
-#include "uapi/mm.h"
+#include "numa/numa.h"
+#include "source/source.h"
+#include "base/uapi/mm.h"
 
 #define PAGE 4096ull
 #define PAGES 1024ull

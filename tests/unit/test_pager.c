@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 #include "fake_sys.h"
-#include "pager_internal.h"
+#include "pager/pager_internal.h"
 
 #define PAGE 4096u
 #define PAGES 64u

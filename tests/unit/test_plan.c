@@ -5,7 +5,8 @@
 #include <errno.h>
 #include <string.h>
 
-#include "caps_internal.h"
+#include "caps/caps_internal.h"
+#include "region/region.h"
 #include "fake_sys.h"
 
 /* What a kernel can, a bit each. */

@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 #include "fill_rig.h"
-#include "uapi/mm.h"
+#include "base/uapi/mm.h"
 
 /* ---- write revisions, over a memfd that behaves as a guest_memfd of that revision ---- */
 

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 
 #include "fake_sys.h"
-#include "presence.h"
+#include "region/presence.h"
 
 #define PAGES 1000u
 

@@ -12,8 +12,9 @@
 #include <unistd.h>
 
 #include "fake_kvm.h"
-#include "internal.h"
-#include "uapi/kvm.h"
+#include "numa/numa.h"
+#include "source/source.h"
+#include "base/uapi/kvm.h"
 
 #define PAGE 4096ull
 #define PAGES 64ull

@@ -10,7 +10,8 @@
 #include <unistd.h>
 
 #include "fake_sys.h"
-#include "internal.h"
+#include "numa/numa.h"
+#include "source/source.h"
 
 #define PAGE 4096u
 

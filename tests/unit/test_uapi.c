@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
-/* What lib/uapi defines equals what this build host's kernel headers define, where they do. */
+/* What lib/base/uapi defines equals what this build host's kernel headers define, where they do. */
 #include "harness.h"
 
 #include <stdint.h>
 #include <stdio.h>
 #include <sys/mman.h>
 
-#include "uapi/kvm.h"
-#include "uapi/mm.h"
-#include "uapi/userfaultfd.h"
+#include "base/uapi/kvm.h"
+#include "base/uapi/mm.h"
+#include "base/uapi/userfaultfd.h"
 
 static unsigned int compared;
 

@@ -4,7 +4,8 @@
 
 #include <string.h>
 
-#include "internal.h"
+#include "numa/numa.h"
+#include "source/source.h"
 
 static unsigned char buf[8192 + 64];
 

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+#include "base/error.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <kvmem/base.h>
+
+#undef km_fail
+
+static _Thread_local char detail[512];
+
+int km_fail(int err, const char *fmt, ...)
+{
+	char text[sizeof(detail)]; /* an argument may be the detail itself */
+	int saved = errno;
+	va_list ap;
+
+	errno = err;
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	errno = saved;
+	memcpy(detail, text, sizeof(detail));
+	return -err;
+}
+
+const char *kvmem_error_detail(void)
+{
+	return detail;
+}
+
+const char *kvmem_version(void)
+{
+	return KM_VERSION;
+}
+
+static int tail_is_zero(const unsigned char *p, size_t from, size_t to)
+{
+	while (from < to)
+		if (p[from++])
+			return 0;
+	return 1;
+}
+
+int km_opts_copy(void *dst, size_t known, size_t min, const void *src, const char *what)
+{
+	uint32_t size;
+
+	memset(dst, 0, known);
+	if (!src) {
+		size = (uint32_t)known;
+		memcpy(dst, &size, sizeof(size));
+		return 0;
+	}
+	memcpy(&size, src, sizeof(size));
+	if (size < min)
+		return km_fail(EINVAL,
+			       "%s: size is %" PRIu32 ", must be at least %zu: set it to "
+			       "sizeof, as the INIT macro does",
+			       what, size, min);
+	if (size > known && !tail_is_zero(src, known, size))
+		return km_fail(E2BIG,
+			       "%s: size is %" PRIu32 " and this library knows %zu bytes, but "
+			       "what lies beyond is not zero: it asks for something newer",
+			       what, size, known);
+	memcpy(dst, src, size < known ? size : known);
+	return 0;
+}
+
+int km_result_check(const void *dst, size_t min, const char *what)
+{
+	uint32_t size;
+
+	if (!dst)
+		return km_fail(EINVAL, "%s: is NULL", what);
+	memcpy(&size, dst, sizeof(size));
+	if (size < min)
+		return km_fail(EINVAL,
+			       "%s: size is %" PRIu32 ", must be at least %zu: set it to "
+			       "sizeof, as the INIT macro does",
+			       what, size, min);
+	return 0;
+}
+
+void km_result_copy(void *dst, const void *src, size_t known)
+{
+	uint32_t size;
+
+	memcpy(&size, dst, sizeof(size));
+	memcpy((char *)dst + sizeof(size), (const char *)src + sizeof(size),
+	       (size < known ? size : known) - sizeof(size));
+	if (size > known) /* fields of a newer header: this library has no value for them */
+		memset((char *)dst + known, 0, size - known);
+}
+
+int km_flags_check(uint64_t flags, uint64_t known, const char *what)
+{
+	if (flags & ~known)
+		return km_fail(EINVAL,
+			       "%s: unknown bits 0x%" PRIx64 ", this library knows 0x%" PRIx64,
+			       what, flags & ~known, known);
+	return 0;
+}
+
+int km_range_check(uint64_t offset, uint64_t bytes, uint64_t limit, const char *what)
+{
+	if (!bytes)
+		return km_fail(EINVAL, "%s: 0 bytes at offset 0x%" PRIx64 ", must be at least one",
+			       what, offset);
+	if (offset + bytes < offset)
+		return km_fail(EINVAL, "%s: offset 0x%" PRIx64 " + 0x%" PRIx64 " bytes overflows",
+			       what, offset, bytes);
+	if (offset + bytes > limit)
+		return km_fail(ERANGE,
+			       "%s: offset 0x%" PRIx64 " + 0x%" PRIx64
+			       " bytes ends beyond 0x%" PRIx64 " bytes",
+			       what, offset, bytes, limit);
+	return 0;
+}
+
+int km_align_check(uint64_t value, uint64_t align, const char *what)
+{
+	if (value & (align - 1))
+		return km_fail(EINVAL,
+			       "%s: 0x%" PRIx64 " is not a multiple of the page size 0x%" PRIx64,
+			       what, value, align);
+	return 0;
+}

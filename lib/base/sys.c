@@ -1,0 +1,384 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+/*
+ * System calls, each in a few lines. Compiled a second time for the unit tests, with KM_SYS_REAL,
+ * under other names that their fake calls through to.
+ */
+#include "base/sys.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <liburing.h>
+#include <numa.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifdef KM_SYS_REAL
+#define SYS(name)			 km_real_##name
+#define DECLARE_REAL(name, params, args) int64_t km_real_##name params;
+KM_SYS_CALLS(DECLARE_REAL)
+void *km_real_alloc(size_t len);
+void *km_real_realloc(void *p, size_t len);
+#else
+#define SYS(name) km_sys_##name
+#endif
+
+static int64_t result(int64_t r)
+{
+	return r < 0 ? -errno : r;
+}
+
+#define RESTART(call) \
+	({ \
+		int64_t r_; \
+		do \
+			r_ = (call); \
+		while (r_ < 0 && errno == EINTR); \
+		result(r_); \
+	})
+
+int64_t SYS(open)(const char *path, int flags)
+{
+	return RESTART(open(path, flags | O_CLOEXEC, 0600));
+}
+
+int64_t SYS(dup)(int fd)
+{
+	return result(fcntl(fd, F_DUPFD_CLOEXEC, 0));
+}
+
+int64_t SYS(fcntl_getfl)(int fd)
+{
+	return result(fcntl(fd, F_GETFL));
+}
+
+int64_t SYS(fcntl_seals)(int fd)
+{
+	return result(fcntl(fd, F_GET_SEALS));
+}
+
+int64_t SYS(fstat)(int fd, struct stat *st)
+{
+	return result(fstat(fd, st));
+}
+
+int64_t SYS(ioctl)(int fd, unsigned long request, void *arg)
+{
+	return RESTART(ioctl(fd, request, arg));
+}
+
+int64_t SYS(ioctl_val)(int fd, unsigned long request, unsigned long arg)
+{
+	return RESTART(ioctl(fd, request, arg));
+}
+
+int64_t SYS(mmap)(size_t len, int prot, int flags, int fd, uint64_t off, void **ret)
+{
+	void *p = mmap(NULL, len, prot, flags, fd, (off_t)off);
+
+	if (p == MAP_FAILED)
+		return -errno;
+	*ret = p;
+	return 0;
+}
+
+int64_t SYS(mprotect)(void *addr, size_t len, int prot)
+{
+	return result(mprotect(addr, len, prot));
+}
+
+int64_t SYS(madvise)(void *addr, size_t len, int advice)
+{
+	return RESTART(madvise(addr, len, advice));
+}
+
+int64_t SYS(mincore)(void *addr, size_t len, unsigned char *vec)
+{
+	return result(mincore(addr, len, vec));
+}
+
+int64_t SYS(memfd_create)(const char *name, unsigned int flags)
+{
+	return result(memfd_create(name, flags | MFD_CLOEXEC));
+}
+
+int64_t SYS(ftruncate)(int fd, uint64_t len)
+{
+	return RESTART(ftruncate(fd, (off_t)len));
+}
+
+int64_t SYS(fallocate)(int fd, int mode, uint64_t off, uint64_t len)
+{
+	return RESTART(fallocate(fd, mode, (off_t)off, (off_t)len));
+}
+
+int64_t SYS(lseek)(int fd, uint64_t off, int whence)
+{
+	return result(lseek(fd, (off_t)off, whence));
+}
+
+int64_t SYS(pread)(int fd, void *buf, size_t len, uint64_t off)
+{
+	return RESTART(pread(fd, buf, len, (off_t)off));
+}
+
+int64_t SYS(pwrite)(int fd, const void *buf, size_t len, uint64_t off)
+{
+	return RESTART(pwrite(fd, buf, len, (off_t)off));
+}
+
+int64_t SYS(read)(int fd, void *buf, size_t len)
+{
+	return RESTART(read(fd, buf, len));
+}
+
+int64_t SYS(write)(int fd, const void *buf, size_t len)
+{
+	return RESTART(write(fd, buf, len));
+}
+
+int64_t SYS(userfaultfd)(int flags)
+{
+	return result(syscall(SYS_userfaultfd, flags | O_CLOEXEC));
+}
+
+int64_t SYS(eventfd)(unsigned int value, int flags)
+{
+	return result(eventfd(value, flags | EFD_CLOEXEC));
+}
+
+int64_t SYS(epoll_create)(void)
+{
+	return result(epoll_create1(EPOLL_CLOEXEC));
+}
+
+int64_t SYS(epoll_ctl)(int ep, int op, int fd, struct epoll_event *ev)
+{
+	return result(epoll_ctl(ep, op, fd, ev));
+}
+
+int64_t SYS(epoll_wait)(int ep, struct epoll_event *ev, int max, int timeout_ms)
+{
+	return RESTART(epoll_wait(ep, ev, max, timeout_ms));
+}
+
+int64_t SYS(poll)(struct pollfd *fds, unsigned int n, int timeout_ms)
+{
+	return RESTART(poll(fds, n, timeout_ms));
+}
+
+int64_t SYS(mbind)(void *addr, size_t len, int mode, const unsigned long *nodes,
+		   unsigned long maxnode, unsigned int flags)
+{
+	return result(syscall(SYS_mbind, addr, len, mode, nodes, maxnode, flags));
+}
+
+int64_t SYS(get_mempolicy)(int *mode, unsigned long *nodes, unsigned long maxnode, void *addr,
+			   unsigned long flags)
+{
+	return result(syscall(SYS_get_mempolicy, mode, nodes, maxnode, addr, flags));
+}
+
+int64_t SYS(set_mempolicy)(int mode, const unsigned long *nodes, unsigned long maxnode)
+{
+	return result(syscall(SYS_set_mempolicy, mode, nodes, maxnode));
+}
+
+int64_t SYS(move_pages_query)(size_t count, void **pages, int *status)
+{
+	return result(syscall(SYS_move_pages, 0, count, pages, NULL, status, 0));
+}
+
+/* Memory of a node; libnuma reads it without a word, and says -1 for a node that is not there. */
+int64_t SYS(node_bytes)(int node)
+{
+	long long r = numa_node_size64(node, NULL);
+
+	return r < 0 ? -ENODEV : r;
+}
+
+/* As the kernel lists them, "0-3,8"; libnuma prints when it cannot read that. */
+static void parse_cpus(const char *p, cpu_set_t *set)
+{
+	CPU_ZERO(set);
+	while (*p >= '0' && *p <= '9') {
+		char *end;
+		unsigned long first = strtoul(p, &end, 10), last = first;
+
+		if (*end == '-')
+			last = strtoul(end + 1, &end, 10);
+		for (; first <= last && first < CPU_SETSIZE; first++)
+			CPU_SET(first, set);
+		p = end + (*end == ',');
+	}
+}
+
+/* The calling thread, on those CPUs of the node that it may use already; -ENODEV if there are none.
+ */
+int64_t SYS(run_near_node)(int node)
+{
+	char text[4096];
+	cpu_set_t near, may;
+	ssize_t n;
+	int fd;
+
+	snprintf(text, sizeof(text), "/sys/devices/system/node/node%d/cpulist", node);
+	fd = open(text, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -ENODEV;
+	n = read(fd, text, sizeof(text) - 1);
+	close(fd);
+	text[n > 0 ? n : 0] = '\0';
+	parse_cpus(text, &near);
+	if (sched_getaffinity(0, sizeof(may), &may))
+		return -errno;
+	CPU_AND(&near, &near, &may);
+	return CPU_COUNT(&near) ? result(sched_setaffinity(0, sizeof(near), &near)) : -ENODEV;
+}
+
+int64_t SYS(thread_create)(pthread_t *ret, const char *name, void *(*fn)(void *), void *arg)
+{
+	sigset_t all, old;
+	int r;
+
+	/* The thread inherits the mask: no signal of the program ever lands on it. */
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	r = pthread_create(ret, NULL, fn, arg);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	if (r)
+		return -r;
+	pthread_setname_np(*ret, name);
+	return 0;
+}
+
+int64_t SYS(uring_init)(unsigned int entries, struct io_uring *ring, struct io_uring_params *p)
+{
+	return io_uring_queue_init_params(entries, ring, p);
+}
+
+int64_t SYS(uring_submit)(struct io_uring *ring)
+{
+	int r;
+
+	do
+		r = io_uring_submit(ring);
+	while (r == -EINTR);
+	return r;
+}
+
+int64_t SYS(uring_wait)(struct io_uring *ring, struct io_uring_cqe **ret)
+{
+	int r;
+
+	do
+		r = io_uring_wait_cqe(ring, ret);
+	while (r == -EINTR);
+	return r;
+}
+
+int64_t SYS(uring_register_buffers)(struct io_uring *ring, const struct iovec *iov, unsigned int n)
+{
+	return io_uring_register_buffers(ring, iov, n);
+}
+
+int64_t SYS(uring_probe_op)(struct io_uring *ring, int op)
+{
+	struct io_uring_probe *probe = io_uring_get_probe_ring(ring);
+	int r;
+
+	if (!probe)
+		return -ENOSYS;
+	r = io_uring_opcode_supported(probe, op) ? 0 : -EOPNOTSUPP;
+	io_uring_free_probe(probe);
+	return r;
+}
+
+void *SYS(alloc)(size_t len)
+{
+	return calloc(1, len);
+}
+
+void *SYS(realloc)(void *p, size_t len)
+{
+	return realloc(p, len);
+}
+
+#ifndef KM_SYS_REAL
+
+void km_sys_free(void *p)
+{
+	free(p);
+}
+
+#endif
+
+/* These have nothing to fake: one set serves both. */
+
+void km_sys_close(int fd)
+{
+	if (fd >= 0)
+		close(fd);
+}
+
+void km_sys_munmap(void *addr, size_t len)
+{
+	if (addr)
+		munmap(addr, len);
+}
+
+void km_sys_uring_exit(struct io_uring *ring)
+{
+	io_uring_queue_exit(ring);
+}
+
+void km_sys_thread_join(pthread_t thread)
+{
+	pthread_join(thread, NULL);
+}
+
+void km_sys_block_signals(sigset_t *ret_old)
+{
+	sigset_t all;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, ret_old);
+}
+
+void km_sys_restore_signals(const sigset_t *old)
+{
+	pthread_sigmask(SIG_SETMASK, old, NULL);
+}
+
+uint64_t km_sys_now_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+void km_sys_yield(void)
+{
+	sched_yield();
+}
+
+size_t km_sys_page_size(void)
+{
+	return (size_t)sysconf(_SC_PAGESIZE);
+}
+
+unsigned int km_sys_cpus(void)
+{
+	cpu_set_t set;
+
+	if (sched_getaffinity(0, sizeof(set), &set))
+		return (unsigned int)sysconf(_SC_NPROCESSORS_ONLN);
+	return (unsigned int)CPU_COUNT(&set);
+}

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+#ifndef KM_CAPS_H
+#define KM_CAPS_H
+
+/*
+ * caps: what this kernel and machine can really do. A table of {facility, probe}; a probe does the
+ * operation on an object of its own and looks at what came of it. Knows base.
+ *
+ * Invariant: a probe changes nothing that it did not make itself, and no kernel version is looked
+ * at.
+ */
+
+#include <kvmem/caps.h>
+
+#include "base/base.h"
+
+/* A table whose entries are probed when first asked for. kvm_fd (-1: /dev/kvm) is duplicated, vm_fd
+ * (-1: none) borrowed; scratch VMs are of vm_type. */
+int km_caps_create(int kvm_fd, int vm_fd, uint64_t vm_type, struct kvmem_caps **ret_caps);
+
+/* Shorthands for planning: probe if need be; never fail, an unknown counts as not there. */
+bool km_caps_has(const struct kvmem_caps *caps, enum kvmem_cap id); /* NATIVE */
+int64_t km_caps_value(const struct kvmem_caps *caps, enum kvmem_cap id);
+const char *km_caps_reason(const struct kvmem_caps *caps, enum kvmem_cap id);
+
+/* A VM more, for the caller to try something on and to close; -errno without detail. */
+int64_t km_caps_new_vm(const struct kvmem_caps *caps);
+
+/* A userfaultfd that sees kernel faults (vCPUs), by the device, else by the system call; its API
+ * handshake done with `features`. Returns the fd or -errno with the detail set. */
+int km_uffd_open(uint64_t features);
+
+/* Slots per address space; <= 0 when the file descriptor is not a VM. */
+int64_t km_vm_slots(int vm_fd);
+
+#endif

@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+#include "dirty/ring.h"
+
+#include <stdatomic.h>
+
+/*
+ * Bytes ahead of the reader that are pulled in, also beyond the ring's end (a prefetch never
+ * faults): the hardware prefetcher stops at each page.
+ */
+#define AHEAD 4096u
+
+/* Entries read at once where they are all of one slot: a cache line's. */
+#define BLOCK 4u
+
+/* A run of entries that fall into one word of one slot, kept in registers. */
+struct cursor {
+	struct km_dmap *map;
+	uint64_t first;
+	uint64_t pages;
+	uint64_t want; /* what flags_slot of the slot's next entry reads */
+	uint64_t word;
+	uint64_t bits;
+	uint64_t strays; /* entries that belong to no page of ours */
+};
+
+static inline void flush(struct cursor *c, bool shared)
+{
+	if (!c->bits)
+		return;
+	if (shared)
+		km_dmap_or_shared(c->map, c->word, c->bits);
+	else
+		km_dmap_or_counted(c->map, c->word, c->bits);
+	c->bits = 0;
+}
+
+static struct km_ring_slot *find_slot(const struct km_ring_slots *slots, uint32_t id)
+{
+	if (id >> 16 >= 2 || (id & 0xffff) >= slots->ids)
+		return NULL;
+	return slots->by_id[id >> 16][id & 0xffff];
+}
+
+/* Entries of a slot we do not know get no pages, and so fail the bounds check one by one. */
+static void switch_slot(struct cursor *c, struct km_ring_slots *slots, uint64_t flags_slot,
+			bool shared)
+{
+	struct km_ring_slot *s = find_slot(slots, (uint32_t)(flags_slot >> 32));
+
+	flush(c, shared);
+	c->want = flags_slot;
+	c->pages = 0;
+	if (!s)
+		return;
+	c->map = shared ? s->shared : s->own;
+	c->first = s->first;
+	c->pages = s->pages;
+	if (__atomic_load_n(&s->epoch, __ATOMIC_RELAXED) != slots->epoch)
+		__atomic_store_n(&s->epoch, slots->epoch, __ATOMIC_RELAXED);
+}
+
+/*
+ * The load of flags_slot acquires the offset behind it. Marking is a release of the 32-bit flags:
+ * the kernel may reuse the entry once it sees RESET, so both loads must be done by then.
+ */
+static inline uint64_t load_flags(const struct km_ring_entry *e)
+{
+	return __atomic_load_n(&e->flags_slot, __ATOMIC_ACQUIRE);
+}
+
+static inline uint64_t load_offset(const struct km_ring_entry *e)
+{
+	return __atomic_load_n(&e->offset, __ATOMIC_RELAXED);
+}
+
+static inline void mark(struct km_ring_entry *e)
+{
+	__atomic_store_n((uint32_t *)&e->flags_slot, KM_RING_RESET, __ATOMIC_RELEASE);
+}
+
+static inline void set_page(struct km_dmap *map, uint64_t page)
+{
+	km_dmap_or(map, page / 64, 1ull << (page % 64));
+}
+
+static inline void set_block(struct km_dmap *map, uint64_t p0, uint64_t p1, uint64_t p2,
+			     uint64_t p3)
+{
+	if ((p0 ^ p3) < 64 && ((p0 ^ p1) | (p0 ^ p2)) < 64) {
+		km_dmap_or(map, p0 / 64,
+			   1ull << (p0 % 64) | 1ull << (p1 % 64) | 1ull << (p2 % 64) |
+				   1ull << (p3 % 64));
+		return;
+	}
+	set_page(map, p0);
+	set_page(map, p1);
+	set_page(map, p2);
+	set_page(map, p3);
+}
+
+/*
+ * Whole blocks of the cursor's slot among `count` entries in a row, for the thread that owns the
+ * map; returns how many entries. One branch for four sets of flags, and loads that wait for no
+ * store, are what makes it faster than entry by entry. Unrolled by hand: at -O2 the compiler goes
+ * through the stack.
+ */
+static inline __attribute__((always_inline)) uint32_t take_blocks_as(const struct cursor *c,
+								     struct km_ring_entry *e,
+								     uint32_t count)
+{
+	const uint64_t want = c->want, first = c->first, pages = c->pages;
+	struct km_dmap *map = c->map;
+	uint32_t n = 0;
+
+	for (; count - n >= BLOCK; n += BLOCK, e += BLOCK) {
+		uint64_t other = (load_flags(&e[0]) ^ want) | (load_flags(&e[1]) ^ want) |
+				 (load_flags(&e[2]) ^ want) | (load_flags(&e[3]) ^ want);
+		uint64_t o0 = load_offset(&e[0]), o1 = load_offset(&e[1]);
+		uint64_t o2 = load_offset(&e[2]), o3 = load_offset(&e[3]);
+
+		if (other || o0 >= pages || o1 >= pages || o2 >= pages || o3 >= pages)
+			break;
+		__builtin_prefetch((void *)((uintptr_t)e + AHEAD), 1);
+		mark(&e[0]);
+		mark(&e[1]);
+		mark(&e[2]);
+		mark(&e[3]);
+		set_block(map, first + o0, first + o1, first + o2, first + o3);
+	}
+	return n;
+}
+
+#if defined(__x86_64__)
+/* Shifts by a variable take one micro-operation instead of three. */
+__attribute__((target("bmi2"))) static uint32_t take_blocks_bmi2(const struct cursor *c,
+								 struct km_ring_entry *e,
+								 uint32_t count)
+{
+	return take_blocks_as(c, e, count);
+}
+#endif
+
+static uint32_t take_blocks(const struct cursor *c, struct km_ring_entry *e, uint32_t count)
+{
+	c->map->uncounted = true;
+#if defined(__x86_64__)
+	if (__builtin_cpu_supports("bmi2"))
+		return take_blocks_bmi2(c, e, count);
+#endif
+	return take_blocks_as(c, e, count);
+}
+
+/* One entry; false when it is not dirty. */
+static inline bool take_one(struct cursor *c, struct km_ring_entry *e, struct km_ring_slots *slots,
+			    bool shared)
+{
+	uint64_t flags_slot = load_flags(e), offset, page;
+
+	if (flags_slot != c->want) {
+		if ((uint32_t)flags_slot != KM_RING_DIRTY)
+			return false;
+		switch_slot(c, slots, flags_slot, shared);
+	}
+	offset = load_offset(e);
+	mark(e);
+	if (offset >= c->pages) {
+		c->strays++;
+		return true;
+	}
+	page = c->first + offset;
+	if (page / 64 != c->word) {
+		flush(c, shared);
+		c->word = page / 64;
+	}
+	c->bits |= 1ull << (page % 64);
+	return true;
+}
+
+enum how { OWN, OWN_FEW, SHARED };
+
+/*
+ * A harvest of a few pages finds the map cold, and would wait for each word in turn: so words are
+ * asked for this many entries ahead. One of many pages warms the map as it goes.
+ */
+#define FEW  2048u
+#define LEAD 64u
+
+static inline void ask(const struct cursor *c, const struct km_ring_entry *e)
+{
+	uint64_t offset = load_offset(e);
+
+	__builtin_prefetch((void *)((uintptr_t)e + 1024), 1);
+	if (load_flags(e) == c->want && offset < c->pages)
+		__builtin_prefetch(&c->map->l0[(c->first + offset) / 64], 1);
+}
+
+static uint32_t take(struct km_ring *ring, struct km_ring_slots *slots, enum how how)
+{
+	const bool shared = how == SHARED;
+	struct cursor c = { .want = ~0ull, .word = ~0ull };
+	const uint32_t size = ring->mask + 1;
+	uint32_t done = 0;
+
+	while (done < size) {
+		uint32_t at = (ring->head + done) & ring->mask;
+		uint32_t in_row = size - (done > at ? done : at);
+
+		if (at % BLOCK == 0 && how == OWN && c.pages) {
+			uint32_t n = take_blocks(&c, &ring->entries[at], in_row);
+
+			done += n;
+			if (n == in_row)
+				continue;
+			at += n;
+		}
+		if (how == OWN_FEW)
+			ask(&c, &ring->entries[(at + LEAD) & ring->mask]);
+		if (!take_one(&c, &ring->entries[at], slots, shared))
+			break;
+		done++;
+	}
+	flush(&c, shared);
+	ring->head += done;
+	if (c.strays)
+		atomic_fetch_add_explicit(&slots->strays, c.strays, memory_order_relaxed);
+	return done;
+}
+
+static bool is_dirty(const struct km_ring *ring, uint32_t i)
+{
+	return (uint32_t)__atomic_load_n(&ring->entries[i & ring->mask].flags_slot,
+					 __ATOMIC_RELAXED) == KM_RING_DIRTY;
+}
+
+/* The oldest entry is the dirty one behind one that is not: a ring is never full to the last entry.
+ */
+static bool find_head(struct km_ring *ring)
+{
+	for (uint32_t i = 0; i <= ring->mask; i++) {
+		if (!is_dirty(ring, i) || is_dirty(ring, i - 1))
+			continue;
+		ring->head = i;
+		ring->lost_head = false;
+		return true;
+	}
+	return false;
+}
+
+static bool has_few(const struct km_ring *ring)
+{
+	return ring->mask >= FEW && !is_dirty(ring, ring->head + FEW);
+}
+
+uint32_t km_ring_take(struct km_ring *ring, struct km_ring_slots *slots, bool shared)
+{
+	if (ring->lost_head && !find_head(ring))
+		return 0;
+	if (shared)
+		return take(ring, slots, SHARED);
+	return take(ring, slots, has_few(ring) ? OWN_FEW : OWN);
+}

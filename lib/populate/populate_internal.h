@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+#ifndef KM_POPULATE_INTERNAL_H
+#define KM_POPULATE_INTERNAL_H
+
+/*
+ * One kvmem_populate() is a struct km_fill; each of its threads a struct km_filler. A filler takes
+ * chunks (populate_next.c: claims pages, leaves out what is present, hole or known zero) and gets
+ * pieces: claimed pages that hold data. A piece is filled at once through a buffer
+ * (populate_store.c) or by reads in flight straight into guest memory (populate_file.c).
+ *
+ * Positions (`pos`) are bytes into the region.
+ */
+
+#include "populate/populate.h"
+#include "numa/numa.h"
+
+#define KM_FILL_METHODS (KVMEM_FILL_COPY + 1)
+#define KM_FILE_METHODS (KVMEM_FILE_PREAD + 1)
+#define KM_FILL_BLOCK \
+	(256u << 10) /* default chunk, and most that goes through a buffer at once \
+				      */
+
+struct km_io;
+struct km_flight;
+
+struct km_fill_counts {
+	uint64_t copied;
+	uint64_t written;
+	uint64_t read;
+	uint64_t zero;
+	uint64_t hole;
+	uint64_t present;
+	uint64_t method[KM_FILL_METHODS]; /* bytes stored by each */
+	uint64_t file[KM_FILE_METHODS];	  /* bytes read by each */
+};
+
+/* Claimed pages, not yet published. */
+struct km_piece {
+	uint64_t page;
+	uint64_t pages;
+	bool stored; /* of the first page, a part is in the kernel already */
+};
+
+struct km_filler {
+	_Atomic uint64_t next; /* chunk; other threads take from here when theirs are done */
+	uint64_t first, end;   /* chunks of its share */
+	_Atomic uint64_t done; /* bytes dealt with, for progress */
+	struct km_fill *f;
+	unsigned int index;
+	bool started;
+	bool recount; /* a second look: what is present was counted in the first */
+	pthread_t thread;
+
+	uint64_t page;	      /* next one to look at */
+	uint64_t claimed_end; /* claimed from `page` up to here */
+	uint64_t chunk_end;
+	uint64_t deferred;	    /* bytes of pages that others had claimed */
+	struct kvmem_extent ext[2]; /* last ones asked for */
+	unsigned int ext_last;
+	struct km_numa_state numa;
+	uint64_t numa_from; /* the thread's policy is the one of [from, end) */
+	uint64_t numa_end;
+
+	uint32_t method; /* of the last store */
+	bool zeros_seen; /* in the last piece, and not few */
+	uint8_t *buf;	 /* KM_FILL_BLOCK bytes, made when needed */
+	struct km_io *io;
+	struct km_flight *flights;
+	struct km_fill_counts counts;
+	struct km_fill_counts kept; /* when the last page was published: back to this on failure */
+	char line[128];		    /* the next one's counters are in cache lines of their own */
+};
+
+struct km_trial {
+	_Atomic uint64_t bytes;
+	_Atomic uint64_t ns;
+};
+
+struct km_fill {
+	struct kvmem_region *r;
+	struct kvmem_source *s;
+	struct kvmem_populate_opts opts;
+	const struct km_fault_ops *ops; /* of the pager that serves the region, or NULL */
+	uint8_t *store;			/* where content is stored; NULL: only by ops->place() */
+	uint64_t offset, end;		/* the range asked for */
+	uint64_t source_offset;
+	uint64_t first_page, pages; /* that it touches */
+	uint64_t chunk_pages, chunks;
+	uint64_t page_bytes, grain; /* of the region; of the host */
+	bool keep_zero;
+
+	struct km_filler *fillers;
+	unsigned int threads;
+	uint64_t start_ns, tick_ns;
+	_Atomic int stop;
+	_Atomic int error; /* the first one, -errno */
+	char detail[512];
+
+	_Atomic uint32_t method;     /* AUTO as long as they are on trial */
+	_Atomic uint32_t candidates; /* bit per method */
+	struct km_trial trial[KM_FILL_METHODS];
+
+	int direct_fd;			    /* the source's file with O_DIRECT, or -1 */
+	_Atomic bool direct_off, uring_off; /* refused once: not tried again */
+	void *watch;			    /* the source's file mapped, for mincore() only */
+	uint64_t watch_bytes, watch_offset;
+};
+
+/* ---- populate.c ---- */
+void km_fill_fail(struct km_fill *f, int error); /* takes this thread's detail along */
+bool km_fill_stopped(struct km_fill *f);
+
+/* ---- populate_next.c ---- */
+int km_fill_next(struct km_filler *w, struct km_piece *p); /* 1, 0: no more, -errno */
+void km_fill_release(struct km_filler *w);		   /* what is claimed and not handed out */
+int km_fill_extent(struct km_filler *w, uint64_t pos, uint32_t *ret_kind, uint64_t *ret_end);
+uint64_t km_fill_clip(const struct km_fill *f, uint64_t from, uint64_t to); /* bytes asked for */
+uint64_t km_fill_source_pos(const struct km_fill *f, uint64_t pos);
+
+/* The first `pages` of the piece are done; on failure, those that the guest sees already. */
+int km_fill_publish(struct km_filler *w, struct km_piece *p, uint64_t pages, bool stored,
+		    bool mapped);
+/* The rest of the piece cannot be filled: zero and absent again. */
+void km_fill_abandon(struct km_filler *w, struct km_piece *p);
+void km_fill_forget(struct km_fill *f, uint64_t pos, uint64_t bytes); /* no page, hence zero */
+
+/* ---- populate_store.c ---- */
+int km_fill_choose(struct km_fill *f);
+int km_fill_piece(struct km_filler *w, struct km_piece *p); /* on failure the rest is abandoned */
+void km_fill_saw_zeros(struct km_filler *w, uint64_t zero, uint64_t bytes);
+int km_fill_zeros(struct km_filler *w, struct km_piece *p);	  /* store zeros all over it */
+int km_fill_map(struct km_fill *f, uint64_t pos, uint64_t bytes); /* 1: not possible here */
+
+/* ---- populate_file.c ---- */
+int km_fill_file_open(struct km_fill *f);
+void km_fill_file_close(struct km_fill *f);
+/* 1: the piece is in flight or done, 0: not its way, -errno (piece abandoned). */
+int km_fill_start(struct km_filler *w, const struct km_piece *p);
+int km_fill_drain(struct km_filler *w); /* wait for all that is in flight */
+
+#endif

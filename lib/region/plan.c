@@ -1,0 +1,503 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+/*
+ * What a region will be. Each candidate, a backing in a slot form, is asked for each wish whether
+ * it can; the one that can most of what is wanted, and all that is needed, is taken. Every answer
+ * has its reason, and the reasons are the plan's.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "region/region.h"
+#include "base/uapi/kvm.h"
+
+#define SIZE_2M (2ull << 20)
+#define SIZE_1G (1ull << 30)
+#define ALL_WANTS \
+	(KVMEM_WANT_DIRTY | KVMEM_WANT_PAGING | KVMEM_WANT_NUMA | KVMEM_WANT_PRIVATE | \
+	 KVMEM_WANT_HUGE | KVMEM_WANT_SHARED | KVMEM_WANT_WRITE)
+
+struct candidate {
+	uint32_t backing;
+	uint32_t form;
+	const char *name;
+};
+
+/* Best first, among those that can the same. */
+static const struct candidate candidates[] = {
+	{ KVMEM_BACKING_GUEST_MEMFD, KVMEM_SLOT_HVA, "guest_memfd in an HVA slot" },
+	{ KVMEM_BACKING_MEMFD, KVMEM_SLOT_HVA, "memfd" },
+	{ KVMEM_BACKING_GUEST_MEMFD, KVMEM_SLOT_DIRECT, "guest_memfd in a direct slot" },
+	{ KVMEM_BACKING_HUGETLB, KVMEM_SLOT_HVA, "hugetlb memfd" },
+	{ KVMEM_BACKING_ANONYMOUS, KVMEM_SLOT_HVA, "anonymous memory" },
+};
+
+/* Weights decide when not all can be had together: each outweighs all below it. */
+static const struct wish {
+	uint64_t bit;
+	unsigned int weight;
+	const char *name;
+} wishes[] = {
+	{ KVMEM_WANT_PRIVATE, 64, "private" }, { KVMEM_WANT_HUGE, 32, "huge" },
+	{ KVMEM_WANT_DIRTY, 16, "dirty" },     { KVMEM_WANT_PAGING, 8, "paging" },
+	{ KVMEM_WANT_SHARED, 4, "shared" },    { KVMEM_WANT_NUMA, 2, "numa" },
+	{ KVMEM_WANT_WRITE, 1, "write" },
+};
+
+/* What the planner knows while it asks. */
+struct asking {
+	const struct kvmem_caps *caps;
+	const struct kvmem_region_opts *o;
+	uint64_t huge_size; /* page size of the hugetlb candidate */
+	bool has_vm;
+	char text[256]; /* scratch for a reason */
+};
+
+static const char *from_cap(struct asking *a, enum kvmem_cap id)
+{
+	return km_caps_has(a->caps, id) ? NULL : km_caps_reason(a->caps, id);
+}
+
+static bool is_gmem(const struct candidate *c)
+{
+	return c->backing == KVMEM_BACKING_GUEST_MEMFD;
+}
+
+/* ---- each answers NULL for yes, or why not ---- */
+
+static bool asks_private(const struct asking *a)
+{
+	return (a->o->wants | a->o->needs) & KVMEM_WANT_PRIVATE;
+}
+
+static bool vm_has_private(const struct asking *a)
+{
+	return a->has_vm && km_caps_value(a->caps, KVMEM_CAP_MEMORY_ATTRIBUTES) &
+				    (int64_t)KM_KVM_MEMORY_ATTRIBUTE_PRIVATE;
+}
+
+/* A guest_memfd that the host cannot reach holds the private pages, and a memfd the shared ones. */
+static bool is_split(const struct asking *a, const struct candidate *c)
+{
+	return c->form == KVMEM_SLOT_DIRECT && asks_private(a) && vm_has_private(a) &&
+	       !(a->o->flags & KVMEM_REGION_FD) &&
+	       !km_caps_has(a->caps, KVMEM_CAP_GUEST_MEMFD_INIT_SHARED);
+}
+
+static const char *exists_gmem(struct asking *a, const struct candidate *c)
+{
+	const char *no;
+
+	if (!a->has_vm)
+		return "a guest_memfd belongs to a VM, and none was given";
+	no = from_cap(a,
+		      is_split(a, c) ? KVMEM_CAP_GUEST_MEMFD : KVMEM_CAP_GUEST_MEMFD_INIT_SHARED);
+	if (no)
+		return no;
+	return from_cap(a, c->form == KVMEM_SLOT_DIRECT ? KVMEM_CAP_GUEST_MEMFD_DIRECT_SLOT
+							: KVMEM_CAP_GUEST_MEMFD_HVA_SLOT);
+}
+
+static const char *exists_hugetlb(struct asking *a)
+{
+	const char *no = from_cap(a, a->huge_size == SIZE_1G ? KVMEM_CAP_HUGETLB_1G
+							     : KVMEM_CAP_HUGETLB_2M);
+
+	if (no)
+		return no;
+	if (a->o->bytes % a->huge_size == 0)
+		return NULL;
+	snprintf(a->text, sizeof(a->text),
+		 "0x%" PRIx64 " bytes are not a multiple of the huge page size 0x%" PRIx64,
+		 a->o->bytes, a->huge_size);
+	return a->text;
+}
+
+static const char *exists(struct asking *a, const struct candidate *c)
+{
+	if (a->o->flags & KVMEM_REGION_FD)
+		return NULL; /* the file is there already */
+	if (is_gmem(c))
+		return exists_gmem(a, c);
+	return c->backing == KVMEM_BACKING_HUGETLB ? exists_hugetlb(a) : NULL;
+}
+
+static const char *can_dirty(struct asking *a, const struct candidate *c)
+{
+	if (!is_gmem(c))
+		return NULL;
+	return from_cap(a, c->form == KVMEM_SLOT_DIRECT ? KVMEM_CAP_GUEST_MEMFD_DIRECT_DIRTY
+							: KVMEM_CAP_GUEST_MEMFD_HVA_DIRTY);
+}
+
+static const char *can_paging(struct asking *a, const struct candidate *c)
+{
+	enum kvmem_cap id = c->backing == KVMEM_BACKING_GUEST_MEMFD ? KVMEM_CAP_GUEST_MEMFD_UFFD
+			    : c->backing == KVMEM_BACKING_MEMFD	    ? KVMEM_CAP_UFFD_SHMEM
+			    : c->backing == KVMEM_BACKING_HUGETLB   ? KVMEM_CAP_UFFD_HUGETLB
+								    : KVMEM_CAP_UFFD_ANON;
+
+	if (c->form == KVMEM_SLOT_DIRECT)
+		return "KVM resolves the faults of a direct slot on the guest_memfd itself, no "
+		       "userfaultfd sees "
+		       "them";
+	if (!km_caps_has(a->caps, id) || !(km_caps_value(a->caps, id) & KVMEM_UFFD_MISSING))
+		return km_caps_reason(a->caps, id);
+	return NULL;
+}
+
+static const char *can_numa(struct asking *a, const struct candidate *c)
+{
+	if (c->backing == KVMEM_BACKING_HUGETLB)
+		return "a hugetlb file holds no policy, only a mapping of it does; the filling "
+		       "threads apply it";
+	return from_cap(a, is_gmem(c) ? KVMEM_CAP_GUEST_MEMFD_NUMA : KVMEM_CAP_NUMA_NODES);
+}
+
+static const char *can_private(struct asking *a, const struct candidate *c)
+{
+	if (!a->has_vm)
+		return "private memory needs a VM";
+	if (!vm_has_private(a))
+		return km_caps_reason(a->caps, KVMEM_CAP_MEMORY_ATTRIBUTES);
+	return c->form == KVMEM_SLOT_DIRECT ? NULL
+					    : "private memory needs a direct slot of a guest_memfd";
+}
+
+static const char *can_huge(struct asking *a, const struct candidate *c)
+{
+	(void)a;
+	if (c->backing == KVMEM_BACKING_HUGETLB)
+		return NULL;
+	return is_gmem(c) ? "a guest_memfd has base pages only" : "huge pages come from hugetlb";
+}
+
+static const char *can_shared(struct asking *a, const struct candidate *c)
+{
+	(void)a;
+	return c->backing == KVMEM_BACKING_ANONYMOUS ? "anonymous memory has no file descriptor"
+						     : NULL;
+}
+
+static const char *can_write(struct asking *a, const struct candidate *c)
+{
+	switch (c->backing) {
+	case KVMEM_BACKING_GUEST_MEMFD:
+		return is_split(a, c) ? NULL : from_cap(a, KVMEM_CAP_GUEST_MEMFD_WRITE);
+	case KVMEM_BACKING_MEMFD:
+		return NULL;
+	case KVMEM_BACKING_HUGETLB:
+		return "hugetlb files have no write()";
+	default:
+		return "anonymous memory has no file descriptor";
+	}
+}
+
+static const char *can(struct asking *a, const struct candidate *c, uint64_t bit)
+{
+	switch (bit) {
+	case KVMEM_WANT_DIRTY:
+		return can_dirty(a, c);
+	case KVMEM_WANT_PAGING:
+		return can_paging(a, c);
+	case KVMEM_WANT_NUMA:
+		return can_numa(a, c);
+	case KVMEM_WANT_PRIVATE:
+		return can_private(a, c);
+	case KVMEM_WANT_HUGE:
+		return can_huge(a, c);
+	case KVMEM_WANT_SHARED:
+		return can_shared(a, c);
+	default:
+		return can_write(a, c);
+	}
+}
+
+/* ---- the choice ---- */
+
+static uint64_t abilities(struct asking *a, const struct candidate *c, uint64_t asked)
+{
+	uint64_t got = 0;
+
+	for (size_t i = 0; i < KM_ARRAY_SIZE(wishes); i++)
+		if (asked & wishes[i].bit && !can(a, c, wishes[i].bit))
+			got |= wishes[i].bit;
+	return got;
+}
+
+static unsigned int weigh(uint64_t bits)
+{
+	unsigned int sum = 0;
+
+	for (size_t i = 0; i < KM_ARRAY_SIZE(wishes); i++)
+		if (bits & wishes[i].bit)
+			sum += wishes[i].weight;
+	return sum;
+}
+
+/* Does what the caller fixed leave this candidate? */
+static bool allowed(const struct asking *a, const struct candidate *c)
+{
+	const struct kvmem_region_opts *o = a->o;
+
+	if (o->backing && o->backing != c->backing)
+		return false;
+	if (o->slot_form && o->slot_form != c->form)
+		return false;
+	if (c->backing == KVMEM_BACKING_HUGETLB)
+		return o->page_size > km_sys_page_size() || o->backing ||
+		       (o->wants | o->needs) & KVMEM_WANT_HUGE;
+	if (o->page_size > km_sys_page_size())
+		return false;
+	/* Only where asked for: it is the poorest of all. */
+	return c->backing != KVMEM_BACKING_ANONYMOUS || o->backing;
+}
+
+/* A line of the strings up to NULL: whole lines only. */
+static void add_strings(struct kvmem_plan *p, const char *const *strings)
+{
+	size_t at = strlen(p->reasons), end = at;
+
+	for (; *strings; strings++) {
+		size_t n = strlen(*strings);
+
+		if (end + n + 2 > sizeof(p->reasons)) {
+			p->reasons[at] = '\0';
+			return;
+		}
+		memcpy(p->reasons + end, *strings, n);
+		end += n;
+	}
+	memcpy(p->reasons + end, "\n", 2);
+}
+
+#define add(p, ...) add_strings(p, (const char *const[]){ __VA_ARGS__, NULL })
+
+static const struct candidate *choose(struct asking *a, struct kvmem_plan *p)
+{
+	const struct candidate *best = NULL;
+	unsigned int best_needs = 0, best_wants = 0;
+
+	for (size_t i = 0; i < KM_ARRAY_SIZE(candidates); i++) {
+		const struct candidate *c = &candidates[i];
+		unsigned int needs, wants;
+		const char *no;
+
+		if (!allowed(a, c))
+			continue;
+		no = exists(a, c);
+		if (no) {
+			add(p, "not ", c->name, ": ", no);
+			continue;
+		}
+		needs = weigh(abilities(a, c, a->o->needs));
+		wants = weigh(abilities(a, c, a->o->wants));
+		if (!best || needs > best_needs || (needs == best_needs && wants > best_wants)) {
+			best = c;
+			best_needs = needs;
+			best_wants = wants;
+		}
+	}
+	return best;
+}
+
+static void explain_losers(struct asking *a, struct kvmem_plan *p, const struct candidate *best)
+{
+	uint64_t asked = a->o->wants | a->o->needs, has = abilities(a, best, asked);
+
+	for (const struct candidate *c = candidates; c != best; c++) {
+		if (!allowed(a, c) || exists(a, c))
+			continue;
+		for (size_t i = 0; i < KM_ARRAY_SIZE(wishes); i++) {
+			const char *no = has & wishes[i].bit ? can(a, c, wishes[i].bit) : NULL;
+
+			if (no) {
+				add(p, "not ", c->name, ", for ", wishes[i].name, ": ", no);
+				break;
+			}
+		}
+	}
+}
+
+/* The one that would do it and is not to be had here: its reason tells more than that others
+ * cannot. */
+static const struct candidate *would_do(struct asking *a, uint64_t bit)
+{
+	for (size_t i = 0; i < KM_ARRAY_SIZE(candidates); i++)
+		if (allowed(a, &candidates[i]) && exists(a, &candidates[i]) &&
+		    !can(a, &candidates[i], bit))
+			return &candidates[i];
+	return NULL;
+}
+
+static int refuse_need(struct asking *a, const struct candidate *best, uint64_t met,
+		       const struct wish *w)
+{
+	const struct candidate *absent = would_do(a, w->bit);
+	const char *forced = met & KVMEM_WANT_PRIVATE ? "; private memory excludes it"
+			     : met & KVMEM_WANT_HUGE  ? "; huge pages exclude it"
+			     : a->o->backing || a->o->slot_form
+				     ? "; the backing or slot form asked for excludes it"
+				     : "";
+
+	if (absent)
+		return km_fail(EOPNOTSUPP, "region needs %s, which %s would give: %s", w->name,
+			       absent->name, exists(a, absent));
+	return km_fail(
+		EOPNOTSUPP,
+		"region needs %s, which %s does not give%s: %s; move it from needs to wants, or "
+		"change what it is needed with",
+		w->name, best->name, forced, can(a, best, w->bit));
+}
+
+static int refuse_needs(struct asking *a, const struct candidate *best, uint64_t met)
+{
+	for (size_t i = 0; i < KM_ARRAY_SIZE(wishes); i++)
+		if (a->o->needs & ~met & wishes[i].bit)
+			return refuse_need(a, best, met, &wishes[i]);
+	return 0;
+}
+
+static int refuse_all(struct asking *a, const struct kvmem_plan *p)
+{
+	if (a->o->slot_form == KVMEM_SLOT_DIRECT && a->o->backing &&
+	    a->o->backing != KVMEM_BACKING_GUEST_MEMFD)
+		return km_fail(
+			EOPNOTSUPP,
+			"a direct slot takes a guest_memfd only: leave backing or slot_form AUTO");
+	if (a->o->page_size > km_sys_page_size() && !p->reasons[0])
+		return km_fail(EOPNOTSUPP,
+			       "pages of 0x%" PRIx64
+			       " bytes come from hugetlb only: leave backing AUTO "
+			       "or set it to KVMEM_BACKING_HUGETLB",
+			       a->o->page_size);
+	return km_fail(EOPNOTSUPP, "no memory meets these requirements: %.*s",
+		       (int)strcspn(p->reasons, "\n"),
+		       p->reasons[0] ? p->reasons : "they exclude each other");
+}
+
+static void fill_gmem(struct asking *a, struct kvmem_plan *p)
+{
+	p->gmem_flags = a->o->gmem_flags;
+	if (a->o->flags & KVMEM_REGION_FD)
+		return;
+	p->gmem_flags |= (uint64_t)km_caps_value(a->caps, KVMEM_CAP_GUEST_MEMFD_INIT_SHARED);
+	if (!km_caps_has(a->caps, KVMEM_CAP_GUEST_MEMFD_WRITE))
+		return;
+	p->gmem_flags |= (uint64_t)km_caps_value(a->caps, KVMEM_CAP_GUEST_MEMFD_WRITE_FLAG);
+	p->write_rev = (uint32_t)km_caps_value(a->caps, KVMEM_CAP_GUEST_MEMFD_WRITE);
+}
+
+static void fill(struct asking *a, struct kvmem_plan *p, const struct candidate *c)
+{
+	uint64_t asked = a->o->wants | a->o->needs;
+
+	p->backing = c->backing;
+	p->slot_form = c->form;
+	p->bytes = a->o->bytes;
+	p->page_size = c->backing == KVMEM_BACKING_HUGETLB ? a->huge_size : km_sys_page_size();
+	p->granted = abilities(a, c, asked);
+	p->given_up = a->o->wants & ~p->granted;
+	if (is_split(a, c)) {
+		p->gmem_flags = a->o->gmem_flags;
+		p->shared_backing = KVMEM_BACKING_MEMFD;
+		p->write_rev = KVMEM_WRITE_ANY;
+	} else if (is_gmem(c)) {
+		fill_gmem(a, p);
+	} else if (c->backing == KVMEM_BACKING_MEMFD) {
+		p->write_rev = KVMEM_WRITE_ANY;
+	}
+}
+
+static const char *why_this(const struct asking *a, const struct candidate *c)
+{
+	if (a->o->flags & KVMEM_REGION_FD)
+		return "the file descriptor given is one";
+	if (a->o->backing)
+		return "it was asked for";
+	if (is_split(a, c))
+		return "for the private pages, which the host cannot map; the shared ones are in a "
+		       "memfd";
+	return is_gmem(c) ? "it is there, and the host can map it"
+			  : "the best that gives what is wanted";
+}
+
+static void explain(struct asking *a, struct kvmem_plan *p, const struct candidate *c)
+{
+	explain_losers(a, p, c);
+	add(p, c->name, ": ", why_this(a, c));
+	if (is_gmem(c) && c->form == KVMEM_SLOT_HVA && p->granted & KVMEM_WANT_DIRTY)
+		add(p, "HVA slot: KVM logs no dirty pages of a direct slot");
+	for (size_t i = 0; i < KM_ARRAY_SIZE(wishes); i++)
+		if (p->given_up & wishes[i].bit)
+			add(p, wishes[i].name, " given up: ", can(a, c, wishes[i].bit));
+}
+
+int km_plan_make(const struct kvmem_caps *caps, bool has_vm, const struct kvmem_region_opts *o,
+		 struct kvmem_plan *ret_plan)
+{
+	struct asking a = { .caps = caps, .o = o, .has_vm = has_vm };
+	const struct candidate *best;
+	int r;
+
+	memset(ret_plan, 0, sizeof(*ret_plan));
+	a.huge_size = o->page_size > km_sys_page_size() ? o->page_size : SIZE_2M;
+	best = choose(&a, ret_plan);
+	if (!best)
+		return refuse_all(&a, ret_plan);
+	r = refuse_needs(&a, best, abilities(&a, best, o->needs));
+	if (r)
+		return r;
+	fill(&a, ret_plan, best);
+	explain(&a, ret_plan, best);
+	return 0;
+}
+
+/* ---- options ---- */
+
+static int check_page_size(const struct kvmem_region_opts *o)
+{
+	uint64_t base = km_sys_page_size();
+
+	if (o->page_size && o->page_size != base && o->page_size != SIZE_2M &&
+	    o->page_size != SIZE_1G)
+		return km_fail(EINVAL,
+			       "kvmem_region_opts.page_size 0x%" PRIx64 " is none of 0x%" PRIx64
+			       ", 2 MiB and 1 GiB",
+			       o->page_size, base);
+	if (!o->bytes)
+		return km_fail(EINVAL, "kvmem_region_opts.bytes is 0, must be at least one page");
+	if (o->bytes > INT64_MAX || o->fd_offset > INT64_MAX - o->bytes)
+		return km_fail(EINVAL,
+			       "kvmem_region_opts: fd_offset 0x%" PRIx64 " + bytes 0x%" PRIx64
+			       " is more than a file can hold",
+			       o->fd_offset, o->bytes);
+	return km_align_check(o->bytes, o->page_size ? o->page_size : base,
+			      "kvmem_region_opts.bytes");
+}
+
+int km_plan_opts(const struct kvmem_region_opts *opts, struct kvmem_region_opts *o)
+{
+	int r;
+
+	if (!opts)
+		return km_fail(EINVAL, "kvmem_region_opts is NULL: bytes must be said");
+	r = km_opts_copy(o, sizeof(*o), sizeof(*o), opts, "kvmem_region_opts");
+	if (!r)
+		r = km_flags_check(o->flags, KVMEM_REGION_FD, "kvmem_region_opts.flags");
+	if (!r)
+		r = km_flags_check(o->wants, ALL_WANTS, "kvmem_region_opts.wants");
+	if (!r)
+		r = km_flags_check(o->needs, ALL_WANTS, "kvmem_region_opts.needs");
+	if (!r && o->backing > KVMEM_BACKING_ANONYMOUS)
+		r = km_fail(EINVAL, "kvmem_region_opts.backing %" PRIu32 " is unknown", o->backing);
+	if (!r && o->slot_form > KVMEM_SLOT_DIRECT)
+		r = km_fail(EINVAL, "kvmem_region_opts.slot_form %" PRIu32 " is unknown",
+			    o->slot_form);
+	if (!r && o->reserved)
+		r = km_fail(EINVAL, "kvmem_region_opts.reserved must be 0");
+	if (!r && !(o->flags & KVMEM_REGION_FD) && o->fd_offset)
+		r = km_fail(EINVAL, "kvmem_region_opts.fd_offset without KVMEM_REGION_FD");
+	return r ? r : check_page_size(o);
+}

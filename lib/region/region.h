@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+#ifndef KM_REGION_H
+#define KM_REGION_H
+
+/*
+ * region: a run of guest RAM. What it is made of (plan, adopt), its file and mappings, and the
+ * record of its pages (presence.h). Knows vm, caps and base. The pager, to its right, is reached
+ * through km_fault_ops.
+ *
+ * Invariant: the record is the only truth about which pages have their content; nobody fills a page
+ * that he has not claimed there.
+ */
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include <kvmem/region.h>
+
+#include "base/base.h"
+#include "region/presence.h"
+#include "vm/vm.h"
+
+struct km_policy {
+	struct km_policy *next; /* sorted by offset, no overlap */
+	uint64_t offset;
+	uint64_t bytes;
+	int mode; /* enum km_mpol */
+	bool emulated;
+	unsigned long maxnode;
+	unsigned long nodes[16]; /* 1024 nodes, the kernel's own limit */
+};
+
+/*
+ * The pager, as region and populate see it, while it serves a region. Offsets and bytes are whole
+ * pages of the region. What is done when the first two fail is *ret_done bytes of it: these the
+ * guest sees, and may have written to.
+ */
+struct km_fault_ops {
+	/* Content was stored through km_region_store() memory or the fd: map it, wake its waiters.
+	 */
+	int (*complete)(struct kvmem_region *r, uint64_t offset, uint64_t bytes,
+			uint64_t *ret_done);
+	/* Place content from a buffer (NULL: zeros): the way for memory without a file descriptor.
+	 */
+	int (*place)(struct kvmem_region *r, uint64_t offset, const void *buf, uint64_t bytes,
+		     uint64_t *ret_done);
+	/* Claims were given up: let the waiters fault again. */
+	void (*wake)(struct kvmem_region *r, uint64_t offset, uint64_t bytes);
+	/* Take pages out of anonymous memory: the kernel holds who does so until the pager has
+	 * noticed. */
+	int (*remove)(struct kvmem_region *r, uint64_t offset, uint64_t bytes);
+};
+
+struct kvmem_region {
+	struct kvmem_vm *vm; /* may be NULL */
+	struct kvmem_plan plan;
+	uint64_t bytes;
+	unsigned int page_shift;
+	int fd;		/* ours; -1 for anonymous memory */
+	int private_fd; /* guest_memfd of private pages beside fd's shared ones; else -1 */
+	uint64_t fd_offset;
+	uint8_t *base;
+	struct km_presence presence;
+	pthread_mutex_t lock; /* policies, alias, pager, fillers */
+	struct km_policy *policies;
+	uint8_t *alias; /* second mapping, never registered with a userfaultfd */
+	const struct km_fault_ops *fault_ops; /* set while a pager serves the region */
+	void *pager;
+	_Atomic unsigned int
+		fillers; /* populate calls under way: a pager cannot be added meanwhile */
+};
+
+static inline uint64_t km_region_page(const struct kvmem_region *r)
+{
+	return 1ull << r->page_shift;
+}
+
+/*
+ * Where to store content so that no userfaultfd sees it: the mapping itself as long as no pager
+ * serves the region, then a second mapping of its file. NULL for anonymous memory under a pager
+ * (place() is the way). Made on first need.
+ */
+int km_region_store(struct kvmem_region *r, uint8_t **ret_base);
+
+/* What a region of these (checked) options will be, and the check of the options. */
+int km_plan_make(const struct kvmem_caps *caps, bool has_vm, const struct kvmem_region_opts *o,
+		 struct kvmem_plan *ret_plan);
+int km_plan_opts(const struct kvmem_region_opts *opts, struct kvmem_region_opts *o);
+int km_region_detach_all(struct kvmem_region *r);
+
+/* A file descriptor given: sets backing and page_size to what it is; and, mapped, which pages it
+ * has. */
+int km_adopt_kind(struct kvmem_region_opts *o);
+int km_adopt_presence(struct kvmem_region *r);
+
+#endif

@@ -1,0 +1,415 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+#include "source/source.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+void km_source_get(struct kvmem_source *s)
+{
+	atomic_fetch_add_explicit(&s->users, 1, memory_order_relaxed);
+}
+
+void km_source_put(struct kvmem_source *s)
+{
+	atomic_fetch_sub_explicit(&s->users, 1, memory_order_release);
+}
+
+static struct kvmem_source *new_source(enum km_source_kind kind, uint64_t bytes)
+{
+	struct kvmem_source *s = km_sys_alloc(sizeof(*s));
+
+	if (!s) {
+		km_fail(ENOMEM, "source: no memory for its %zu bytes of state", sizeof(*s));
+		return NULL;
+	}
+	s->kind = kind;
+	s->bytes = bytes;
+	s->fd = -1;
+	return s;
+}
+
+/*
+ * A description of our own: SEEK_DATA moves the file position, which a duplicate would share with
+ * the caller, and a caller's O_DIRECT would bind every read to its alignment.
+ */
+static int64_t open_own(int fd, int64_t mode)
+{
+	char path[32];
+	int64_t own;
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	own = km_sys_open(path, O_RDONLY);
+	if (own >= 0)
+		return own;
+	if (own == -EMFILE || own == -ENFILE || own == -ENOMEM)
+		return km_fail((int)-own, "source: opening the file of fd %d again: %m", fd);
+	if (mode & O_DIRECT)
+		return km_fail(EINVAL,
+			       "source: fd %d is open with O_DIRECT and cannot be opened again "
+			       "without it through %s (%s): pass one opened without it",
+			       fd, path, strerror((int)-own));
+	own = km_sys_dup(fd); /* no /proc: the position of the caller's fd will move */
+	if (own < 0)
+		return km_fail((int)-own, "source: duplicating fd %d: %m", fd);
+	return own;
+}
+
+static int file_size(int fd, int own, const struct stat *st, uint64_t *ret_size)
+{
+	int64_t size;
+
+	if (S_ISREG(st->st_mode)) {
+		*ret_size = (uint64_t)st->st_size;
+		return 0;
+	}
+	size = km_sys_lseek(own, 0, SEEK_END);
+	if (size < 0)
+		return km_fail((int)-size, "source: size of the block device of fd %d: %m", fd);
+	*ret_size = (uint64_t)size;
+	return 0;
+}
+
+/* Before it is opened again: opening a pipe can wait for ever, and opening a device can do
+ * anything. */
+static int check_fd(int fd, int64_t *ret_mode, struct stat *st)
+{
+	int64_t mode = km_sys_fcntl_getfl(fd), r;
+
+	if (mode < 0)
+		return km_fail(EBADF, "source: fd %d is not open", fd);
+	if ((mode & O_PATH) || (mode & O_ACCMODE) == O_WRONLY)
+		return km_fail(EBADF, "source: fd %d is not open for reading", fd);
+	r = km_sys_fstat(fd, st);
+	if (r < 0)
+		return km_fail((int)-r, "source: fstat of fd %d: %m", fd);
+	if (!S_ISREG(st->st_mode) && !S_ISBLK(st->st_mode))
+		return km_fail(ESPIPE,
+			       "source: fd %d is neither a file nor a block device: wrap it in "
+			       "kvmem_source_callback()",
+			       fd);
+	*ret_mode = mode;
+	return 0;
+}
+
+static int file_range(int fd, uint64_t offset, uint64_t size, uint64_t *bytes)
+{
+	if (offset + *bytes < offset)
+		return km_fail(EINVAL,
+			       "source: offset 0x%" PRIx64 " + 0x%" PRIx64 " bytes overflows",
+			       offset, *bytes);
+	if (offset >= size || *bytes > size - offset)
+		return km_fail(ENODATA,
+			       "source: the file of fd %d has 0x%" PRIx64 " bytes, too short "
+			       "for 0x%" PRIx64 " at offset 0x%" PRIx64,
+			       fd, size, *bytes ? *bytes : 1, offset);
+	if (!*bytes)
+		*bytes = size - offset;
+	return 0;
+}
+
+int kvmem_source_file(int fd, uint64_t offset, uint64_t bytes, uint32_t flags,
+		      struct kvmem_source **ret_source)
+{
+	struct kvmem_source *s;
+	int64_t mode = 0, own;
+	uint64_t size = 0;
+	struct stat st;
+	int r;
+
+	if (!ret_source)
+		return km_fail(EINVAL, "source: ret_source is NULL");
+	r = km_flags_check(flags, KVMEM_SOURCE_BUFFERED, "kvmem_source_file: flags");
+	if (!r)
+		r = check_fd(fd, &mode, &st);
+	if (r)
+		return r;
+	own = open_own(fd, mode);
+	if (own < 0)
+		return (int)own;
+	r = file_size(fd, (int)own, &st, &size);
+	if (!r)
+		r = file_range(fd, offset, size, &bytes);
+	if (r)
+		goto err;
+	s = new_source(KM_SOURCE_FILE, bytes);
+	if (!s) {
+		r = -ENOMEM;
+		goto err;
+	}
+	s->fd = (int)own;
+	s->offset = offset;
+	s->flags = flags;
+	*ret_source = s;
+	return 0;
+err:
+	km_sys_close((int)own);
+	return r;
+}
+
+int kvmem_source_memory(const void *base, uint64_t bytes, struct kvmem_source **ret_source)
+{
+	struct kvmem_source *s;
+
+	if (!base || !ret_source)
+		return km_fail(EINVAL, "source: %s is NULL", base ? "ret_source" : "base");
+	if (!bytes || (uintptr_t)base + bytes < (uintptr_t)base)
+		return km_fail(EINVAL,
+			       "source: 0x%" PRIx64 " bytes of memory at %p: must be at least one "
+			       "and not wrap around",
+			       bytes, base);
+	s = new_source(KM_SOURCE_MEMORY, bytes);
+	if (!s)
+		return -ENOMEM;
+	s->base = base;
+	*ret_source = s;
+	return 0;
+}
+
+int kvmem_source_callback(const struct kvmem_source_ops *ops, void *arg, uint64_t bytes,
+			  struct kvmem_source **ret_source)
+{
+	struct kvmem_source_ops o;
+	struct kvmem_source *s;
+	int r;
+
+	if (!ops || !ret_source)
+		return km_fail(EINVAL, "source: %s is NULL", ops ? "ret_source" : "ops");
+	r = km_opts_copy(&o, sizeof(o), sizeof(o), ops, "kvmem_source_ops");
+	if (!r)
+		r = km_flags_check(o.flags, 0, "kvmem_source_ops.flags");
+	if (r)
+		return r;
+	if (!o.read)
+		return km_fail(EINVAL,
+			       "source ops: read is NULL, and there is no other way to content");
+	if (!bytes)
+		return km_fail(EINVAL, "source: 0 bytes, must be at least one");
+	s = new_source(KM_SOURCE_CALLBACK, bytes);
+	if (!s)
+		return -ENOMEM;
+	s->ops = o;
+	s->arg = arg;
+	*ret_source = s;
+	return 0;
+}
+
+int kvmem_source_free(struct kvmem_source *s)
+{
+	unsigned int users;
+
+	if (!s)
+		return 0;
+	users = atomic_load_explicit(&s->users, memory_order_acquire);
+	if (users)
+		return km_fail(EBUSY, "source: %u populate calls or pager regions still use it",
+			       users);
+	if (s->kind == KM_SOURCE_CALLBACK && s->ops.close)
+		s->ops.close(s->arg);
+	km_sys_close(s->fd);
+	km_sys_free(s);
+	return 0;
+}
+
+uint64_t kvmem_source_bytes(const struct kvmem_source *s)
+{
+	return s ? s->bytes : 0;
+}
+
+/* A hole that reaches the end of the file must reach the end of the source too. */
+static int check_not_shrunk(struct kvmem_source *s)
+{
+	struct stat st;
+	int64_t r = km_sys_fstat(s->fd, &st);
+
+	if (r < 0)
+		return km_fail((int)-r, "source: fstat: %m");
+	if (S_ISREG(st.st_mode) && (uint64_t)st.st_size < s->offset + s->bytes)
+		return km_fail(ENODATA,
+			       "source: the file has shrunk to 0x%" PRIx64 " bytes, 0x%" PRIx64
+			       " are in use",
+			       (uint64_t)st.st_size, s->offset + s->bytes);
+	return 0;
+}
+
+static int file_extent(struct kvmem_source *s, uint64_t offset, struct kvmem_extent *e)
+{
+	uint64_t from = s->offset + offset, end = s->offset + s->bytes;
+	int64_t data = km_sys_lseek(s->fd, from, SEEK_DATA), next;
+
+	if (data == -ENXIO) {
+		int r = check_not_shrunk(s);
+
+		if (r)
+			return r;
+		e->kind = KVMEM_EXTENT_HOLE;
+		e->bytes = end - from;
+		return 0;
+	}
+	if (data > (int64_t)from) {
+		e->kind = KVMEM_EXTENT_HOLE;
+		e->bytes = ((uint64_t)data < end ? (uint64_t)data : end) - from;
+		return 0;
+	}
+	/* A block device or file system that knows of no holes says so: all is data. */
+	next = data < 0 ? data : km_sys_lseek(s->fd, from, SEEK_HOLE);
+	if (next < 0 && next != -EINVAL && next != -EOPNOTSUPP && next != -ENXIO)
+		return km_fail((int)-next, "source: extent at offset 0x%" PRIx64 ": lseek: %m",
+			       offset);
+	e->kind = KVMEM_EXTENT_DATA;
+	e->bytes = (next > (int64_t)from && (uint64_t)next < end ? (uint64_t)next : end) - from;
+	return 0;
+}
+
+/* Anything but 0 is a failure; what is no -errno becomes -EIO. */
+static int callback_errno(int r)
+{
+	return !r || (r < 0 && r >= -4095) ? r : -EIO;
+}
+
+static int callback_extent(struct kvmem_source *s, uint64_t offset, struct kvmem_extent *e)
+{
+	struct kvmem_extent got = KVMEM_EXTENT_INIT;
+	uint64_t end;
+	int r;
+
+	if (!s->ops.extent) {
+		e->kind = KVMEM_EXTENT_DATA;
+		e->bytes = s->bytes - offset;
+		return 0;
+	}
+	r = callback_errno(s->ops.extent(s->arg, offset, &got));
+	if (r)
+		return km_fail(-r, "source: the extent callback failed at offset 0x%" PRIx64 ": %m",
+			       offset);
+	end = got.offset + got.bytes;
+	if (got.kind > KVMEM_EXTENT_HOLE || got.offset > offset || end <= offset ||
+	    end < got.offset)
+		return km_fail(EINVAL,
+			       "source: the extent callback, asked for offset 0x%" PRIx64
+			       ", gave kind %u from 0x%" PRIx64 ", 0x%" PRIx64
+			       " bytes: it must hold "
+			       "the offset",
+			       offset, got.kind, got.offset, got.bytes);
+	e->kind = got.kind;
+	e->bytes = (end < s->bytes ? end : s->bytes) - offset;
+	return 0;
+}
+
+/* The rest of the extent from `offset` on. */
+int km_source_extent(struct kvmem_source *s, uint64_t offset, struct kvmem_extent *e)
+{
+	e->offset = offset;
+	switch (s->kind) {
+	case KM_SOURCE_FILE:
+		return file_extent(s, offset, e);
+	case KM_SOURCE_CALLBACK:
+		return callback_extent(s, offset, e);
+	default:
+		e->kind = KVMEM_EXTENT_DATA;
+		e->bytes = s->bytes - offset;
+		return 0;
+	}
+}
+
+int kvmem_source_extent(struct kvmem_source *s, uint64_t offset, struct kvmem_extent *ret_extent)
+{
+	struct kvmem_extent e = KVMEM_EXTENT_INIT, next = KVMEM_EXTENT_INIT;
+	int r;
+
+	if (!s)
+		return km_fail(EINVAL, "source is NULL");
+	r = km_result_check(ret_extent, sizeof(e), "ret_extent");
+	if (!r)
+		r = km_range_check(offset, 1, s->bytes, "extent of a source");
+	if (!r)
+		r = km_source_extent(s, offset, &e);
+	if (r)
+		return r;
+	/* Callbacks may answer in pieces. What fails further on is for who asks there. */
+	while (s->kind == KM_SOURCE_CALLBACK && e.offset + e.bytes < s->bytes) {
+		if (km_source_extent(s, e.offset + e.bytes, &next) || next.kind != e.kind)
+			break;
+		e.bytes += next.bytes;
+	}
+	km_result_copy(ret_extent, &e, sizeof(e));
+	return 0;
+}
+
+static int file_read(struct kvmem_source *s, uint64_t offset, unsigned char *buf, uint64_t bytes)
+{
+	while (bytes) {
+		int64_t n = km_sys_pread(s->fd, buf, bytes, s->offset + offset);
+
+		if (n < 0)
+			return km_fail((int)-n,
+				       "source: reading 0x%" PRIx64 " bytes at offset 0x%" PRIx64
+				       " of the file: %m",
+				       bytes, s->offset + offset);
+		if (!n)
+			return km_fail(ENODATA,
+				       "source: the file ends at offset 0x%" PRIx64 ", 0x%" PRIx64
+				       " bytes before the range in use: it has shrunk",
+				       s->offset + offset, bytes);
+		offset += (uint64_t)n;
+		buf += n;
+		bytes -= (uint64_t)n;
+	}
+	return 0;
+}
+
+/* Data of one extent. */
+int km_source_read(struct kvmem_source *s, uint64_t offset, void *buf, uint64_t bytes)
+{
+	int r;
+
+	switch (s->kind) {
+	case KM_SOURCE_FILE:
+		return file_read(s, offset, buf, bytes);
+	case KM_SOURCE_CALLBACK:
+		r = callback_errno(s->ops.read(s->arg, offset, buf, bytes));
+		if (r)
+			return km_fail(-r,
+				       "source: the read callback failed at offset 0x%" PRIx64
+				       ", 0x%" PRIx64 " bytes: %m",
+				       offset, bytes);
+		return 0;
+	default:
+		memcpy(buf, s->base + offset, bytes);
+		return 0;
+	}
+}
+
+int kvmem_source_read(struct kvmem_source *s, uint64_t offset, void *buf, uint64_t bytes)
+{
+	unsigned char *to = buf;
+	int r;
+
+	if (!s || !buf)
+		return km_fail(EINVAL, "%s is NULL", s ? "buf" : "source");
+	r = km_range_check(offset, bytes, s->bytes, "read of a source");
+	if (r || s->kind != KM_SOURCE_CALLBACK || !s->ops.extent)
+		return r ? r : km_source_read(s, offset, buf, bytes);
+	while (bytes) {
+		struct kvmem_extent e = KVMEM_EXTENT_INIT;
+		uint64_t n;
+
+		r = km_source_extent(s, offset, &e);
+		if (r)
+			return r;
+		n = e.bytes < bytes ? e.bytes : bytes;
+		if (e.kind == KVMEM_EXTENT_DATA)
+			r = km_source_read(s, offset, to, n);
+		else
+			memset(to, 0, n);
+		if (r)
+			return r;
+		offset += n;
+		to += n;
+		bytes -= n;
+	}
+	return 0;
+}

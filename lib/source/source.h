@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+#ifndef KM_SOURCE_H
+#define KM_SOURCE_H
+
+/*
+ * source: where the content of pages comes from: a file, memory, or functions of the caller; in
+ * runs of data, zero and hole. Knows base alone.
+ *
+ * Invariant: a source is never written to, and its content is the same each time it is asked.
+ */
+
+#include <stdatomic.h>
+
+#include <kvmem/source.h>
+
+#include "base/base.h"
+
+enum km_source_kind { KM_SOURCE_FILE, KM_SOURCE_MEMORY, KM_SOURCE_CALLBACK };
+
+struct kvmem_source {
+	enum km_source_kind kind;
+	uint64_t bytes;
+	_Atomic unsigned int users;
+	int fd; /* FILE: ours; offset within it */
+	uint64_t offset;
+	uint32_t flags;
+	const uint8_t *base;	     /* MEMORY */
+	struct kvmem_source_ops ops; /* CALLBACK */
+	void *arg;
+};
+
+void km_source_get(struct kvmem_source *s);
+void km_source_put(struct kvmem_source *s);
+
+/* From `offset` to the end of its extent, not merged with a next one of the same kind. In range. */
+int km_source_extent(struct kvmem_source *s, uint64_t offset, struct kvmem_extent *e);
+
+/* Read within data extents, all of it or -errno with the detail set. In range. */
+int km_source_read(struct kvmem_source *s, uint64_t offset, void *buf, uint64_t bytes);
+
+#endif

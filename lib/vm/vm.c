@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+/* A VM and the table of the memory slots that the library set on it. */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <string.h>
+
+#include "region/region.h"
+#include "base/uapi/kvm.h"
+
+static int open_kvm(const struct kvmem_vm_opts *o)
+{
+	int64_t fd;
+
+	if (o->flags & KVMEM_VM_KVM_FD)
+		return o->kvm_fd;
+	fd = km_sys_open("/dev/kvm", O_RDWR);
+	if (fd == -EACCES || fd == -EPERM)
+		return km_fail(EACCES,
+			       "opening /dev/kvm: %m; give this user read and write access to it");
+	if (fd < 0) /* ENXIO: a node without a driver, as ENODEV is */
+		return km_fail(fd == -ENXIO ? ENODEV : (int)-fd,
+			       "opening /dev/kvm: %m; load kvm_intel or kvm_amd, or give kvm_fd");
+	return (int)fd;
+}
+
+static int opts_check(struct kvmem_vm_opts *o, const struct kvmem_vm_opts *opts)
+{
+	int r = km_opts_copy(o, sizeof(*o), sizeof(*o), opts, "kvmem_vm_opts");
+
+	if (!r)
+		r = km_flags_check(o->flags, KVMEM_VM_KVM_FD, "kvmem_vm_opts.flags");
+	if (!r && o->flags & KVMEM_VM_KVM_FD &&
+	    km_sys_ioctl_val(o->kvm_fd, KVM_GET_API_VERSION, 0) != KVM_API_VERSION)
+		r = km_fail(EBADF, "kvmem_vm_opts.kvm_fd %d is not open, or not /dev/kvm",
+			    o->kvm_fd);
+	return r;
+}
+
+/*
+ * Who changes slots or vCPUs comes first: vCPUs that empty their rings hold the lock for reading,
+ * one or the other at any moment when there are many, and would keep a writer out for as long as
+ * they like.
+ */
+static void init_lock(pthread_rwlock_t *lock)
+{
+	pthread_rwlockattr_t attr;
+
+	pthread_rwlockattr_init(&attr);
+#ifdef __GLIBC__ /* the only one that has the choice */
+	pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+#endif
+	pthread_rwlock_init(lock, &attr);
+	pthread_rwlockattr_destroy(&attr);
+}
+
+/* Takes over vm_fd when it succeeds. kvm_fd may be -1. */
+static int vm_new(int kvm_fd, int vm_fd, int64_t slots, const struct kvmem_vm_opts *o,
+		  struct kvmem_vm **ret_vm)
+{
+	struct kvmem_vm *vm;
+	int r;
+
+	if (o->first_slot >= slots)
+		return km_fail(EINVAL,
+			       "kvmem_vm_opts.first_slot is %" PRIu32
+			       ", this VM has slots 0 to %" PRId64,
+			       o->first_slot, slots - 1);
+	vm = km_sys_alloc(sizeof(*vm));
+	if (!vm)
+		return km_fail(ENOMEM, "VM: no memory");
+	vm->fd = vm_fd;
+	vm->type = o->type;
+	vm->first_slot = o->first_slot;
+	vm->max_slots = (uint32_t)slots;
+	r = km_caps_create(kvm_fd, vm_fd, o->type, &vm->caps);
+	if (r) {
+		km_sys_free(vm);
+		return r;
+	}
+	init_lock(&vm->lock);
+	*ret_vm = vm;
+	return 0;
+}
+
+int64_t km_vm_slots(int vm_fd)
+{
+	/* KVM_CHECK_EXTENSION works on /dev/kvm too, which alone knows its API version. */
+	if (km_sys_ioctl_val(vm_fd, KVM_GET_API_VERSION, 0) >= 0)
+		return -ENOTTY;
+	return km_sys_ioctl_val(vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_NR_MEMSLOTS);
+}
+
+int kvmem_vm_create(const struct kvmem_vm_opts *opts, struct kvmem_vm **ret_vm)
+{
+	struct kvmem_vm_opts o;
+	int64_t vm_fd;
+	int r, kvm;
+
+	if (!ret_vm)
+		return km_fail(EINVAL, "kvmem_vm_create: ret_vm is NULL");
+	r = opts_check(&o, opts);
+	if (r)
+		return r;
+	kvm = open_kvm(&o);
+	if (kvm < 0)
+		return kvm;
+	vm_fd = km_sys_ioctl_val(kvm, KVM_CREATE_VM, o.type);
+	if (vm_fd < 0) {
+		r = km_fail((int)-vm_fd, "KVM_CREATE_VM with type %" PRIu64 ": %m", o.type);
+	} else {
+		r = vm_new(kvm, (int)vm_fd, km_vm_slots((int)vm_fd), &o, ret_vm);
+		if (r)
+			km_sys_close((int)vm_fd);
+	}
+	if (!(o.flags & KVMEM_VM_KVM_FD))
+		km_sys_close(kvm);
+	return r;
+}
+
+int kvmem_vm_adopt(int vm_fd, const struct kvmem_vm_opts *opts, struct kvmem_vm **ret_vm)
+{
+	struct kvmem_vm_opts o;
+	int64_t fd, slots;
+	int r;
+
+	if (!ret_vm)
+		return km_fail(EINVAL, "kvmem_vm_adopt: ret_vm is NULL");
+	r = opts_check(&o, opts);
+	if (r)
+		return r;
+	slots = km_vm_slots(vm_fd);
+	if (slots <= 0)
+		return km_fail(EBADF, "kvmem_vm_adopt: file descriptor %d is not a KVM VM", vm_fd);
+	fd = km_sys_dup(vm_fd);
+	if (fd < 0)
+		return km_fail((int)-fd, "kvmem_vm_adopt: duplicate of %d: %m", vm_fd);
+	r = vm_new(o.flags & KVMEM_VM_KVM_FD ? o.kvm_fd : -1, (int)fd, slots, &o, ret_vm);
+	if (r)
+		km_sys_close((int)fd);
+	return r;
+}
+
+int kvmem_vm_free(struct kvmem_vm *vm)
+{
+	unsigned int users;
+
+	if (!vm)
+		return 0;
+	users = atomic_load(&vm->users);
+	if (users)
+		return km_fail(
+			EBUSY,
+			"kvmem_vm_free: %u regions and trackers of the VM exist: free them first",
+			users);
+	kvmem_caps_free(vm->caps);
+	pthread_rwlock_destroy(&vm->lock);
+	km_sys_close(vm->fd);
+	km_sys_free(vm->slots);
+	km_sys_free(vm);
+	return 0;
+}
+
+int kvmem_vm_fd(const struct kvmem_vm *vm)
+{
+	return vm ? vm->fd : km_fail(EINVAL, "kvmem_vm_fd: vm is NULL");
+}
+
+const struct kvmem_caps *kvmem_vm_caps(struct kvmem_vm *vm)
+{
+	if (!vm) {
+		km_fail(EINVAL, "kvmem_vm_caps: vm is NULL");
+		return NULL;
+	}
+	return vm->caps;
+}
+
+/* ---- slots in the kernel ---- */
+
+static uint32_t kernel_flags(const struct km_slot *s, bool logged)
+{
+	return (s->flags & KVMEM_ATTACH_READONLY ? KVM_MEM_READONLY : 0) |
+	       (logged ? KVM_MEM_LOG_DIRTY_PAGES : 0);
+}
+
+static int64_t set_hva(struct kvmem_vm *vm, const struct km_slot *s, uint64_t bytes, bool logged)
+{
+	struct kvm_userspace_memory_region m = {
+		.slot = s->id,
+		.flags = kernel_flags(s, logged),
+		.guest_phys_addr = s->gpa,
+		.memory_size = bytes,
+		.userspace_addr = (uintptr_t)s->region->base + s->offset,
+	};
+
+	return km_sys_ioctl(vm->fd, KVM_SET_USER_MEMORY_REGION, &m);
+}
+
+static int64_t set_direct(struct kvmem_vm *vm, const struct km_slot *s, uint64_t bytes, bool logged)
+{
+	const struct kvmem_region *r = s->region;
+	bool split = r->private_fd >= 0;
+	struct km_kvm_userspace_memory_region2 m = {
+		.slot = s->id,
+		.flags = kernel_flags(s, logged) | (uint32_t)KM_KVM_MEM_GUEST_MEMFD,
+		.guest_phys_addr = s->gpa,
+		.memory_size = bytes,
+		.userspace_addr = (uintptr_t)r->base + s->offset,
+		.guest_memfd = (uint32_t)(split ? r->private_fd : r->fd),
+		.guest_memfd_offset = (split ? 0 : r->fd_offset) + s->offset,
+	};
+
+	return km_sys_ioctl(vm->fd, KM_KVM_SET_USER_MEMORY_REGION2, &m);
+}
+
+static int64_t set_bytes(struct kvmem_vm *vm, const struct km_slot *s, uint64_t bytes, bool logged)
+{
+	return s->region->plan.slot_form == KVMEM_SLOT_DIRECT ? set_direct(vm, s, bytes, logged)
+							      : set_hva(vm, s, bytes, logged);
+}
+
+static const char *slot_hint(int64_t err)
+{
+	switch (err) {
+	case -EEXIST:
+		return ": the range overlaps a slot that the VMM set itself, or a binding of the "
+		       "guest_memfd";
+	case -EINVAL:
+		return ": the slot number, the guest address or the flags are not allowed on this "
+		       "VM, or "
+		       "(before Linux 6.19) the guest_memfd range is bound already";
+	case -ENOMEM:
+		return ": the kernel has no memory for the slot's tables";
+	default:
+		return "";
+	}
+}
+
+int km_slot_set(struct kvmem_vm *vm, const struct km_slot *s, bool logged)
+{
+	int64_t r = set_bytes(vm, s, s->bytes, logged);
+
+	if (r >= 0)
+		return 0;
+	return km_fail((int)-r,
+		       "slot %" PRIu32 " of space %" PRIu32 " at guest address 0x%" PRIx64
+		       " + 0x%" PRIx64 "%s: %m%s",
+		       s->id & 0xffff, s->id >> 16, s->gpa, s->bytes,
+		       logged ? " with dirty log" : "", slot_hint(r));
+}
+
+int km_slot_delete(struct kvmem_vm *vm, const struct km_slot *s)
+{
+	int64_t r = set_bytes(vm, s, 0, false);
+
+	if (r >= 0)
+		return 0;
+	return km_fail((int)-r, "deleting slot %" PRIu32 ": %m", s->id);
+}
+
+struct km_slot *km_slot_find(struct kvmem_vm *vm, uint32_t id)
+{
+	for (size_t i = 0; i < vm->slot_count; i++)
+		if (vm->slots[i]->id == id)
+			return vm->slots[i];
+	return NULL;
+}
