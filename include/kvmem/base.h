@@ -8,8 +8,8 @@
  * Growable structs. Each option and result struct begins with `uint32_t size`, which the caller
  * sets to sizeof (the KVMEM_*_INIT macros do). The library accepts every size it ever published, and
  * larger ones: options as long as the bytes it does not know are zero (-E2BIG otherwise), results always:
- * it sets the bytes it does not know to zero, and writes none beyond `size`. NULL for an options
- * argument means all defaults.
+ * it sets the bytes it does not know to zero, and writes none beyond `size`. No struct is larger than 4096
+ * bytes: a `size` beyond that was never set, and is -EINVAL. NULL for an options argument means all defaults.
  *
  * Errors. Functions return 0 or a positive result, and -errno on failure; a failure changed nothing
  * unless the function says so. kvmem(7) lists the codes. NULL for an object or a result is -EINVAL, or 0,

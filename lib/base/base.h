@@ -15,6 +15,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/callback.h"
 #include "base/error.h"
 #include "base/sys.h"
 
@@ -27,5 +28,12 @@ static inline uint64_t km_min(uint64_t a, uint64_t b)
 
 /* All of [p, p + bytes) is zero; at memory speed. */
 bool km_is_zero(const void *p, size_t bytes);
+
+/*
+ * MADV_DONTNEED that also takes locked memory (mlock(2), mlockall(2) with MCL_FUTURE), of which
+ * MADV_DONTNEED alone is EINVAL. 0 or -errno without detail: -EINVAL where the memory is locked and
+ * the kernel is older than 5.18.
+ */
+int64_t km_mem_drop(void *addr, size_t bytes);
 
 #endif

@@ -11,7 +11,7 @@
 
 #undef km_fail
 
-static _Thread_local char detail[512];
+static _Thread_local char detail[sizeof(struct km_detail)];
 
 int km_fail(int err, const char *fmt, ...)
 {
@@ -33,6 +33,16 @@ const char *kvmem_error_detail(void)
 	return detail;
 }
 
+void km_detail_save(struct km_detail *d)
+{
+	memcpy(d->text, detail, sizeof(detail));
+}
+
+void km_detail_restore(const struct km_detail *d)
+{
+	memcpy(detail, d->text, sizeof(detail));
+}
+
 const char *kvmem_version(void)
 {
 	return KM_VERSION;
@@ -46,9 +56,25 @@ static int tail_is_zero(const unsigned char *p, size_t from, size_t to)
 	return 1;
 }
 
+static int size_check(uint32_t size, size_t min, const char *what)
+{
+	if (size < min)
+		return km_fail(EINVAL,
+			       "%s: size is %" PRIu32 ", must be at least %zu: set it to "
+			       "sizeof, as the INIT macro does",
+			       what, size, min);
+	if (size > KM_STRUCT_MAX)
+		return km_fail(EINVAL,
+			       "%s: size is %" PRIu32 ", and no struct of the library is larger "
+			       "than %u bytes: set it to sizeof, as the INIT macro does",
+			       what, size, KM_STRUCT_MAX);
+	return 0;
+}
+
 int km_opts_copy(void *dst, size_t known, size_t min, const void *src, const char *what)
 {
 	uint32_t size;
+	int r;
 
 	memset(dst, 0, known);
 	if (!src) {
@@ -57,11 +83,9 @@ int km_opts_copy(void *dst, size_t known, size_t min, const void *src, const cha
 		return 0;
 	}
 	memcpy(&size, src, sizeof(size));
-	if (size < min)
-		return km_fail(EINVAL,
-			       "%s: size is %" PRIu32 ", must be at least %zu: set it to "
-			       "sizeof, as the INIT macro does",
-			       what, size, min);
+	r = size_check(size, min, what);
+	if (r)
+		return r;
 	if (size > known && !tail_is_zero(src, known, size))
 		return km_fail(E2BIG,
 			       "%s: size is %" PRIu32 " and this library knows %zu bytes, but "
@@ -78,12 +102,7 @@ int km_result_check(const void *dst, size_t min, const char *what)
 	if (!dst)
 		return km_fail(EINVAL, "%s: is NULL", what);
 	memcpy(&size, dst, sizeof(size));
-	if (size < min)
-		return km_fail(EINVAL,
-			       "%s: size is %" PRIu32 ", must be at least %zu: set it to "
-			       "sizeof, as the INIT macro does",
-			       what, size, min);
-	return 0;
+	return size_check(size, min, what);
 }
 
 void km_result_copy(void *dst, const void *src, size_t known)

@@ -16,6 +16,19 @@ int km_fail(int err, const char *fmt, ...) __attribute__((format(printf, 2, 3)))
 #endif
 
 /*
+ * Keep this thread's detail over a step that may fail without its failure being the caller's (a
+ * way that is tried before another one): a call that succeeds leaves the detail as it was.
+ */
+struct km_detail {
+	char text[512];
+};
+void km_detail_save(struct km_detail *d);
+void km_detail_restore(const struct km_detail *d);
+
+/* No struct of the library is, or will be, larger. A `size` beyond it was never initialized. */
+#define KM_STRUCT_MAX 4096u
+
+/*
  * Growable structs (kvmem/base.h). `known` is this library's sizeof, `min` that of the first
  * release; `what` names the argument in the detail.
  */

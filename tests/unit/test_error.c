@@ -8,6 +8,7 @@
 
 #include <kvmem/base.h>
 
+#include "base/callback.h"
 #include "base/error.h"
 
 struct opts_v2 {
@@ -133,7 +134,75 @@ TEST(detail_is_per_thread)
 }
 END
 
+/* A size that was never set: its tail would be read or, in a result, written over. */
+TEST(k2_13_a_size_has_an_upper_bound)
+{
+	static struct {
+		struct opts_v2 known;
+		unsigned char room[2 * KM_STRUCT_MAX];
+	} in;
+	struct opts_v2 got;
+
+	in.known.size = KM_STRUCT_MAX;
+	ck_assert_int_eq(km_opts_copy(&got, sizeof(got), MIN_SIZE, &in, "opts"), 0);
+	ck_assert_int_eq(km_result_check(&in, MIN_SIZE, "result"), 0);
+	in.known.size = KM_STRUCT_MAX + 1;
+	ck_assert_int_eq(km_opts_copy(&got, sizeof(got), MIN_SIZE, &in, "opts"), -EINVAL);
+	ck_assert_ptr_nonnull(strstr(kvmem_error_detail(), "opts: size is 4097"));
+	in.known.size = UINT32_MAX;
+	ck_assert_int_eq(km_result_check(&in, MIN_SIZE, "result"), -EINVAL);
+	ck_assert_ptr_nonnull(strstr(kvmem_error_detail(), "result: size is 4294967295"));
+}
+END
+
+TEST(k2_13_a_detail_is_kept_over_a_way_that_failed)
+{
+	struct km_detail kept;
+
+	km_fail(EPERM, "the last failure of the program");
+	km_detail_save(&kept);
+	km_fail(EIO, "a way that was tried");
+	km_detail_restore(&kept);
+	ck_assert_str_eq(kvmem_error_detail(), "the last failure of the program");
+}
+END
+
+static void *check_elsewhere(void *arg)
+{
+	return (void *)(intptr_t)km_callback_check("kvmem_x", arg);
+}
+
+TEST(k9_27_a_call_that_would_wait_for_its_own_callback_is_refused)
+{
+	struct km_callback outer, inner;
+	int pager, region, other;
+	pthread_t t;
+	void *r;
+
+	ck_assert_int_eq(km_callback_check("kvmem_x", NULL), 0);
+	km_callback_enter(&outer, "kvmem_pager_opts.fail", &pager, &region);
+	ck_assert_int_eq(km_callback_check("kvmem_x", &pager), -EDEADLK);
+	ck_assert_int_eq(km_callback_check("kvmem_x", &region), -EDEADLK);
+	ck_assert_int_eq(km_callback_check("kvmem_x", NULL), -EDEADLK);
+	ck_assert_int_eq(km_callback_check("kvmem_x", &other), 0);
+	ck_assert_ptr_nonnull(strstr(kvmem_error_detail(), "kvmem_x()"));
+	ck_assert_ptr_nonnull(strstr(kvmem_error_detail(), "kvmem_pager_opts.fail"));
+	km_callback_enter(&inner, "kvmem_source_ops.read", &other, NULL);
+	ck_assert_int_eq(km_callback_check("kvmem_x", &other), -EDEADLK);
+	ck_assert_int_eq(km_callback_check("kvmem_x", &pager), -EDEADLK);
+	ck_assert_int_eq(pthread_create(&t, NULL, check_elsewhere, &pager), 0);
+	pthread_join(t, &r);
+	ck_assert_ptr_null(r);
+	km_callback_leave(&inner);
+	ck_assert_int_eq(km_callback_check("kvmem_x", &other), 0);
+	km_callback_leave(&outer);
+	ck_assert_int_eq(km_callback_check("kvmem_x", NULL), 0);
+}
+END
+
 HARNESS_MAIN(T(opts_null_means_defaults), T(opts_of_an_older_caller), T(opts_of_a_newer_caller),
 	     T(opts_too_small), T(result_writes_no_more_than_asked),
 	     T(result_tail_of_a_newer_caller_is_zeroed), T(ranges), T(detail_holds_the_kernels_text),
-	     T(detail_is_per_thread))
+	     T(detail_is_per_thread),
+	     T(k2_13_a_size_has_an_upper_bound), T(k2_13_a_detail_is_kept_over_a_way_that_failed),
+	     T(k9_27_a_call_that_would_wait_for_its_own_callback_is_refused))

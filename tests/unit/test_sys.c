@@ -13,6 +13,7 @@
 
 #include "harness.h"
 #include "fake_sys.h"
+#include "base/base.h"
 
 #define SIGNALS 3
 
@@ -115,4 +116,26 @@ TEST(errors_are_negative_errnos)
 }
 END
 
-HARNESS_MAIN(T(interrupted_calls_go_on), T(descriptors_are_close_on_exec), T(errors_are_negative_errnos))
+/* ---- memory ---- */
+
+TEST(k10_32_locked_memory_is_dropped_too)
+{
+	const size_t bytes = 4 * 4096;
+	unsigned char *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	fake_reset();
+	ck_assert_ptr_ne(p, MAP_FAILED);
+	p[0] = p[4096] = 1;
+	ck_assert_int_eq(km_mem_drop(p, 4096), 0);
+	ck_assert_uint_eq(p[0], 0);
+	ck_assert_int_eq(mlock(p, bytes), 0);
+	ck_assert_int_eq(madvise(p, bytes, MADV_DONTNEED), -1);
+	p[0] = 1;
+	ck_assert_int_eq(km_mem_drop(p, bytes), 0);
+	ck_assert_uint_eq(p[0] | p[4096], 0);
+	munmap(p, bytes);
+}
+END
+
+HARNESS_MAIN(T(interrupted_calls_go_on), T(descriptors_are_close_on_exec), T(errors_are_negative_errnos),
+	     T(k10_32_locked_memory_is_dropped_too))

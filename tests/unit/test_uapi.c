@@ -75,6 +75,9 @@ TEST(userfaultfd_and_mm)
 	SAME(USERFAULTFD_IOC_NEW);
 	SAME(MADV_POPULATE_READ);
 	SAME(MADV_POPULATE_WRITE);
+#ifdef MADV_DONTNEED_LOCKED
+	SAME(MADV_DONTNEED_LOCKED);
+#endif
 	harness_note("%u definitions compared", compared);
 }
 END

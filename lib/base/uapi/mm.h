@@ -20,6 +20,7 @@ enum km_mpol {
 
 #define KM_MADV_POPULATE_READ  22
 #define KM_MADV_POPULATE_WRITE 23
+#define KM_MADV_DONTNEED_LOCKED 24
 
 #define KM_MFD_HUGE_2MB (21u << 26)
 #define KM_MFD_HUGE_1GB (30u << 26)
