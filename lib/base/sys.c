@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/futex.h>
 #include <liburing.h>
 #include <numa.h>
 #include <sched.h>
@@ -128,6 +129,14 @@ int64_t SYS(pread)(int fd, void *buf, size_t len, uint64_t off)
 	return RESTART(pread(fd, buf, len, (off_t)off));
 }
 
+/* What can be read without waiting for the disk: -EAGAIN where nothing can. */
+int64_t SYS(pread_nowait)(int fd, void *buf, size_t len, uint64_t off)
+{
+	struct iovec v = { .iov_base = buf, .iov_len = len };
+
+	return RESTART(preadv2(fd, &v, 1, (off_t)off, RWF_NOWAIT));
+}
+
 int64_t SYS(pwrite)(int fd, const void *buf, size_t len, uint64_t off)
 {
 	return RESTART(pwrite(fd, buf, len, (off_t)off));
@@ -166,6 +175,23 @@ int64_t SYS(epoll_ctl)(int ep, int op, int fd, struct epoll_event *ev)
 int64_t SYS(epoll_wait)(int ep, struct epoll_event *ev, int max, int timeout_ms)
 {
 	return RESTART(epoll_wait(ep, ev, max, timeout_ms));
+}
+
+/* Sleep while *word is `value`; a wake-up, a signal and the end of the time all end the sleep. */
+int64_t SYS(futex_wait)(_Atomic uint32_t *word, uint32_t value, uint64_t timeout_ns)
+{
+	struct timespec ts = {
+		.tv_sec = (time_t)(timeout_ns / 1000000000),
+		.tv_nsec = (long)(timeout_ns % 1000000000),
+	};
+
+	return result(syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, &ts, NULL, 0));
+}
+
+/* All that sleep on it. */
+int64_t SYS(futex_wake)(_Atomic uint32_t *word)
+{
+	return result(syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0));
 }
 
 int64_t SYS(poll)(struct pollfd *fds, unsigned int n, int timeout_ms)

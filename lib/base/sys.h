@@ -11,6 +11,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/epoll.h>
@@ -42,6 +43,7 @@ struct io_uring_cqe;
 	X(fallocate, (int fd, int mode, uint64_t off, uint64_t len), (fd, mode, off, len)) \
 	X(lseek, (int fd, uint64_t off, int whence), (fd, off, whence)) \
 	X(pread, (int fd, void *buf, size_t len, uint64_t off), (fd, buf, len, off)) \
+	X(pread_nowait, (int fd, void *buf, size_t len, uint64_t off), (fd, buf, len, off)) \
 	X(pwrite, (int fd, const void *buf, size_t len, uint64_t off), (fd, buf, len, off)) \
 	X(read, (int fd, void *buf, size_t len), (fd, buf, len)) \
 	X(write, (int fd, const void *buf, size_t len), (fd, buf, len)) \
@@ -51,6 +53,9 @@ struct io_uring_cqe;
 	X(epoll_ctl, (int ep, int op, int fd, struct epoll_event *ev), (ep, op, fd, ev)) \
 	X(epoll_wait, (int ep, struct epoll_event *ev, int max, int timeout_ms), \
 	  (ep, ev, max, timeout_ms)) \
+	X(futex_wait, (_Atomic uint32_t *word, uint32_t value, uint64_t timeout_ns), \
+	  (word, value, timeout_ns)) \
+	X(futex_wake, (_Atomic uint32_t *word), (word)) \
 	X(poll, (struct pollfd * fds, unsigned int n, int timeout_ms), (fds, n, timeout_ms)) \
 	X(mbind, \
 	  (void *addr, size_t len, int mode, const unsigned long *nodes, unsigned long maxnode, \

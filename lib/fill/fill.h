@@ -3,11 +3,79 @@
 #define KM_FILL_H
 
 /*
- * fill: from absent to present. Knows source, numa, region and what is to their left.
+ * fill: from absent to present. The one engine by which pages get their content, whoever asks for
+ * it: claim -> content -> place -> map -> publish -> notify. Knows source, numa, region and what is
+ * to their left; populate and pager are its clients.
+ *
+ * Invariants:
+ *  - Who has claimed a page ends the claim: by publishing it or by abandoning it.
+ *  - What is published PRESENT can be read by the guest; who waits for it has been woken.
+ *  - Content never appears in a page that was removed after it was claimed: such a page is ZERO.
+ *  - Memory is only touched by calls that answer with an error, never by loads and stores that can
+ *    raise SIGBUS.
  */
 
 #include "numa/numa.h"
 #include "region/region.h"
 #include "source/source.h"
+
+/*
+ * Pages of one claim at most: what one ioctl places. While a page is claimed a fault on it waits, so
+ * claim, read and place no more than this at a time.
+ */
+#define KM_CLAIM_PAGES 64u
+
+/*
+ * Work on the pages of a region goes on between these two: meanwhile no pager is added to the
+ * region or taken away from it. Calls can be nested, and several threads can be inside.
+ */
+void km_pages_enter(struct kvmem_region *r);
+void km_pages_leave(struct kvmem_region *r);
+
+/* A userfaultfd watches the region's mapping: pages become visible there by the calls below only. */
+bool km_pages_watched(const struct kvmem_region *r);
+
+/*
+ * Claim pages that are ABSENT or POISONED, from `page` on, at most `max` (and KM_CLAIM_PAGES): how
+ * many, maybe 0. A poisoned page that is claimed can be filled like an absent one.
+ */
+uint64_t km_pages_claim(struct kvmem_region *r, uint64_t page, uint64_t max);
+
+/*
+ * Content of claimed pages was stored where km_region_store() or the file descriptor says: map it
+ * where the guest looks, publish it PRESENT and wake who waits. 0, or -errno with the detail set;
+ * the first *ret_done pages are published, the others still claimed.
+ */
+int km_pages_stored(struct kvmem_region *r, uint64_t page, uint64_t count, uint64_t *ret_done);
+
+/*
+ * Only where km_pages_watched(): make claimed pages with the content of `buf` (NULL: zeros), map,
+ * publish and wake, in one go. Result as above.
+ */
+int km_pages_place(struct kvmem_region *r, uint64_t page, uint64_t count, const void *buf,
+		   uint64_t *ret_done);
+
+/* Claimed pages are zero, and nothing was stored of them: publish them ZERO. `empty`: the caller
+ * knows that the kernel has no pages there (km_pages_unannounced()). -errno as above: all are still
+ * claimed. */
+int km_pages_zero(struct kvmem_region *r, uint64_t page, uint64_t count, bool empty);
+
+/* Give claimed pages up. `stored`: content of them may have been stored; it is taken out first. */
+void km_pages_abandon(struct kvmem_region *r, uint64_t page, uint64_t count, bool stored);
+
+/* Take out what was stored of claimed pages: the kernel has no pages there afterwards. */
+void km_pages_forget(struct kvmem_region *r, uint64_t page, uint64_t count);
+
+/* Sleep until nobody has claimed a page of the run (true) or about timeout_ns has passed (false). */
+bool km_pages_wait(struct kvmem_region *r, uint64_t page, uint64_t count, uint64_t timeout_ns);
+
+/*
+ * Pages that exist in the kernel and are ABSENT in the record: a guest ran without a pager, or the
+ * VMM wrote by hand. `how`: 0 refuses them (-EEXIST, the detail has the count and `what`),
+ * KVMEM_FILL_KEEP publishes them PRESENT, KVMEM_FILL_OVERWRITE drops them. For a fresh region this
+ * is one system call.
+ */
+int km_pages_unannounced(struct kvmem_region *r, uint64_t page, uint64_t count, uint32_t how,
+			 const char *what);
 
 #endif

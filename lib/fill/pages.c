@@ -123,7 +123,7 @@ static int each_run(struct kvmem_region *r, uint64_t offset, uint64_t bytes, run
 		uint64_t n = km_presence_run(&r->presence, page, left, &state);
 
 		if (state == KM_CLAIMED) {
-			km_presence_settle(&r->presence, page, n);
+			km_presence_wait(&r->presence, page, n, UINT64_MAX);
 			continue;
 		}
 		n = fn(r, page, n, state, &err);
@@ -143,10 +143,10 @@ static uint64_t discard_run(struct kvmem_region *r, uint64_t page, uint64_t coun
 {
 	if (state == KM_ABSENT)
 		return take_absent(r, page, count, punch_claimed, KM_ZERO, err);
-	km_presence_change(&r->presence, page, count, KM_PRESENT, KM_ZERO);
+	km_presence_turn(&r->presence, page, count, KM_PRESENT, KM_ZERO);
 	*err = punch(r, page, count);
 	if (*err && state == KM_PRESENT)
-		km_presence_change(&r->presence, page, count, KM_ZERO, KM_PRESENT);
+		km_presence_turn(&r->presence, page, count, KM_ZERO, KM_PRESENT);
 	return count;
 }
 
@@ -164,7 +164,7 @@ static uint64_t mark_run(struct kvmem_region *r, uint64_t page, uint64_t count,
 {
 	if (state == KM_ABSENT)
 		return take_absent(r, page, count, complete, KM_PRESENT, err);
-	km_presence_change(&r->presence, page, count, KM_ZERO, KM_PRESENT);
+	km_presence_turn(&r->presence, page, count, KM_ZERO, KM_PRESENT);
 	return count;
 }
 

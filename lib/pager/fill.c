@@ -439,7 +439,7 @@ int km_pager_map(struct km_worker *w, struct km_paged *p, uint64_t first, uint64
 				err = r;
 		}
 		if (zero) {
-			km_presence_change(&p->region->presence, first, n, KM_ZERO, KM_PRESENT);
+			km_presence_turn(&p->region->presence, first, n, KM_ZERO, KM_PRESENT);
 			km_count_own(&w->counts.zero, n);
 		}
 		first += n;
@@ -582,7 +582,7 @@ static int fill_page_or_fail(struct km_worker *w, struct km_paged *p, uint64_t p
 	int r;
 
 	for (;;) {
-		km_presence_settle(map, page, 1);
+		km_presence_wait((struct km_presence *)(uintptr_t)map, page, 1, UINT64_MAX);
 		if (km_presence_get(map, page) != KM_ABSENT)
 			return 0;
 		r = km_pager_fill_or_fail(w, p, page);
@@ -600,7 +600,7 @@ static int fill_rest_of(struct km_worker *w, struct km_paged *p)
 	while (page < p->pages) {
 		n = km_presence_run(&p->region->presence, page, p->pages - page, &state);
 		if (state == KM_CLAIMED) {
-			km_presence_settle(&p->region->presence, page, n);
+			km_presence_wait((struct km_presence *)(uintptr_t)&p->region->presence, page, n, UINT64_MAX);
 			continue;
 		}
 		if (state == KM_ABSENT) {

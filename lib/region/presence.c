@@ -4,18 +4,27 @@
 #include <errno.h>
 #include <sys/mman.h>
 
-#include "region/region.h"
+#include "base/base.h"
 
-#define PER_WORD 32u
-#define LOW_BITS 0x5555555555555555ull /* the low bit of each page's pair */
+#define PER_WORD 16u
+#define BITS	 4u
+#define EACH	 0x1111111111111111ull /* the lowest bit of each page */
+#define TOP	 (EACH * KM_CLAIMED)
+#define WANTED	 1u
+#define REMOVED	 2u
+
+/* How long a waiter sleeps before it looks by itself. */
+#define LOOK_NS 100000000u
 
 static size_t map_bytes(uint64_t pages)
 {
 	return (size_t)((pages + PER_WORD - 1) / PER_WORD * sizeof(uint64_t));
 }
 
-/* A map of its own for the kernel to keep reserved costs two calls and KVM's notice of the second:
- * more than all else that making a small region adds to the system calls it cannot do without. */
+/*
+ * A mapping of its own costs two system calls, and KVM is told of the second: more than all else
+ * that making a small region adds to the system calls it cannot do without.
+ */
 #define FROM_HEAP (64u << 10)
 
 int km_presence_init(struct km_presence *p, uint64_t pages)
@@ -31,9 +40,7 @@ int km_presence_init(struct km_presence *p, uint64_t pages)
 		map = km_sys_alloc(bytes);
 	if (r < 0 || !map)
 		return km_fail(r < 0 ? (int)-r : ENOMEM, "presence map of %zu bytes: %m", bytes);
-	p->words = map;
-	p->pages = pages;
-	atomic_store(&p->done, 0);
+	*p = (struct km_presence){ .words = map, .pages = pages };
 	return 0;
 }
 
@@ -46,14 +53,30 @@ void km_presence_destroy(struct km_presence *p)
 	p->words = NULL;
 }
 
+/* ---- looking ---- */
+
+/* Sequentially consistent: km_presence_wait() counts itself, then looks; who ends a claim changes
+ * the word, then looks for waiters. One of the two sees the other. */
 static uint64_t load(const struct km_presence *p, uint64_t page)
 {
-	return atomic_load_explicit(&p->words[page / PER_WORD], memory_order_acquire);
+	return atomic_load(&p->words[page / PER_WORD]);
+}
+
+static unsigned int shift_of(uint64_t page)
+{
+	return (unsigned int)(page % PER_WORD) * BITS;
+}
+
+static unsigned int bits_in(uint64_t word, uint64_t page)
+{
+	return (unsigned int)(word >> shift_of(page) & 15);
 }
 
 static enum km_page_state state_in(uint64_t word, uint64_t page)
 {
-	return (enum km_page_state)(word >> (page % PER_WORD * 2) & 3);
+	unsigned int bits = bits_in(word, page);
+
+	return (enum km_page_state)(bits & KM_CLAIMED ? KM_CLAIMED : bits);
 }
 
 enum km_page_state km_presence_get(const struct km_presence *p, uint64_t page)
@@ -61,15 +84,18 @@ enum km_page_state km_presence_get(const struct km_presence *p, uint64_t page)
 	return state_in(load(p, page), page);
 }
 
-/* How many pages from `page` on are in `state`, within one word. */
+/* How many pages from `page` on, within the word, have no bit set in `diff`. */
+static unsigned int clear_run(uint64_t diff, uint64_t page)
+{
+	diff >>= shift_of(page);
+	if (!diff)
+		return PER_WORD - (unsigned int)(page % PER_WORD);
+	return (unsigned int)__builtin_ctzll(diff) / BITS;
+}
+
 static unsigned int run_in(uint64_t word, uint64_t page, enum km_page_state state)
 {
-	unsigned int shift = (unsigned int)(page % PER_WORD * 2);
-	uint64_t diff = (word ^ (LOW_BITS * state)) >> shift;
-
-	if (!diff)
-		return PER_WORD - shift / 2;
-	return (unsigned int)__builtin_ctzll(diff) / 2;
+	return clear_run(state == KM_CLAIMED ? ~word & TOP : word ^ EACH * state, page);
 }
 
 uint64_t km_presence_run(const struct km_presence *p, uint64_t page, uint64_t max,
@@ -90,17 +116,44 @@ uint64_t km_presence_run(const struct km_presence *p, uint64_t page, uint64_t ma
 	}
 }
 
-/* The pairs of `count` pages from `page` on, all within one word, each with value `v`. */
-static uint64_t pairs(uint64_t page, uint64_t count, unsigned int v)
+uint64_t km_presence_removed(const struct km_presence *p, uint64_t page, uint64_t max,
+			     bool *ret_removed)
 {
-	uint64_t all = LOW_BITS * v;
+	uint64_t n = 0;
 
-	if (count < PER_WORD)
-		all &= (1ull << (count * 2)) - 1;
-	return all << (page % PER_WORD * 2);
+	*ret_removed = bits_in(load(p, page), page) & REMOVED;
+	while (n < max) {
+		uint64_t flip = *ret_removed ? EACH * REMOVED : 0;
+		uint64_t diff = (load(p, page + n) ^ flip) & EACH * REMOVED;
+		unsigned int left = PER_WORD - (unsigned int)((page + n) % PER_WORD);
+		unsigned int k = clear_run(diff, page + n);
+
+		n += k;
+		if (k < left)
+			break;
+	}
+	return km_min(n, max);
 }
 
-uint64_t km_presence_claim(struct km_presence *p, uint64_t first, uint64_t max)
+/* ---- changing ---- */
+
+/* The bits of `count` pages from `page` on, all within one word, each with the value `v`. */
+static uint64_t fill_bits(uint64_t page, uint64_t count, unsigned int v)
+{
+	uint64_t all = EACH * v;
+
+	if (count < PER_WORD)
+		all &= (1ull << (count * BITS)) - 1;
+	return all << shift_of(page);
+}
+
+static uint64_t in_word(uint64_t page, uint64_t count)
+{
+	return km_min(count, PER_WORD - page % PER_WORD);
+}
+
+static uint64_t claim_from(struct km_presence *p, uint64_t first, uint64_t max,
+			   enum km_page_state from)
 {
 	uint64_t n = 0;
 
@@ -109,79 +162,247 @@ uint64_t km_presence_claim(struct km_presence *p, uint64_t first, uint64_t max)
 	max = km_min(max, p->pages - first);
 	while (n < max) {
 		_Atomic uint64_t *w = &p->words[(first + n) / PER_WORD];
-		uint64_t in_word = km_min(max - n, PER_WORD - (first + n) % PER_WORD);
-		uint64_t old = atomic_load_explicit(w, memory_order_acquire);
-		uint64_t got;
+		uint64_t room = in_word(first + n, max - n), old = atomic_load(w), got;
 
 		do {
-			got = km_min(run_in(old, first + n, KM_ABSENT), in_word);
+			got = km_min(run_in(old, first + n, from), room);
 			if (!got)
 				return n;
-		} while (!atomic_compare_exchange_weak_explicit(
-			w, &old, old | pairs(first + n, got, KM_CLAIMED), memory_order_acq_rel,
-			memory_order_acquire));
+		} while (!atomic_compare_exchange_weak(
+			w, &old, old ^ fill_bits(first + n, got, KM_CLAIMED ^ from)));
 		n += got;
-		if (got < in_word)
+		if (got < room)
 			break;
 	}
 	return n;
 }
 
-/* XOR turns CLAIMED (1) into the wanted state, and only the claimer touches a claimed pair. */
-static void flip(struct km_presence *p, uint64_t first, uint64_t count, unsigned int with)
+uint64_t km_presence_claim(struct km_presence *p, uint64_t first, uint64_t max)
 {
-	while (count) {
-		uint64_t n = km_min(count, PER_WORD - first % PER_WORD);
-
-		atomic_fetch_xor_explicit(&p->words[first / PER_WORD], pairs(first, n, with),
-					  memory_order_acq_rel);
-		first += n;
-		count -= n;
-	}
+	return claim_from(p, first, max, KM_ABSENT);
 }
 
-void km_presence_publish(struct km_presence *p, uint64_t first, uint64_t count,
-			 enum km_page_state state)
+uint64_t km_presence_claim_poisoned(struct km_presence *p, uint64_t first, uint64_t max)
 {
-	flip(p, first, count, (unsigned int)KM_CLAIMED ^ (unsigned int)state);
-	atomic_fetch_add_explicit(&p->done, count, memory_order_acq_rel);
+	uint64_t n = claim_from(p, first, max, KM_POISONED);
+
+	atomic_fetch_sub(&p->poisoned, n);
+	return n;
 }
 
-void km_presence_abandon(struct km_presence *p, uint64_t first, uint64_t count)
+/* Adds to the counters; what that means for who listens. */
+static unsigned int count(struct km_presence *p, uint64_t done, uint64_t poisoned)
 {
-	flip(p, first, count, KM_CLAIMED);
+	uint64_t sum;
+
+	if (!done && !poisoned)
+		return 0;
+	if (poisoned)
+		atomic_store(&p->ever_poisoned, true);
+	sum = (done ? atomic_fetch_add(&p->done, done) : atomic_load(&p->done)) + done;
+	sum += (poisoned ? atomic_fetch_add(&p->poisoned, poisoned) : atomic_load(&p->poisoned)) +
+	       poisoned;
+	return sum == p->pages ? KM_IS_WHOLE : 0;
 }
 
-void km_presence_change(struct km_presence *p, uint64_t first, uint64_t count,
-			enum km_page_state from, enum km_page_state to)
+static void wake_waiters(struct km_presence *p)
 {
-	for (; count; first++, count--) {
+	if (!atomic_load(&p->waiters))
+		return;
+	atomic_fetch_add(&p->ends, 1);
+	km_sys_futex_wake(&p->ends);
+}
+
+unsigned int km_presence_publish(struct km_presence *p, uint64_t first, uint64_t pages,
+				 enum km_page_state state)
+{
+	uint64_t left = pages, wanted = 0;
+	unsigned int r;
+
+	while (left) {
 		_Atomic uint64_t *w = &p->words[first / PER_WORD];
-		uint64_t old = atomic_load_explicit(w, memory_order_acquire);
+		uint64_t n = in_word(first, left), old = atomic_load(w);
+		uint64_t all = fill_bits(first, n, 15), to = fill_bits(first, n, state);
 
-		while (state_in(old, first) == from &&
-		       !atomic_compare_exchange_weak_explicit(
-			       w, &old,
-			       old ^ pairs(first, 1, (unsigned int)from ^ (unsigned int)to),
-			       memory_order_acq_rel, memory_order_acquire))
+		while (!atomic_compare_exchange_weak(w, &old, (old & ~all) | to))
 			;
+		wanted |= old & all & EACH * WANTED;
+		first += n;
+		left -= n;
 	}
+	r = state == KM_POISONED ? count(p, 0, pages) : count(p, pages, 0);
+	wake_waiters(p);
+	return r | (wanted ? KM_WAS_WANTED : 0);
 }
 
-void km_presence_settle(const struct km_presence *p, uint64_t first, uint64_t count)
+/* Within one word, CLAIMED pages become ZERO where they are REMOVED, else ABSENT. */
+static uint64_t abandoned(uint64_t old, uint64_t all)
+{
+	uint64_t removed = old & all & EACH * REMOVED; /* its bit is the higher one of ZERO's */
+
+	return (old & ~all) | removed | removed >> 1;
+}
+
+unsigned int km_presence_abandon(struct km_presence *p, uint64_t first, uint64_t pages)
+{
+	uint64_t wanted = 0, zero = 0;
+	unsigned int r;
+
+	while (pages) {
+		_Atomic uint64_t *w = &p->words[first / PER_WORD];
+		uint64_t n = in_word(first, pages), old = atomic_load(w);
+		uint64_t all = fill_bits(first, n, 15);
+
+		while (!atomic_compare_exchange_weak(w, &old, abandoned(old, all)))
+			;
+		wanted |= old & all & EACH * WANTED;
+		zero += (uint64_t)__builtin_popcountll(old & all & EACH * REMOVED);
+		first += n;
+		pages -= n;
+	}
+	r = count(p, zero, 0);
+	wake_waiters(p);
+	return r | (wanted ? KM_WAS_WANTED : 0);
+}
+
+enum km_page_state km_presence_want(struct km_presence *p, uint64_t page)
+{
+	_Atomic uint64_t *w = &p->words[page / PER_WORD];
+	uint64_t old = atomic_load(w);
+
+	while (state_in(old, page) == KM_CLAIMED &&
+	       !atomic_compare_exchange_weak(w, &old, old | fill_bits(page, 1, WANTED)))
+		;
+	return state_in(old, page);
+}
+
+/*
+ * A rule for the pages of one word: the new bits of a page. `done` and `poisoned` are what the
+ * change adds to the counters.
+ */
+struct rule {
+	enum km_page_state from, to;
+	bool removal;
+};
+
+struct sums {
+	uint64_t done, poisoned;
+};
+
+static unsigned int new_bits(unsigned int bits, const struct rule *rule)
+{
+	if (!rule->removal)
+		return bits == rule->from ? rule->to : bits;
+	if (bits & KM_CLAIMED)
+		return bits | REMOVED;
+	return bits == KM_ABSENT || bits == KM_POISONED ? KM_ZERO : bits;
+}
+
+static bool is_done(unsigned int bits)
+{
+	return bits == KM_PRESENT || bits == KM_ZERO;
+}
+
+static uint64_t apply(uint64_t old, uint64_t first, uint64_t pages, const struct rule *rule,
+		      struct sums *ret_sums)
+{
+	uint64_t word = old;
+
+	*ret_sums = (struct sums){ 0 };
+	for (uint64_t i = first; i < first + pages; i++) {
+		unsigned int was = bits_in(old, i), is = new_bits(was, rule);
+
+		word ^= (uint64_t)(was ^ is) << shift_of(i);
+		ret_sums->done += (uint64_t)is_done(is) - (uint64_t)is_done(was);
+		ret_sums->poisoned += (uint64_t)(is == KM_POISONED) - (was == KM_POISONED);
+	}
+	return word;
+}
+
+static unsigned int change(struct km_presence *p, uint64_t first, uint64_t pages,
+			   const struct rule *rule)
+{
+	struct sums all = { 0 }, sums;
+
+	while (pages) {
+		_Atomic uint64_t *w = &p->words[first / PER_WORD];
+		uint64_t n = in_word(first, pages), old = atomic_load(w), new;
+
+		do
+			new = apply(old, first, n, rule, &sums);
+		while (new != old && !atomic_compare_exchange_weak(w, &old, new));
+		all.done += sums.done;
+		all.poisoned += sums.poisoned;
+		first += n;
+		pages -= n;
+	}
+	return count(p, all.done, all.poisoned);
+}
+
+unsigned int km_presence_remove(struct km_presence *p, uint64_t first, uint64_t pages)
+{
+	const struct rule rule = { .removal = true };
+
+	return change(p, first, pages, &rule);
+}
+
+unsigned int km_presence_turn(struct km_presence *p, uint64_t first, uint64_t pages,
+			      enum km_page_state from, enum km_page_state to)
+{
+	const struct rule rule = { .from = from, .to = to };
+
+	return change(p, first, pages, &rule);
+}
+
+/* ---- waiting ---- */
+
+static bool any_claimed(const struct km_presence *p, uint64_t first, uint64_t pages)
 {
 	enum km_page_state state;
-	unsigned int spins = 0;
 
-	while (count) {
-		uint64_t n = km_presence_run(p, first, count, &state);
-
-		if (state == KM_CLAIMED) {
-			if (++spins > 100)
-				km_sys_yield();
-			continue;
-		}
-		first += n;
-		count -= n;
+	for (uint64_t end = first + pages, n; first < end; first += n) {
+		n = km_presence_run(p, first, end - first, &state);
+		if (state == KM_CLAIMED)
+			return true;
 	}
+	return false;
+}
+
+bool km_presence_wait(struct km_presence *p, uint64_t first, uint64_t pages, uint64_t timeout_ns)
+{
+	uint64_t start, waited = 0;
+	bool claimed;
+
+	if (!any_claimed(p, first, pages))
+		return true;
+	start = km_sys_now_ns();
+	for (;;) {
+		uint32_t ends;
+
+		atomic_fetch_add(&p->waiters, 1);
+		ends = atomic_load(&p->ends);
+		claimed = any_claimed(p, first, pages);
+		if (claimed && waited < timeout_ns)
+			km_sys_futex_wait(&p->ends, ends, km_min(timeout_ns - waited, LOOK_NS));
+		atomic_fetch_sub(&p->waiters, 1);
+		if (!claimed || waited >= timeout_ns)
+			return !claimed;
+		waited = km_sys_now_ns() - start;
+	}
+}
+
+/* ---- telling ---- */
+
+void km_presence_notify(struct km_presence *p)
+{
+	void (*on_whole)(void *arg) = atomic_load(&p->on_whole);
+
+	if (on_whole)
+		on_whole(atomic_load(&p->on_whole_arg));
+}
+
+void km_presence_listen(struct km_presence *p, void (*on_whole)(void *arg), void *arg)
+{
+	atomic_store(&p->on_whole_arg, arg);
+	atomic_store(&p->on_whole, on_whole);
 }

@@ -3,60 +3,124 @@
 #define KM_PRESENCE_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 /*
- * The per-page record through which populate, pager, prefetch and discard agree, two bits a page:
+ * The record of the pages of a region, four bits a page, through which everybody who fills,
+ * removes or asks agrees:
  *
- *	ABSENT --claim--> CLAIMED --publish--> PRESENT | ZERO
- *	   ^                 |
- *	   +----abandon------+
+ *	ABSENT ---claim---> CLAIMED ---publish---> PRESENT | ZERO | POISONED
+ *	   ^  ^                |                      |                |
+ *	   |  +----abandon-----+                      |                +--claim--> CLAIMED
+ *	   +------------------turn--------------------+
  *
- * Who claims a page is the only one to fill it. PRESENT: its content is in the kernel. ZERO: its
- * content is zero and the kernel may have no page there (hole of the source, discarded). publish is
- * a release and get an acquire, so that who sees PRESENT sees the content too.
+ * ABSENT	nothing has filled it.
+ * CLAIMED	one thread fills it, and only that thread.
+ * PRESENT	its content is in the kernel.
+ * ZERO		its content is zero, and the kernel may have no page there (a hole of the source,
+ *		discarded, removed).
+ * POISONED	it could not be filled, and an access to it raises a memory error.
  *
- * The map of more than 1 GiB is reserved, not touched, at creation: absent is 0 and a page of it
- *covers 64 MiB of guest.
+ * While a page is CLAIMED, two flags may be added by others. WANTED: a thread waits in a fault on
+ * it, so who ends the claim must wake it. REMOVED: the memory was taken away meanwhile, so the
+ * content that the claimer is about to place must not appear: the page becomes ZERO.
+ *
+ * publish is a release and get an acquire: who sees PRESENT sees the content too.
+ *
+ * A record of more than 64 KiB is reserved, not touched, at creation: absent is 0, and a page of
+ * the record covers 32 MiB of guest.
  */
 enum km_page_state {
 	KM_ABSENT = 0,
-	KM_CLAIMED = 1,
 	KM_PRESENT = 2,
 	KM_ZERO = 3,
+	KM_POISONED = 4,
+	KM_CLAIMED = 8,
 };
 
+/* What the one who ends a claim has to do next. */
+#define KM_WAS_WANTED (1u << 0) /* wake who waits for these pages */
+#define KM_IS_WHOLE   (1u << 1) /* nothing is ABSENT or CLAIMED any more: km_presence_notify() */
+
 struct km_presence {
-	_Atomic uint64_t *words; /* 32 pages each */
+	_Atomic uint64_t *words; /* 16 pages each */
 	uint64_t pages;
-	_Atomic uint64_t done; /* pages PRESENT or ZERO */
+	_Atomic uint64_t done;	   /* pages PRESENT or ZERO */
+	_Atomic uint64_t poisoned; /* pages POISONED */
+	_Atomic bool ever_poisoned;
+	_Atomic uint32_t waiters; /* threads in km_presence_wait() */
+	_Atomic uint32_t ends;	  /* the futex word: counts ends of claims while somebody waits */
+	/* Set while a pager serves the region; see km_presence_notify(). */
+	void (*_Atomic on_whole)(void *arg);
+	void *_Atomic on_whole_arg;
 };
 
 int km_presence_init(struct km_presence *p, uint64_t pages);
 void km_presence_destroy(struct km_presence *p);
+
+/* CLAIMED is told without its flags. */
 enum km_page_state km_presence_get(const struct km_presence *p, uint64_t page);
 
 /* The run of pages in one state that starts at `page`, at most `max` long: returns its length. */
 uint64_t km_presence_run(const struct km_presence *p, uint64_t page, uint64_t max,
 			 enum km_page_state *ret_state);
 
-/* Claim pages from `first` on as long as they are absent, at most `max`: returns how many, maybe 0.
+/* The run of claimed pages from `page` on that are all REMOVED, or all not. */
+uint64_t km_presence_removed(const struct km_presence *p, uint64_t page, uint64_t max,
+			     bool *ret_removed);
+
+/*
+ * Claim pages from `first` on as long as they are ABSENT (or POISONED), at most `max`: returns how
+ * many, maybe 0.
  */
 uint64_t km_presence_claim(struct km_presence *p, uint64_t first, uint64_t max);
+uint64_t km_presence_claim_poisoned(struct km_presence *p, uint64_t first, uint64_t max);
 
-/* Of `count` claimed pages. */
-void km_presence_publish(struct km_presence *p, uint64_t first, uint64_t count,
-			 enum km_page_state state);
-void km_presence_abandon(struct km_presence *p, uint64_t first, uint64_t count);
-
-/* PRESENT -> ZERO, ZERO -> PRESENT and the like, for pages that are done; others stay as they are.
+/*
+ * End the claim of `count` pages. Abandoned pages become ABSENT, but ZERO where they were REMOVED.
+ * Both return KM_WAS_WANTED and KM_IS_WHOLE.
  */
-void km_presence_change(struct km_presence *p, uint64_t first, uint64_t count,
-			enum km_page_state from, enum km_page_state to);
+unsigned int km_presence_publish(struct km_presence *p, uint64_t first, uint64_t count,
+				 enum km_page_state state);
+unsigned int km_presence_abandon(struct km_presence *p, uint64_t first, uint64_t count);
 
-/* Wait (spinning, then yielding) until no page of the run is claimed by anyone. */
-void km_presence_settle(const struct km_presence *p, uint64_t first, uint64_t count);
+/* A fault waits for the page: mark it WANTED if it is claimed. Returns the state it has. */
+enum km_page_state km_presence_want(struct km_presence *p, uint64_t page);
 
+/*
+ * The memory of these pages was taken away by others: ABSENT and POISONED become ZERO, CLAIMED
+ * gets REMOVED. PRESENT stays: whether the kernel still has the page is seen at the next fault.
+ * Returns KM_IS_WHOLE or 0.
+ */
+unsigned int km_presence_remove(struct km_presence *p, uint64_t first, uint64_t count);
+
+/*
+ * Pages in state `from` get state `to`; others stay as they are. Neither is CLAIMED. Returns
+ * KM_IS_WHOLE or 0.
+ */
+unsigned int km_presence_turn(struct km_presence *p, uint64_t first, uint64_t count,
+			      enum km_page_state from, enum km_page_state to);
+
+/*
+ * Sleep until no page of the run is claimed (true), or for about `timeout_ns` (false). Who publishes
+ * or abandons wakes the sleeper; it also looks by itself now and then.
+ */
+bool km_presence_wait(struct km_presence *p, uint64_t first, uint64_t count, uint64_t timeout_ns);
+
+/*
+ * KM_IS_WHOLE was returned: tell who listens. No lock may be held, since it may call the VMM's
+ * `complete`. Listeners are set and cleared while no operation on the region is under way.
+ */
+void km_presence_notify(struct km_presence *p);
+void km_presence_listen(struct km_presence *p, void (*on_whole)(void *arg), void *arg);
+
+static inline uint64_t km_presence_poisoned(const struct km_presence *p)
+{
+	return atomic_load_explicit(&p->poisoned, memory_order_acquire);
+}
+
+/* Pages without content: ABSENT, CLAIMED and POISONED. */
 static inline uint64_t km_presence_missing(const struct km_presence *p)
 {
 	return p->pages - atomic_load_explicit(&p->done, memory_order_acquire);

@@ -244,7 +244,7 @@ TEST(cached_bytes_go_straight_in_unless_rich_in_zeros)
 		rig_expect(&g);
 
 		ck_assert_int_eq(madvise(g.r.base, BYTES, kind == RIG_ANON ? MADV_DONTNEED : MADV_REMOVE), 0);
-		km_presence_change(&g.r.presence, 0, PAGES, KM_PRESENT, KM_ABSENT);
+		km_presence_turn(&g.r.presence, 0, PAGES, KM_PRESENT, KM_ABSENT);
 		into = g.r.base;
 		fake.pread = fault_pread;
 		ck_assert_int_eq(rig_populate(&g, 0), 0);

@@ -166,8 +166,8 @@ TEST(populate_refused_means_copy)
 		if (!cases[i].want) {
 			ck_assert_uint_eq(g.res.method, KVMEM_FILL_COPY);
 			g.opts.method = KVMEM_FILL_POPULATE_COPY;
-			km_presence_change(&g.r.presence, 0, PAGES, KM_PRESENT, KM_ABSENT);
-			km_presence_change(&g.r.presence, 0, PAGES, KM_ZERO, KM_ABSENT);
+			km_presence_turn(&g.r.presence, 0, PAGES, KM_PRESENT, KM_ABSENT);
+			km_presence_turn(&g.r.presence, 0, PAGES, KM_ZERO, KM_ABSENT);
 			ck_assert_int_eq(kvmem_populate(&g.r, 0, g.source, &g.opts, NULL),
 					 -EOPNOTSUPP);
 		}

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <time.h>
 #include <stdlib.h>
 
 #include "fake_sys.h"
@@ -52,11 +53,11 @@ TEST(states_and_the_count_of_missing)
 	expect_run(64, 32, KM_ZERO);
 	expect_run(96, PAGES - 96, KM_ABSENT);
 	ck_assert_uint_eq(km_presence_missing(&map), PAGES - 65);
-	km_presence_change(&map, 0, PAGES, KM_PRESENT, KM_ZERO);
+	km_presence_turn(&map, 0, PAGES, KM_PRESENT, KM_ZERO);
 	expect_run(0, 31, KM_ABSENT);
 	expect_run(31, 65, KM_ZERO);
 	ck_assert_uint_eq(km_presence_missing(&map), PAGES - 65);
-	km_presence_settle(&map, 0, PAGES);
+	ck_assert(km_presence_wait(&map, 0, PAGES, UINT64_MAX));
 	km_presence_destroy(&map);
 }
 END
@@ -108,7 +109,7 @@ TEST(no_page_is_ever_claimed_twice)
 END
 
 /* Up to MANY - 1 pages the record is heap, from there on a mapping. */
-#define MANY ((1u << 18) + 1)
+#define MANY ((1u << 17) + 1)
 
 TEST(small_and_large_records_begin_absent)
 {
@@ -140,6 +141,244 @@ TEST(no_memory_is_an_error)
 }
 END
 
+/* ---- flags of claims ---- */
+
+TEST(flags_do_not_divide_a_run_of_claimed_pages)
+{
+	bool removed;
+
+	fresh();
+	ck_assert_uint_eq(km_presence_claim(&map, 10, 50), 50);
+	ck_assert_int_eq(km_presence_want(&map, 12), KM_CLAIMED);
+	ck_assert_int_eq(km_presence_want(&map, 9), KM_ABSENT);
+	ck_assert_uint_eq(km_presence_remove(&map, 20, 20), 0);
+	expect_run(10, 50, KM_CLAIMED);
+	ck_assert_int_eq(km_presence_get(&map, 12), KM_CLAIMED);
+	ck_assert_uint_eq(km_presence_removed(&map, 10, 50, &removed), 10);
+	ck_assert(!removed);
+	ck_assert_uint_eq(km_presence_removed(&map, 20, 40, &removed), 20);
+	ck_assert(removed);
+	ck_assert_uint_eq(km_presence_removed(&map, 40, 20, &removed), 20);
+	ck_assert(!removed);
+	ck_assert_uint_eq(km_presence_removed(&map, 25, 3, &removed), 3);
+	km_presence_destroy(&map);
+}
+END
+
+/* Who ends a claim learns whether a fault came meanwhile; the next claim begins without it. */
+TEST(k5_16_a_wanted_page_is_told_to_who_ends_the_claim)
+{
+	static const enum km_page_state ends[] = { KM_PRESENT, KM_ZERO, KM_POISONED, KM_ABSENT };
+
+	for (unsigned int i = 0; i < sizeof(ends) / sizeof(ends[0]); i++)
+		for (unsigned int wanted = 0; wanted < 2; wanted++) {
+			unsigned int r;
+
+			fresh();
+			ck_assert_uint_eq(km_presence_claim(&map, 14, 4), 4);
+			if (wanted)
+				km_presence_want(&map, 17);
+			r = ends[i] ? km_presence_publish(&map, 14, 4, ends[i]) :
+				      km_presence_abandon(&map, 14, 4);
+			ck_assert_uint_eq(r, wanted ? KM_WAS_WANTED : 0);
+			expect_run(14, ends[i] ? 4 : PAGES - 14, ends[i]);
+			km_presence_turn(&map, 14, 4, ends[i], KM_ABSENT);
+			ck_assert_uint_eq(km_presence_missing(&map), PAGES);
+			ck_assert_uint_eq(km_presence_claim(&map, 14, 4), 4);
+			ck_assert_uint_eq(km_presence_publish(&map, 14, 4, KM_PRESENT), 0);
+			km_presence_destroy(&map);
+		}
+}
+END
+
+TEST(k8_25_what_was_removed_under_a_claim_is_zero_when_it_is_given_up)
+{
+	fresh();
+	ck_assert_uint_eq(km_presence_claim(&map, 100, 40), 40);
+	km_presence_remove(&map, 90, 30);
+	expect_run(90, 10, KM_ZERO);
+	ck_assert_uint_eq(km_presence_abandon(&map, 100, 40), 0);
+	expect_run(90, 30, KM_ZERO);
+	expect_run(120, PAGES - 120, KM_ABSENT);
+	ck_assert_uint_eq(km_presence_missing(&map), PAGES - 30);
+	ck_assert_uint_eq(km_presence_claim(&map, 120, 1), 1);
+	km_presence_publish(&map, 120, 1, KM_PRESENT);
+	km_presence_remove(&map, 120, 1); /* may still be in the file */
+	expect_run(120, 1, KM_PRESENT);
+	km_presence_destroy(&map);
+}
+END
+
+TEST(k7_24_poison_is_a_state_that_is_counted_and_healed)
+{
+	fresh();
+	ck_assert(!map.ever_poisoned);
+	ck_assert_uint_eq(km_presence_claim(&map, 30, 5), 5);
+	km_presence_publish(&map, 30, 5, KM_POISONED);
+	ck_assert(map.ever_poisoned);
+	ck_assert_uint_eq(km_presence_poisoned(&map), 5);
+	ck_assert_uint_eq(km_presence_missing(&map), PAGES);
+	ck_assert_uint_eq(km_presence_claim(&map, 30, 5), 0);
+	ck_assert_uint_eq(km_presence_claim_poisoned(&map, 29, 5), 0);
+	ck_assert_uint_eq(km_presence_claim_poisoned(&map, 30, 100), 5);
+	ck_assert_uint_eq(km_presence_poisoned(&map), 0);
+	km_presence_publish(&map, 30, 1, KM_PRESENT);
+	km_presence_publish(&map, 31, 4, KM_POISONED);
+	km_presence_remove(&map, 31, 1);
+	expect_run(31, 1, KM_ZERO);
+	km_presence_turn(&map, 0, PAGES, KM_POISONED, KM_ABSENT);
+	ck_assert_uint_eq(km_presence_poisoned(&map), 0);
+	ck_assert_uint_eq(km_presence_missing(&map), PAGES - 2);
+	km_presence_destroy(&map);
+}
+END
+
+TEST(a_present_page_can_become_absent_again)
+{
+	fresh();
+	ck_assert_uint_eq(km_presence_claim(&map, 0, PAGES), PAGES);
+	ck_assert_uint_eq(km_presence_publish(&map, 0, PAGES, KM_PRESENT), KM_IS_WHOLE);
+	ck_assert_uint_eq(km_presence_turn(&map, 500, 30, KM_PRESENT, KM_ABSENT), 0);
+	ck_assert_uint_eq(km_presence_missing(&map), 30);
+	expect_run(500, 30, KM_ABSENT);
+	ck_assert_uint_eq(km_presence_claim(&map, 500, 40), 30);
+	ck_assert_uint_eq(km_presence_publish(&map, 500, 30, KM_ZERO), KM_IS_WHOLE);
+	km_presence_destroy(&map);
+}
+END
+
+/* ---- telling that nothing is missing ---- */
+
+static void whole(void *arg)
+{
+	atomic_fetch_add((_Atomic unsigned int *)arg, 1);
+}
+
+TEST(k9_26_the_last_publisher_tells_that_nothing_is_missing)
+{
+	_Atomic unsigned int told = 0;
+
+	fresh();
+	km_presence_notify(&map); /* nobody listens */
+	km_presence_listen(&map, whole, &told);
+	ck_assert_uint_eq(km_presence_claim(&map, 0, PAGES), PAGES);
+	ck_assert_uint_eq(km_presence_publish(&map, 0, PAGES - 3, KM_PRESENT), 0);
+	ck_assert_uint_eq(km_presence_publish(&map, PAGES - 3, 1, KM_POISONED), 0);
+	ck_assert_uint_eq(km_presence_abandon(&map, PAGES - 1, 1), 0);
+	ck_assert_uint_eq(km_presence_publish(&map, PAGES - 2, 1, KM_ZERO), 0);
+	ck_assert_uint_eq(km_presence_remove(&map, PAGES - 1, 1), KM_IS_WHOLE);
+	km_presence_notify(&map);
+	ck_assert_uint_eq(told, 1);
+	ck_assert_uint_eq(km_presence_claim_poisoned(&map, PAGES - 3, 1), 1);
+	ck_assert_uint_eq(km_presence_publish(&map, PAGES - 3, 1, KM_PRESENT), KM_IS_WHOLE);
+	km_presence_destroy(&map);
+}
+END
+
+static _Atomic unsigned int told_whole;
+
+static void *fill_some(void *arg)
+{
+	for (uint64_t p = (uintptr_t)arg; p < PAGES; p += RACERS)
+		if (km_presence_claim(&map, p, 1) &&
+		    km_presence_publish(&map, p, 1, p % 3 ? KM_PRESENT : KM_POISONED) & KM_IS_WHOLE)
+			atomic_fetch_add(&told_whole, 1);
+	return NULL;
+}
+
+TEST(k9_26_the_end_is_never_missed_in_a_race)
+{
+	for (unsigned int round = 0; round < 200; round++) {
+		pthread_t t[RACERS];
+
+		fresh();
+		atomic_store(&told_whole, 0);
+		for (uintptr_t i = 0; i < RACERS; i++)
+			ck_assert_int_eq(pthread_create(&t[i], NULL, fill_some, (void *)i), 0);
+		for (int i = 0; i < RACERS; i++)
+			pthread_join(t[i], NULL);
+		ck_assert_uint_ge(atomic_load(&told_whole), 1);
+		km_presence_destroy(&map);
+	}
+}
+END
+
+/* ---- waiting ---- */
+
+static void *give_up_later(void *arg)
+{
+	struct timespec ts = { .tv_nsec = 200000000 };
+
+	(void)arg;
+	nanosleep(&ts, NULL);
+	km_presence_abandon(&map, 5, 2);
+	return NULL;
+}
+
+static uint64_t cpu_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+TEST(k6_21_who_waits_for_a_claim_sleeps)
+{
+	uint64_t start, cpu;
+	pthread_t t;
+
+	fresh();
+	ck_assert(km_presence_wait(&map, 0, PAGES, UINT64_MAX));
+	ck_assert_uint_eq(km_presence_claim(&map, 5, 2), 2);
+	ck_assert_int_eq(pthread_create(&t, NULL, give_up_later, NULL), 0);
+	start = km_sys_now_ns();
+	cpu = cpu_ns();
+	ck_assert(!km_presence_wait(&map, 0, PAGES, 50000000));
+	ck_assert_uint_ge(km_sys_now_ns() - start, 45000000);
+	ck_assert(km_presence_wait(&map, 0, PAGES, UINT64_MAX));
+	ck_assert_uint_ge(km_sys_now_ns() - start, 190000000);
+	ck_assert_uint_lt(cpu_ns() - cpu, (km_sys_now_ns() - start) / 20);
+	pthread_join(t, NULL);
+	ck_assert_uint_eq(map.waiters, 0);
+	km_presence_destroy(&map);
+}
+END
+
+/* The wake-up does not get lost between a waiter's look and its sleep: no wait lasts a look's time. */
+static void *claim_and_end(void *arg)
+{
+	(void)arg;
+	for (unsigned int i = 0; i < 20000; i++)
+		if (km_presence_claim(&map, 5, 1))
+			km_presence_abandon(&map, 5, 1);
+	return NULL;
+}
+
+TEST(k6_21_no_wake_up_is_lost)
+{
+	uint64_t start;
+	pthread_t t;
+
+	fresh();
+	start = km_sys_now_ns();
+	ck_assert_int_eq(pthread_create(&t, NULL, claim_and_end, NULL), 0);
+	for (unsigned int i = 0; i < 20000; i++)
+		ck_assert(km_presence_wait(&map, 0, 32, UINT64_MAX));
+	pthread_join(t, NULL);
+	ck_assert_uint_lt(km_sys_now_ns() - start, 20ull * 1000000000);
+	km_presence_destroy(&map);
+}
+END
+
 HARNESS_MAIN(T(claims_stop_at_what_is_taken), T(states_and_the_count_of_missing),
 	     T(no_page_is_ever_claimed_twice),
-	     T(small_and_large_records_begin_absent), T(no_memory_is_an_error))
+	     T(small_and_large_records_begin_absent), T(no_memory_is_an_error),
+	     T(flags_do_not_divide_a_run_of_claimed_pages),
+	     T(k5_16_a_wanted_page_is_told_to_who_ends_the_claim),
+	     T(k8_25_what_was_removed_under_a_claim_is_zero_when_it_is_given_up),
+	     T(k7_24_poison_is_a_state_that_is_counted_and_healed),
+	     T(a_present_page_can_become_absent_again),
+	     T(k9_26_the_last_publisher_tells_that_nothing_is_missing),
+	     T(k9_26_the_end_is_never_missed_in_a_race), T(k6_21_who_waits_for_a_claim_sleeps),
+	     T(k6_21_no_wake_up_is_lost))
