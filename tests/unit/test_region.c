@@ -79,7 +79,7 @@ static void expect_states(const char *want)
 	char got[PAGES + 1] = "";
 
 	for (uint64_t p = 0; p < strlen(want); p++)
-		got[p] = "acpz"[km_presence_get(&ram->presence, p)];
+		got[p] = "a-pzx---c"[km_presence_get(&ram->presence, p)];
 	ck_assert_str_eq(got, want);
 }
 
