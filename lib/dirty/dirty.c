@@ -114,12 +114,12 @@ static void region_freed(void *arg, const struct kvmem_region *region)
 
 static bool wants_log(const struct km_slot *slot)
 {
-	return slot->region->plan.granted & KVMEM_WANT_DIRTY;
+	return slot->wants_log;
 }
 
 static int refuse_direct(const struct km_slot *slot)
 {
-	if (slot->region->plan.slot_form != KVMEM_SLOT_DIRECT)
+	if (slot->gmem_fd < 0)
 		return 0;
 	return km_fail(EOPNOTSUPP,
 		       "slot %" PRIu32
@@ -163,7 +163,7 @@ static void slot_free(struct km_dirty_slot *s)
 }
 
 /* Before the kernel logs: an entry of a slot that is not in the table would be dropped. */
-static int slot_follow(struct kvmem_dirty *d, const struct km_slot *slot)
+static int slot_follow(struct kvmem_dirty *d, struct km_slot *slot)
 {
 	struct km_dirty_slot *s = NULL;
 	int r;
@@ -175,7 +175,7 @@ static int slot_follow(struct kvmem_dirty *d, const struct km_slot *slot)
 		r = slot_new(d, slot, &s);
 	if (r)
 		return r;
-	r = km_dirty_region_get(d, slot->region, &s->dr);
+	r = km_dirty_region_get(d, slot->owner, &s->dr);
 	if (r) {
 		slot_free(s);
 		return r;
@@ -184,34 +184,28 @@ static int slot_follow(struct kvmem_dirty *d, const struct km_slot *slot)
 	s->ring.shared = &s->dr->pending;
 	d->slots[d->slot_count++] = s;
 	*table_entry(d, s->id) = &s->ring;
+	slot->tracked = s;
 	if (d->flags & KVMEM_DIRTY_FIRST_ALL)
 		km_dmap_set_range_shared(&s->dr->pending, s->ring.first, s->ring.pages);
 	return 0;
 }
 
-static void slot_unfollow(struct kvmem_dirty *d, uint32_t id)
+static void slot_unfollow(struct kvmem_dirty *d, struct km_slot *slot)
 {
-	for (size_t i = 0; i < d->slot_count; i++) {
-		struct km_dirty_slot *s = d->slots[i];
+	struct km_dirty_slot *s = slot->tracked;
+	size_t i = 0;
 
-		if (s->id != id)
-			continue;
-		*table_entry(d, id) = NULL;
-		d->slots[i] = d->slots[--d->slot_count];
-		slot_free(s);
+	if (!s)
 		return;
-	}
+	while (d->slots[i] != s)
+		i++;
+	d->slots[i] = d->slots[--d->slot_count];
+	*table_entry(d, slot->id) = NULL;
+	slot->tracked = NULL;
+	slot_free(s);
 }
 
-static struct km_dirty_slot *slot_find(const struct kvmem_dirty *d, uint32_t id)
-{
-	for (size_t i = 0; i < d->slot_count; i++)
-		if (d->slots[i]->id == id)
-			return d->slots[i];
-	return NULL;
-}
-
-static int attaching(void *arg, const struct km_slot *slot)
+static int attaching(void *arg, struct km_slot *slot)
 {
 	struct kvmem_dirty *d = arg;
 	int r;
@@ -224,19 +218,19 @@ static int attaching(void *arg, const struct km_slot *slot)
 	return r ? r : 1;
 }
 
-static void attach_failed(void *arg, const struct km_slot *slot)
+static void attach_failed(void *arg, struct km_slot *slot)
 {
-	slot_unfollow(arg, slot->id);
+	slot_unfollow(arg, slot);
 }
 
 /*
  * The kernel's bitmap goes with the slot, and a vCPU may write between any last look at it and the
  * deletion. Nothing may be lost, so all of the slot counts as written.
  */
-static void detaching(void *arg, const struct km_slot *slot)
+static void detaching(void *arg, struct km_slot *slot)
 {
 	struct kvmem_dirty *d = arg;
-	struct km_dirty_slot *s = slot_find(d, slot->id);
+	struct km_dirty_slot *s = slot->tracked;
 
 	if (s && d->mode == KVMEM_DIRTY_BITMAP)
 		km_dmap_set_range_shared(&s->dr->pending, s->ring.first, s->ring.pages);
@@ -246,15 +240,32 @@ static void detaching(void *arg, const struct km_slot *slot)
  * Rings outlive the slot: no vCPU can push an entry of it any more, and the number is not given to
  * another slot before we return. So what the rings hold now is all of it, and still the old slot's.
  */
-static void detached(void *arg, const struct km_slot *slot)
+static void detached(void *arg, struct km_slot *slot)
 {
 	struct kvmem_dirty *d = arg;
 
-	if (!slot_find(d, slot->id))
+	if (!slot->tracked)
 		return;
 	if (d->mode == KVMEM_DIRTY_RING)
 		km_dirty_take_all(d, true);
-	slot_unfollow(d, slot->id);
+	slot_unfollow(d, slot);
+}
+
+/* The record of a region that no slot shows yet is made here, and so needs the lock for writing. */
+static bool changed(void *arg, struct kvmem_region *region, uint64_t offset, uint64_t bytes,
+		    bool exclusive)
+{
+	struct kvmem_dirty *d = arg;
+	struct km_dirty_region *dr = km_dirty_region_find(d, region);
+	uint64_t first = offset >> d->page_shift;
+	uint64_t end = (offset + bytes + (1ull << d->page_shift) - 1) >> d->page_shift;
+
+	if (!dr && !(region->plan.granted & KVMEM_WANT_DIRTY))
+		return true;
+	if (!dr && (!exclusive || km_dirty_region_get(d, region, &dr)))
+		return exclusive;
+	km_dmap_set_range_shared(&dr->pending, first, end - first);
+	return true;
 }
 
 static const struct km_slot_hooks hooks = {
@@ -263,6 +274,7 @@ static const struct km_slot_hooks hooks = {
 	.detaching = detaching,
 	.detached = detached,
 	.region_freed = region_freed,
+	.changed = changed,
 };
 
 /* ---- create and free ---- */
@@ -417,8 +429,8 @@ static int log_slot(struct kvmem_dirty *d, struct km_slot *slot, bool on)
 
 static void forget_all(struct kvmem_dirty *d)
 {
-	while (d->slot_count)
-		slot_unfollow(d, d->slots[0]->id);
+	for (size_t i = 0; i < d->vm->slot_count; i++)
+		slot_unfollow(d, d->vm->slots[i]);
 	while (d->region_count)
 		region_destroy(d->regions[--d->region_count]);
 	d->batch.state = KM_BATCH_FREE;
@@ -445,7 +457,7 @@ static int follow_all(struct kvmem_dirty *d)
 	int r = 0;
 
 	for (size_t i = 0; i < d->vm->slot_count && !r; i++) {
-		const struct km_slot *slot = d->vm->slots[i];
+		struct km_slot *slot = d->vm->slots[i];
 
 		if (!wants_log(slot))
 			continue;
@@ -475,6 +487,7 @@ static int start_locked(struct kvmem_dirty *d)
 	}
 	d->harvested_at = km_sys_now_ns();
 	d->started = true;
+	atomic_store(&d->vm->tracking, true);
 	return 0;
 }
 
@@ -526,6 +539,7 @@ int kvmem_dirty_stop(struct kvmem_dirty *dirty)
 			km_dirty_reset(dirty);
 		forget_all(dirty);
 		dirty->started = false;
+		atomic_store(&dirty->vm->tracking, false);
 	} else {
 		go_on(dirty);
 	}

@@ -5,7 +5,7 @@
 #include <inttypes.h>
 #include <string.h>
 
-#include "region/region.h"
+#include "vm/vm.h"
 #include "base/uapi/kvm.h"
 
 static int open_kvm(const struct kvmem_vm_opts *o)
@@ -156,7 +156,7 @@ int kvmem_vm_free(struct kvmem_vm *vm)
 	kvmem_caps_free(vm->caps);
 	pthread_rwlock_destroy(&vm->lock);
 	km_sys_close(vm->fd);
-	km_sys_free(vm->slots);
+	km_slots_free(vm);
 	km_sys_free(vm);
 	return 0;
 }
@@ -173,95 +173,4 @@ const struct kvmem_caps *kvmem_vm_caps(struct kvmem_vm *vm)
 		return NULL;
 	}
 	return vm->caps;
-}
-
-/* ---- slots in the kernel ---- */
-
-static uint32_t kernel_flags(const struct km_slot *s, bool logged)
-{
-	return (s->flags & KVMEM_ATTACH_READONLY ? KVM_MEM_READONLY : 0) |
-	       (logged ? KVM_MEM_LOG_DIRTY_PAGES : 0);
-}
-
-static int64_t set_hva(struct kvmem_vm *vm, const struct km_slot *s, uint64_t bytes, bool logged)
-{
-	struct kvm_userspace_memory_region m = {
-		.slot = s->id,
-		.flags = kernel_flags(s, logged),
-		.guest_phys_addr = s->gpa,
-		.memory_size = bytes,
-		.userspace_addr = (uintptr_t)s->region->base + s->offset,
-	};
-
-	return km_sys_ioctl(vm->fd, KVM_SET_USER_MEMORY_REGION, &m);
-}
-
-static int64_t set_direct(struct kvmem_vm *vm, const struct km_slot *s, uint64_t bytes, bool logged)
-{
-	const struct kvmem_region *r = s->region;
-	bool split = r->private_fd >= 0;
-	struct km_kvm_userspace_memory_region2 m = {
-		.slot = s->id,
-		.flags = kernel_flags(s, logged) | (uint32_t)KM_KVM_MEM_GUEST_MEMFD,
-		.guest_phys_addr = s->gpa,
-		.memory_size = bytes,
-		.userspace_addr = (uintptr_t)r->base + s->offset,
-		.guest_memfd = (uint32_t)(split ? r->private_fd : r->fd),
-		.guest_memfd_offset = (split ? 0 : r->fd_offset) + s->offset,
-	};
-
-	return km_sys_ioctl(vm->fd, KM_KVM_SET_USER_MEMORY_REGION2, &m);
-}
-
-static int64_t set_bytes(struct kvmem_vm *vm, const struct km_slot *s, uint64_t bytes, bool logged)
-{
-	return s->region->plan.slot_form == KVMEM_SLOT_DIRECT ? set_direct(vm, s, bytes, logged)
-							      : set_hva(vm, s, bytes, logged);
-}
-
-static const char *slot_hint(int64_t err)
-{
-	switch (err) {
-	case -EEXIST:
-		return ": the range overlaps a slot that the VMM set itself, or a binding of the "
-		       "guest_memfd";
-	case -EINVAL:
-		return ": the slot number, the guest address or the flags are not allowed on this "
-		       "VM, or "
-		       "(before Linux 6.19) the guest_memfd range is bound already";
-	case -ENOMEM:
-		return ": the kernel has no memory for the slot's tables";
-	default:
-		return "";
-	}
-}
-
-int km_slot_set(struct kvmem_vm *vm, const struct km_slot *s, bool logged)
-{
-	int64_t r = set_bytes(vm, s, s->bytes, logged);
-
-	if (r >= 0)
-		return 0;
-	return km_fail((int)-r,
-		       "slot %" PRIu32 " of space %" PRIu32 " at guest address 0x%" PRIx64
-		       " + 0x%" PRIx64 "%s: %m%s",
-		       s->id & 0xffff, s->id >> 16, s->gpa, s->bytes,
-		       logged ? " with dirty log" : "", slot_hint(r));
-}
-
-int km_slot_delete(struct kvmem_vm *vm, const struct km_slot *s)
-{
-	int64_t r = set_bytes(vm, s, 0, false);
-
-	if (r >= 0)
-		return 0;
-	return km_fail((int)-r, "deleting slot %" PRIu32 ": %m", s->id);
-}
-
-struct km_slot *km_slot_find(struct kvmem_vm *vm, uint32_t id)
-{
-	for (size_t i = 0; i < vm->slot_count; i++)
-		if (vm->slots[i]->id == id)
-			return vm->slots[i];
-	return NULL;
 }

@@ -4,7 +4,8 @@
 
 /*
  * vm: a VM, made here or adopted, and the one record of each slot that the library has set on it.
- * Knows caps and base. The dirty tracker, to its right, follows the slots through km_slot_hooks.
+ * Knows caps and base, and of a region nothing but its address. The dirty tracker, to its right,
+ * follows the slots through km_slot_hooks and hangs its own part on the record.
  *
  * Invariant: a slot is in the table exactly as long as KVM has it; the table changes under
  * vm->lock, held for writing.
@@ -20,27 +21,46 @@
 
 struct kvmem_region;
 
+#define KM_SLOT_SPACES 2u /* address spaces of a VM: KVM has no more */
+
 struct km_slot {
-	uint32_t id;	/* address space << 16 | number */
-	uint32_t flags; /* KVMEM_ATTACH_* */
-	struct kvmem_region *region;
-	uint64_t offset; /* bytes into the region */
-	uint64_t bytes;
+	/* What KVM is told. */
+	uint32_t id; /* address space << 16 | number */
+	bool readonly;
 	uint64_t gpa;
+	uint64_t bytes;
+	uint64_t hva;
+	int gmem_fd; /* a direct slot's guest_memfd; -1: an HVA slot */
+	uint64_t gmem_offset;
 	bool logged; /* KVM_MEM_LOG_DIRTY_PAGES is set */
+	/* Whose it is: vm does not look into the owner. */
+	struct kvmem_region *owner;
+	uint64_t offset; /* bytes into the owner */
+	bool wants_log;	 /* its writes are to be logged while a tracker is started */
+	void *tracked; /* the tracker's part of the record, NULL while it does not follow the slot */
 };
 
-/* The dirty tracker, as region sees it. Called with vm->lock held for writing. */
+/* The dirty tracker, as those to its left see it. Called with vm->lock held for writing, but for
+ * changed(). */
 struct km_slot_hooks {
-	/* Before the slot is set: shall it be logged? Returns 0/1, or -errno to refuse the slot. */
-	int (*attaching)(void *arg, const struct km_slot *slot);
+	/*
+	 * Before the slot is set: shall it be logged? Returns 0/1, or -errno to refuse the slot:
+	 * -EBUSY when its number cannot be used yet and another one can.
+	 */
+	int (*attaching)(void *arg, struct km_slot *slot);
 	/* The slot could not be set after all. */
-	void (*attach_failed)(void *arg, const struct km_slot *slot);
+	void (*attach_failed)(void *arg, struct km_slot *slot);
 	/* Before the slot is deleted: take what its log holds; and after. */
-	void (*detaching)(void *arg, const struct km_slot *slot);
-	void (*detached)(void *arg, const struct km_slot *slot);
+	void (*detaching)(void *arg, struct km_slot *slot);
+	void (*detached)(void *arg, struct km_slot *slot);
 	/* kvmem_region_free(), after its slots are gone: forget the region. */
 	void (*region_freed)(void *arg, const struct kvmem_region *region);
+	/*
+	 * The library itself changed the content of pages. vm->lock is held for writing when
+	 * `exclusive`, else for reading; false, then, asks to be called again with it for writing.
+	 */
+	bool (*changed)(void *arg, struct kvmem_region *region, uint64_t offset, uint64_t bytes,
+			bool exclusive);
 };
 
 struct kvmem_vm {
@@ -49,21 +69,44 @@ struct kvmem_vm {
 	uint32_t first_slot;
 	uint32_t max_slots;
 	struct kvmem_caps *caps;
-	pthread_rwlock_t lock;	/* slots and hooks */
+	pthread_rwlock_t lock;	/* slots and hooks; prefers writers: never taken twice */
 	struct km_slot **slots; /* sorted by id */
 	size_t slot_count;
 	size_t slot_room;
+	struct km_slot **by_id[KM_SLOT_SPACES]; /* max_slots each, made on first need */
 	const struct km_slot_hooks *hooks;
 	void *hooks_arg;
+	_Atomic bool tracking;	    /* a tracker is started; changes with lock held for writing */
 	uint32_t ring_entries;	    /* of the dirty rings; 0: off. Once on, on for the VM's life */
 	_Atomic unsigned int users; /* regions and the tracker */
 };
 
-/* Set or change a slot in the kernel as `slot` and its region say, with or without dirty log; or
- * delete it. slot->logged is the caller's to keep. -errno with the detail set. vm->lock held for
- * writing. */
+/*
+ * Give the slot `want` to the guest, or take one away. The record is vm's from then on. With id
+ * KVMEM_SLOT_ANY the lowest number from vm->first_slot on that KVM takes. -errno with the detail
+ * set. vm->lock held for writing.
+ */
+int km_slot_add(struct kvmem_vm *vm, const struct km_slot *want, struct km_slot **ret_slot);
+int km_slot_remove(struct kvmem_vm *vm, struct km_slot *slot);
+
+/* NULL when the library has set none of this id. vm->lock held. */
+struct km_slot *km_slot_find(const struct kvmem_vm *vm, uint32_t id);
+
+/* Set or change a slot in the kernel as `slot` says, with or without dirty log; or delete it.
+ * slot->logged is the caller's to keep. -errno with the detail set. vm->lock held for writing. */
 int km_slot_set(struct kvmem_vm *vm, const struct km_slot *slot, bool logged);
 int km_slot_delete(struct kvmem_vm *vm, const struct km_slot *slot);
-struct km_slot *km_slot_find(struct kvmem_vm *vm, uint32_t id);
+
+/* The table's memory; no slot is in it any more. */
+void km_slots_free(struct kvmem_vm *vm);
+
+/*
+ * The library has changed the content of pages (discard, populate, mark_present; not what a pager
+ * brings in from its source): the next harvest reports them. Called after the change was made,
+ * without any lock held: it takes vm->lock for reading. vm may be NULL. Costs one load while no
+ * tracker is started.
+ */
+void km_vm_changed(struct kvmem_vm *vm, struct kvmem_region *region, uint64_t offset,
+		   uint64_t bytes);
 
 #endif

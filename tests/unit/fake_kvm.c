@@ -12,9 +12,9 @@
 #include "base/uapi/mm.h"
 #include "base/uapi/userfaultfd.h"
 
-#define PAGE 4096u
+#define PAGE  4096u
 #define GMEMS 256
-#define MAPS 256
+#define MAPS  256
 
 struct fake_kvm kvm;
 
@@ -241,6 +241,21 @@ static int64_t remember(const struct fake_slot *n)
 	return 0;
 }
 
+/* A number in use: only the flags and the address may change, of an HVA slot. */
+static bool may_become(const struct fake_slot *n)
+{
+	for (unsigned int i = 0; i < kvm.slot_count; i++) {
+		const struct fake_slot *s = &kvm.slots[i];
+
+		if (s->id != n->id)
+			continue;
+		return s->bytes == n->bytes && s->hva == n->hva &&
+		       !((s->flags ^ n->flags) & KVM_MEM_READONLY) &&
+		       !((s->flags | n->flags) & KM_KVM_MEM_GUEST_MEMFD);
+	}
+	return true;
+}
+
 static int64_t set_slot(const struct fake_slot *n)
 {
 	int64_t r;
@@ -260,6 +275,8 @@ static int64_t set_slot(const struct fake_slot *n)
 		if (!gmem_of(n->gmem) || (n->flags & KVM_MEM_LOG_DIRTY_PAGES && !kvm.direct_dirty))
 			return -EINVAL;
 	}
+	if (n->bytes && !may_become(n))
+		return -EINVAL;
 	r = n->bytes ? overlaps(n) : 0;
 	return r ? r : remember(n);
 }

@@ -244,14 +244,14 @@ void fk_reset(void)
 void fk_done(void)
 {
 	while (fk.vm.slot_count)
-		ck_assert_int_eq(kvmem_region_detach(fk.vm.slots[0]->region, fk.vm.slots[0]->id), 0);
+		ck_assert_int_eq(kvmem_region_detach(fk.vm.slots[0]->owner, fk.vm.slots[0]->id), 0);
 	for (size_t i = 0; i < FK_VCPUS; i++)
 		if (fk.vcpus[i].ring) {
 			munmap(fk.vcpus[i].ring, fk.entries * sizeof(struct kvm_dirty_gfn));
 			close(fk.vcpus[i].memfd);
 		}
 	kvmem_caps_free(fk.vm.caps);
-	km_sys_free(fk.vm.slots);
+	km_slots_free(&fk.vm);
 	pthread_rwlock_destroy(&fk.vm.lock);
 	ck_assert_int_eq(fake.allocs, 0);
 	ck_assert(!fk.signals_open);

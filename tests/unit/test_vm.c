@@ -300,6 +300,35 @@ TEST(first_slot_and_no_slot_left)
 }
 END
 
+/* Numbers that the VMM has set itself are passed over, and freed ones found again. */
+TEST(k2_11_any_passes_over_numbers_that_the_vmm_has_set)
+{
+	struct kvm_userspace_memory_region m = { .guest_phys_addr = 1ull << 40,
+						 .memory_size = 4 * PAGE,
+						 .userspace_addr = 1ull << 32 };
+	uint32_t id;
+
+	fresh(0);
+	for (m.slot = 0; m.slot < 3; m.slot++, m.guest_phys_addr += m.memory_size)
+		ck_assert_int_eq(km_sys_ioctl(kvmem_vm_fd(vm), KVM_SET_USER_MEMORY_REGION, &m), 0);
+	ck_assert_int_eq(kvmem_region_attach(ram, 0, PAGE, 0, KVMEM_SLOT_ANY, 0, &id), 0);
+	ck_assert_uint_eq(id, 3);
+	failed(EEXIST, "overlap",
+	       kvmem_region_attach(ram, 0, PAGE, 1ull << 40, KVMEM_SLOT_ANY, 0, &id));
+	ck_assert_ptr_null(strstr(kvmem_error_detail(), "guest_memfd"));
+	m.memory_size = 0;
+	for (m.slot = 0; m.slot < 3; m.slot++)
+		ck_assert_int_eq(km_sys_ioctl(kvmem_vm_fd(vm), KVM_SET_USER_MEMORY_REGION, &m), 0);
+	ck_assert_int_eq(kvmem_region_attach(ram, 0, PAGE, PAGE, KVMEM_SLOT_ANY, 0, &id), 0);
+	ck_assert_uint_eq(id, 0);
+	kvm.slot_error = EINVAL;
+	failed(EINVAL, "slot 1",
+	       kvmem_region_attach(ram, 0, PAGE, 2 * PAGE, KVMEM_SLOT_ANY, 0, &id));
+	kvm.slot_error = 0;
+	done();
+}
+END
+
 TEST(what_the_kernel_says_is_passed_on)
 {
 	static const int errors[] = { EEXIST, EINVAL, ENOMEM, EPERM };
@@ -325,10 +354,10 @@ END
 
 	static struct {
 	int answer;
-	unsigned int attaching, failed, detaching, detached, freed;
+	unsigned int attaching, failed, detaching, detached, freed, changed[2];
 } seen;
 
-static int on_attaching(void *arg, const struct km_slot *s)
+static int on_attaching(void *arg, struct km_slot *s)
 {
 	ck_assert_ptr_eq(arg, &seen);
 	ck_assert_uint_eq(kvm.slot_count, s->id); /* not set yet */
@@ -336,20 +365,20 @@ static int on_attaching(void *arg, const struct km_slot *s)
 	return seen.answer;
 }
 
-static void on_failed(void *arg, const struct km_slot *s)
+static void on_failed(void *arg, struct km_slot *s)
 {
 	(void)arg, (void)s;
 	seen.failed++;
 }
 
-static void on_detaching(void *arg, const struct km_slot *s)
+static void on_detaching(void *arg, struct km_slot *s)
 {
 	(void)arg, (void)s;
 	ck_assert_uint_gt(kvm.slot_count, 0); /* still there: its log can be read */
 	seen.detaching++;
 }
 
-static void on_detached(void *arg, const struct km_slot *s)
+static void on_detached(void *arg, struct km_slot *s)
 {
 	(void)arg;
 	ck_assert_uint_eq(s->bytes, PAGE);
@@ -364,8 +393,17 @@ static void on_freed(void *arg, const struct kvmem_region *r)
 	seen.freed++;
 }
 
-static const struct km_slot_hooks hooks = { on_attaching, on_failed, on_detaching, on_detached,
-					    on_freed };
+static bool on_changed(void *arg, struct kvmem_region *r, uint64_t offset, uint64_t bytes,
+		       bool exclusive)
+{
+	(void)arg, (void)bytes;
+	ck_assert_ptr_eq(r, ram);
+	seen.changed[exclusive]++;
+	return exclusive || offset; /* of page 0, only with the lock for writing */
+}
+
+static const struct km_slot_hooks hooks = { on_attaching, on_failed, on_detaching,
+					    on_detached,  on_freed,  on_changed };
 
 TEST(the_tracker_is_asked_and_told)
 {
@@ -388,6 +426,15 @@ TEST(the_tracker_is_asked_and_told)
 	kvm.slot_error = ENOMEM;
 	ck_assert_int_eq(kvmem_region_attach(ram, 0, PAGE, 2 * PAGE, 2, 0, NULL), -ENOMEM);
 	ck_assert_uint_eq(seen.failed, 1);
+	kvm.slot_error = 0;
+	km_vm_changed(vm, ram, PAGE, PAGE); /* no tracker is started */
+	atomic_store(&vm->tracking, true);
+	km_vm_changed(NULL, ram, PAGE, PAGE);
+	km_vm_changed(vm, ram, PAGE, PAGE);
+	ck_assert(seen.changed[0] == 1 && !seen.changed[1]);
+	km_vm_changed(vm, ram, 0, PAGE);
+	ck_assert(seen.changed[0] == 2 && seen.changed[1] == 1);
+	atomic_store(&vm->tracking, false);
 	ck_assert_int_eq(kvmem_region_detach(ram, 1), 0);
 	ck_assert_uint_eq(seen.detaching, 1);
 	ck_assert_uint_eq(seen.detached, 1);
@@ -458,9 +505,10 @@ TEST(attributes)
 }
 END
 
-/* ---- the lock ---- */
+	/* ---- the lock ---- */
 
-static void *nothing(void *arg)
+	static void *
+	nothing(void *arg)
 {
 	return arg;
 }
@@ -502,6 +550,6 @@ END
 HARNESS_MAIN(T(create_says_what_is_wrong), T(create_with_type_and_kvm_fd), T(adopt), T(null_and_busy),
 	     T(no_call_that_fails_leaks), T(an_hva_slot_as_kvm_sees_it), T(a_direct_slot_as_kvm_sees_it),
 	     T(bad_slots), T(numbers_and_overlaps), T(first_slot_and_no_slot_left),
-	     T(what_the_kernel_says_is_passed_on), T(the_tracker_is_asked_and_told),
+	     T(k2_11_any_passes_over_numbers_that_the_vmm_has_set), T(what_the_kernel_says_is_passed_on), T(the_tracker_is_asked_and_told),
 	     T(no_attach_that_fails_leaves_a_slot), T(attributes),
 	     T(a_slot_is_not_kept_waiting_by_reader_after_reader))
