@@ -40,7 +40,8 @@ KVMEM_API int kvmem_source_file(int fd, uint64_t offset, uint64_t bytes, uint32_
 
 /**
  * kvmem_source_memory() - bytes in this process's memory, which stay the caller's until the source
- * is freed. Errors: -EINVAL, -ENOMEM. May be called from any thread.
+ * is freed. Memory that is not there any more when it is read (a mapping of a file that was cut short)
+ * is -EFAULT, not a signal. Errors: -EINVAL, -ENOMEM. May be called from any thread.
  */
 KVMEM_API int kvmem_source_memory(const void *base, uint64_t bytes,
 				  struct kvmem_source **ret_source);
@@ -75,8 +76,9 @@ KVMEM_API int kvmem_source_free(struct kvmem_source *source);
 KVMEM_API uint64_t kvmem_source_bytes(const struct kvmem_source *source);
 
 /**
- * kvmem_source_extent() - the run of one kind that offset lies in, clipped to the source.
+ * kvmem_source_extent() - a run of one kind that offset lies in, clipped to the source.
  *
+ * What lies behind it may be of the same kind: short extents of a callback are joined, up to 64 of them.
  * Errors: -EINVAL, -ERANGE (offset at or beyond the end), or the callback's.
  * May be called from any thread.
  */
@@ -86,7 +88,8 @@ KVMEM_API int kvmem_source_extent(struct kvmem_source *source, uint64_t offset,
 /**
  * kvmem_source_read() - read all of a range into buf; holes read as zero.
  *
- * Errors: -EINVAL, -ERANGE (beyond the end), -ENODATA (a file that shrank), -EIO, or the callback's.
+ * Errors: -EINVAL, -ERANGE (beyond the end), -ENODATA (a file that shrank), -EFAULT (memory that is not
+ * there), -EIO, or the callback's.
  * May be called from any thread.
  */
 KVMEM_API int kvmem_source_read(struct kvmem_source *source, uint64_t offset, void *buf,

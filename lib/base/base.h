@@ -16,6 +16,7 @@
 #include <stdint.h>
 
 #include "base/callback.h"
+#include "base/copy.h"
 #include "base/error.h"
 #include "base/sys.h"
 

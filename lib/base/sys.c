@@ -16,6 +16,7 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -140,6 +141,26 @@ int64_t SYS(pread_nowait)(int fd, void *buf, size_t len, uint64_t off)
 int64_t SYS(pwrite)(int fd, const void *buf, size_t len, uint64_t off)
 {
 	return RESTART(pwrite(fd, buf, len, (off_t)off));
+}
+
+/* process_vm_readv() on this process; how much is copied may end at a page that is not there. */
+int64_t SYS(vm_read)(void *to, const void *from, size_t len)
+{
+	struct iovec dst = { .iov_base = to, .iov_len = len };
+	struct iovec src = { .iov_base = (void *)(uintptr_t)from, .iov_len = len };
+
+	return RESTART(syscall(SYS_process_vm_readv, getpid(), &dst, 1ul, &src, 1ul, 0ul));
+}
+
+int64_t SYS(getrlimit)(int what, struct rlimit *ret)
+{
+	return result(getrlimit(what, ret));
+}
+
+/* Both ends without waiting. */
+int64_t SYS(pipe)(int ret[2])
+{
+	return result(pipe2(ret, O_CLOEXEC | O_NONBLOCK));
 }
 
 int64_t SYS(read)(int fd, void *buf, size_t len)

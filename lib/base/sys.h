@@ -22,6 +22,7 @@
 struct io_uring;
 struct io_uring_params;
 struct io_uring_cqe;
+struct rlimit;
 
 /* Calls that acquire or do something, and can fail: X(name, parameters, arguments), returning
  * int64_t. */
@@ -45,6 +46,9 @@ struct io_uring_cqe;
 	X(pread, (int fd, void *buf, size_t len, uint64_t off), (fd, buf, len, off)) \
 	X(pread_nowait, (int fd, void *buf, size_t len, uint64_t off), (fd, buf, len, off)) \
 	X(pwrite, (int fd, const void *buf, size_t len, uint64_t off), (fd, buf, len, off)) \
+	X(vm_read, (void *to, const void *from, size_t len), (to, from, len)) \
+	X(getrlimit, (int what, struct rlimit *ret), (what, ret)) \
+	X(pipe, (int ret[2]), (ret)) \
 	X(read, (int fd, void *buf, size_t len), (fd, buf, len)) \
 	X(write, (int fd, const void *buf, size_t len), (fd, buf, len)) \
 	X(userfaultfd, (int flags), (flags)) \

@@ -8,6 +8,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#define MOST_EXTENTS 64u /* of a callback that are joined to a run */
+
 void km_source_get(struct kvmem_source *s)
 {
 	atomic_fetch_add_explicit(&s->users, 1, memory_order_relaxed);
@@ -315,9 +317,27 @@ int km_source_extent(struct kvmem_source *s, uint64_t offset, struct kvmem_exten
 	}
 }
 
+/* What fails further on is for who asks there. */
+int km_source_run(struct kvmem_source *s, uint64_t offset, uint64_t enough, struct kvmem_extent *e)
+{
+	struct kvmem_extent next = KVMEM_EXTENT_INIT;
+	int r = km_source_extent(s, offset, e);
+
+	if (r || s->kind != KM_SOURCE_CALLBACK)
+		return r;
+	for (unsigned int i = 1; i < MOST_EXTENTS; i++) {
+		if (e->bytes >= enough || offset + e->bytes >= s->bytes)
+			break;
+		if (km_source_extent(s, offset + e->bytes, &next) || next.kind != e->kind)
+			break;
+		e->bytes += next.bytes;
+	}
+	return 0;
+}
+
 int kvmem_source_extent(struct kvmem_source *s, uint64_t offset, struct kvmem_extent *ret_extent)
 {
-	struct kvmem_extent e = KVMEM_EXTENT_INIT, next = KVMEM_EXTENT_INIT;
+	struct kvmem_extent e = KVMEM_EXTENT_INIT;
 	int r;
 
 	if (!s)
@@ -326,17 +346,10 @@ int kvmem_source_extent(struct kvmem_source *s, uint64_t offset, struct kvmem_ex
 	if (!r)
 		r = km_range_check(offset, 1, s->bytes, "extent of a source");
 	if (!r)
-		r = km_source_extent(s, offset, &e);
-	if (r)
-		return r;
-	/* Callbacks may answer in pieces. What fails further on is for who asks there. */
-	while (s->kind == KM_SOURCE_CALLBACK && e.offset + e.bytes < s->bytes) {
-		if (km_source_extent(s, e.offset + e.bytes, &next) || next.kind != e.kind)
-			break;
-		e.bytes += next.bytes;
-	}
-	km_result_copy(ret_extent, &e, sizeof(e));
-	return 0;
+		r = km_source_run(s, offset, s->bytes, &e);
+	if (!r)
+		km_result_copy(ret_extent, &e, sizeof(e));
+	return r;
 }
 
 static int file_read(struct kvmem_source *s, uint64_t offset, unsigned char *buf, uint64_t bytes)
@@ -378,8 +391,7 @@ int km_source_read(struct kvmem_source *s, uint64_t offset, void *buf, uint64_t 
 				       offset, bytes);
 		return 0;
 	default:
-		memcpy(buf, s->base + offset, bytes);
-		return 0;
+		return km_source_memory_read(s, offset, buf, bytes);
 	}
 }
 

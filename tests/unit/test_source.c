@@ -362,10 +362,158 @@ TEST(a_callback_struct_from_the_future_is_refused)
 }
 END
 
+/* A callback that answers in short pieces, and counts how often it is asked. */
+struct pieces {
+	uint64_t piece;
+	unsigned long calls;
+};
+
+static int piece_extent(void *arg, uint64_t offset, struct kvmem_extent *e)
+{
+	struct pieces *p = arg;
+
+	p->calls++;
+	e->kind = KVMEM_EXTENT_DATA;
+	e->offset = offset / p->piece * p->piece;
+	e->bytes = p->piece;
+	return 0;
+}
+
+static int no_read(void *arg, uint64_t offset, void *buf, uint64_t bytes)
+{
+	(void)arg, (void)offset, (void)buf, (void)bytes;
+	return -EIO;
+}
+
+TEST(k6_22_one_call_joins_a_bounded_number_of_extents)
+{
+	struct kvmem_source_ops ops = KVMEM_SOURCE_OPS_INIT;
+	struct kvmem_extent e = KVMEM_EXTENT_INIT;
+	struct pieces p = { .piece = 64 << 10 };
+	struct kvmem_source *s = NULL;
+
+	ops.read = no_read;
+	ops.extent = piece_extent;
+	ck_assert_int_eq(kvmem_source_callback(&ops, &p, UINT64_C(16) << 30, &s), 0);
+	ck_assert_int_eq(kvmem_source_extent(s, 5, &e), 0);
+	ck_assert_uint_le(p.calls, 64);
+	ck_assert_uint_le(e.offset, 5);
+	ck_assert_uint_ge(e.bytes, p.piece - 5);
+	p.calls = 0;
+	ck_assert_int_eq(km_source_run(s, 0, 3 * p.piece, &e), 0);
+	ck_assert_uint_eq(p.calls, 3);
+	ck_assert_uint_eq(e.bytes, 3 * p.piece);
+	ck_assert_int_eq(kvmem_source_free(s), 0);
+}
+END
+
+/* Memory whose second half has been cut off since. */
+static uint8_t *cut_memory(int *fd)
+{
+	uint8_t *p;
+
+	*fd = memfd_create("source", MFD_CLOEXEC);
+	ck_assert_int_eq(ftruncate(*fd, 32 * PAGE), 0);
+	p = mmap(NULL, 32 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0);
+	ck_assert_ptr_ne(p, MAP_FAILED);
+	memset(p, 0x3c, 32 * PAGE);
+	ck_assert_int_eq(ftruncate(*fd, 16 * PAGE), 0);
+	return p;
+}
+
+static int64_t refused_vm_read(void *to, const void *from, size_t len)
+{
+	(void)to, (void)from, (void)len;
+	return -ENOSYS;
+}
+
+TEST(k10_30_memory_that_was_cut_short_is_an_error_and_no_signal)
+{
+	unsigned int fds = harness_count_fds();
+	unsigned char got[4 * PAGE];
+	struct kvmem_source *s = NULL;
+	int fd;
+	uint8_t *p = cut_memory(&fd);
+
+	ck_assert_int_eq(kvmem_source_memory(p, 32 * PAGE, &s), 0);
+	for (int forbidden = 0; forbidden < 2; forbidden++) {
+		fake_reset();
+		fake.vm_read = forbidden ? refused_vm_read : NULL;
+		memset(got, 0, sizeof(got));
+		ck_assert_int_eq(kvmem_source_read(s, 12 * PAGE + 7, got, 3 * PAGE), 0);
+		for (size_t i = 0; i < 3 * PAGE; i++)
+			ck_assert_uint_eq(got[i], 0x3c);
+		ck_assert_uint_eq(got[3 * PAGE], 0);
+		ck_assert_int_eq(kvmem_source_read(s, 14 * PAGE, got, 4 * PAGE), -EFAULT);
+		ck_assert_ptr_nonnull(strstr(kvmem_error_detail(), "0xe000"));
+		ck_assert_int_eq(kvmem_source_read(s, 20 * PAGE, got, 1), -EFAULT);
+	}
+	fake_reset();
+	ck_assert_int_eq(kvmem_source_free(s), 0);
+	munmap(p, 32 * PAGE);
+	close(fd);
+	ck_assert_uint_eq(harness_count_fds(), fds);
+}
+END
+
+static int64_t old_ioctl(int fd, unsigned long request, void *arg)
+{
+	(void)fd, (void)request, (void)arg;
+	return -ENOTTY;
+}
+
+static bool in_place(const void *p, uint64_t offset, uint64_t bytes)
+{
+	struct kvmem_source *s = NULL;
+	bool ret;
+
+	ck_assert_int_eq(kvmem_source_memory(p, 32 * PAGE, &s), 0);
+	ret = km_source_in_place(s, offset, bytes);
+	ck_assert_int_eq(kvmem_source_free(s), 0);
+	return ret;
+}
+
+TEST(k10_30_only_private_anonymous_memory_is_read_in_place)
+{
+	const int rw = PROT_READ | PROT_WRITE;
+	uint8_t *a = mmap(NULL, 33 * PAGE, rw, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), *p, *sh;
+	int fd = memfd_create("source", MFD_CLOEXEC);
+
+	ck_assert_int_eq(ftruncate(fd, 32 * PAGE), 0);
+	p = mmap(NULL, 32 * PAGE, rw, MAP_PRIVATE, fd, 0);
+	sh = mmap(NULL, 32 * PAGE, rw, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	munmap(a + 32 * PAGE, PAGE);
+	ck_assert_int_eq(mprotect(a + 8 * PAGE, 4 * PAGE, PROT_READ), 0);
+	for (int old = 0; old < 2; old++) {
+		fake_reset();
+		fake.ioctl = old ? old_ioctl : NULL;
+		ck_assert_int_eq(mprotect(a + 20 * PAGE, PAGE, rw), 0);
+		ck_assert(in_place(a, 0, 32 * PAGE));
+		ck_assert(in_place(a, 5, PAGE));
+		ck_assert(!in_place(a, 32 * PAGE - 1, 2)); /* nothing there, or a neighbour */
+		ck_assert_int_eq(mprotect(a + 20 * PAGE, PAGE, PROT_NONE), 0);
+		ck_assert(!in_place(a, 0, 32 * PAGE));
+		ck_assert(in_place(a, 0, 20 * PAGE));
+		ck_assert(!in_place(p, 0, PAGE));
+		ck_assert(!in_place(sh, 0, PAGE));
+		if (old)
+			ck_assert_uint_gt(fake.count.read, 0);
+	}
+	fake_reset();
+	munmap(a, 32 * PAGE);
+	munmap(p, 32 * PAGE);
+	munmap(sh, 32 * PAGE);
+	close(fd);
+}
+END
+
 HARNESS_MAIN(T(extents_of_a_file_are_clipped_to_the_source),
 	     T(the_file_position_of_the_caller_stays), T(without_proc_a_duplicate_serves),
 	     T(a_file_system_without_holes_is_all_data), T(a_file_that_shrank_is_no_data),
 	     T(short_reads_go_on_and_errors_come_through), T(bad_files_are_refused),
 	     T(nothing_leaks_whichever_call_fails), T(memory_is_read_where_it_lies),
 	     T(a_source_in_use_is_busy), T(callbacks_give_content_extents_and_errors),
-	     T(a_callback_struct_from_the_future_is_refused))
+	     T(a_callback_struct_from_the_future_is_refused),
+	     T(k6_22_one_call_joins_a_bounded_number_of_extents),
+	     T(k10_30_memory_that_was_cut_short_is_an_error_and_no_signal),
+	     T(k10_30_only_private_anonymous_memory_is_read_in_place))

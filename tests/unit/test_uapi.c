@@ -3,6 +3,7 @@
 #include "harness.h"
 
 #include <stdint.h>
+#include <linux/fs.h>
 #include <stdio.h>
 #include <sys/mman.h>
 
@@ -77,6 +78,12 @@ TEST(userfaultfd_and_mm)
 	SAME(MADV_POPULATE_WRITE);
 #ifdef MADV_DONTNEED_LOCKED
 	SAME(MADV_DONTNEED_LOCKED);
+#endif
+#ifdef PROCMAP_QUERY
+	SAME(PROCMAP_QUERY);
+	SAME(PROCMAP_QUERY_VMA_READABLE);
+	SAME(PROCMAP_QUERY_VMA_SHARED);
+	ck_assert_uint_eq(sizeof(struct km_procmap_query), sizeof(struct procmap_query));
 #endif
 	harness_note("%u definitions compared", compared);
 }
