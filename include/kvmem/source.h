@@ -69,7 +69,11 @@ struct kvmem_source_ops {
 KVMEM_API int kvmem_source_callback(const struct kvmem_source_ops *ops, void *arg, uint64_t bytes,
 				    struct kvmem_source **ret_source);
 
-/** kvmem_source_free() - free it. Errors: -EBUSY while a populate or a pager uses it. NULL is allowed. */
+/**
+ * kvmem_source_free() - free it. NULL is allowed.
+ *
+ * Errors: -EBUSY while a populate or a pager uses it, -EDEADLK from one of its own callbacks.
+ */
 KVMEM_API int kvmem_source_free(struct kvmem_source *source);
 
 /** kvmem_source_bytes() - its length in bytes. */

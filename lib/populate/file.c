@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
 /*
  * A file's bytes straight into guest memory, several reads in flight: with O_DIRECT where file and
- * kernel take it, else through the page cache. What is in the page cache already is copied instead.
+ * kernel take it, else through the page cache. What is in the page cache already is copied instead,
+ * as is memory that only the kernel may touch safely.
  */
 #include "populate/populate_internal.h"
 
@@ -12,6 +13,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "fill/store.h"
 #include "populate/io.h"
 
 #define DEPTH 16u /* reads in flight, of a chunk each, by each thread */
@@ -174,6 +176,21 @@ static bool choose(struct km_filler *w, uint64_t pos, uint64_t bytes, bool *ret_
 
 /* ---- completion ---- */
 
+/* file 0: the source is no file. */
+static void count_read(struct km_filler *w, uint32_t file, uint32_t method, uint64_t bytes,
+		       bool zero)
+{
+	struct km_fill_counts *c = &w->counts;
+
+	c->file[file] += bytes;
+	if (zero) {
+		c->zero += bytes;
+		return;
+	}
+	c->method[method] += bytes;
+	*(file ? &c->read : &c->copied) += bytes;
+}
+
 /* Pages that turned out to be zero are given back, unless all are to stay. */
 static int publish_read(struct km_filler *w, struct km_piece *p, uint32_t file, uint32_t method)
 {
@@ -193,10 +210,7 @@ static int publish_read(struct km_filler *w, struct km_piece *p, uint32_t file, 
 			km_fill_forget(f, p->page << f->r->page_shift, bytes);
 		r = km_fill_publish(w, p, n, !zero, false);
 		bytes = (left - p->pages) * f->page_bytes; /* on failure, those before it */
-		w->counts.file[file] += bytes;
-		w->counts.method[method] += zero ? 0 : bytes;
-		w->counts.read += zero ? 0 : bytes;
-		w->counts.zero += zero ? bytes : 0;
+		count_read(w, file, method, bytes, zero);
 		if (r < 0)
 			return r;
 	}
@@ -322,7 +336,8 @@ static int take_off(struct km_filler *w, struct km_flight *fl, const struct km_p
 	fl->piece = *p;
 	fl->direct = direct;
 	if (f->opts.method != KVMEM_FILL_COPY)
-		r = km_fill_map(f, pos, bytes); /* where it is refused, the read may be as well */
+		r = km_store_map(f->r, f->store, pos,
+				 bytes); /* where it is refused, the read may be as well */
 	if (r < 0) {
 		km_fill_abandon(w, &fl->piece);
 		return r;
@@ -345,6 +360,13 @@ static int take_off(struct km_filler *w, struct km_flight *fl, const struct km_p
 
 /* ---- at once ---- */
 
+/* The kernel brings it, so that it can just as well put it where it belongs. */
+static bool straight(const struct km_fill *f)
+{
+	return f->store &&
+	       (f->s->kind == KM_SOURCE_FILE || (f->s->kind == KM_SOURCE_MEMORY && !f->in_place));
+}
+
 /*
  * From the page cache straight into guest memory: the faults that the kernel takes on its way cost
  * less than mapping first and copying through a buffer. Not where write() has won the trial, and
@@ -362,17 +384,18 @@ static int read_in(struct km_filler *w, const struct km_piece *whole_piece)
 
 	if (won != KVMEM_FILL_POPULATE_COPY && won != KVMEM_FILL_COPY)
 		return 0;
-	if (f->opts.method != KVMEM_FILL_AUTO || f->s->kind != KM_SOURCE_FILE || w->zeros_seen ||
+	if (f->opts.method != KVMEM_FILL_AUTO || !straight(f) || w->zeros_seen ||
 	    !whole(w, pos, bytes))
 		return 0;
 	if (method == KVMEM_FILL_POPULATE_COPY)
-		r = km_fill_map(f, pos, bytes);
+		r = km_store_map(f->r, f->store, pos, bytes);
 	if (!r)
 		r = km_source_read(f->s, km_fill_source_pos(f, pos), f->store + pos, bytes);
 	if (r > 0 || r == -EFAULT)
 		return 0;
 	if (!r)
-		r = publish_read(w, &p, KVMEM_FILE_PREAD, method);
+		r = publish_read(w, &p, f->s->kind == KM_SOURCE_FILE ? KVMEM_FILE_PREAD : 0,
+				 method);
 	if (r)
 		km_fill_abandon(w, &p);
 	km_fill_saw_zeros(w, w->counts.zero - zero, bytes);

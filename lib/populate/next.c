@@ -2,10 +2,7 @@
 /* What is to be filled next: chunks, claims, extents. */
 #include "populate/populate_internal.h"
 
-#include <fcntl.h>
-#include <linux/falloc.h>
-#include <string.h>
-#include <sys/mman.h>
+#include "fill/store.h"
 
 static uint64_t max_u64(uint64_t a, uint64_t b)
 {
@@ -68,11 +65,7 @@ int km_fill_publish(struct km_filler *w, struct km_piece *p, uint64_t pages, boo
 
 void km_fill_forget(struct km_fill *f, uint64_t pos, uint64_t bytes)
 {
-	if (f->r->fd >= 0)
-		km_sys_fallocate(f->r->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-				 f->r->fd_offset + pos, bytes);
-	else if (f->store)
-		km_sys_madvise(f->store + pos, bytes, MADV_DONTNEED);
+	km_store_forget(f->r, f->store, pos, bytes);
 }
 
 static void give_up(struct km_fill *f, uint64_t page, uint64_t pages)

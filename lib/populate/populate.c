@@ -332,6 +332,7 @@ static int enter(struct km_fill *f)
 	f->ops = f->r->fault_ops;
 	pthread_mutex_unlock(&f->r->lock);
 	km_source_get(f->s);
+	f->in_place = km_source_in_place(f->s, f->source_offset, f->end - f->offset);
 	return km_region_store(f->r, &f->store);
 }
 

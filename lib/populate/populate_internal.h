@@ -88,6 +88,7 @@ struct km_fill {
 	uint64_t chunk_pages, chunks;
 	uint64_t page_bytes, grain; /* of the region; of the host */
 	bool keep_zero;
+	bool in_place; /* the source is memory that can be read where it lies */
 
 	struct km_filler *fillers;
 	unsigned int threads;
@@ -128,8 +129,7 @@ void km_fill_forget(struct km_fill *f, uint64_t pos, uint64_t bytes); /* no page
 int km_fill_choose(struct km_fill *f);
 int km_fill_piece(struct km_filler *w, struct km_piece *p); /* on failure the rest is abandoned */
 void km_fill_saw_zeros(struct km_filler *w, uint64_t zero, uint64_t bytes);
-int km_fill_zeros(struct km_filler *w, struct km_piece *p);	  /* store zeros all over it */
-int km_fill_map(struct km_fill *f, uint64_t pos, uint64_t bytes); /* 1: not possible here */
+int km_fill_zeros(struct km_filler *w, struct km_piece *p); /* store zeros all over it */
 
 /* ---- populate_file.c ---- */
 int km_fill_file_open(struct km_fill *f);

@@ -6,113 +6,24 @@
 #include <inttypes.h>
 #include <string.h>
 
-#include "base/uapi/mm.h"
+#include "fill/store.h"
 
 #define TRIAL_BYTES (768u << 10) /* by each method before they are compared */
-#define REFUSED	    1		 /* this memory or kernel does not take this method */
 
-static const uint8_t zeros[64 << 10];
-
-/* ---- methods: 0, REFUSED or -errno ---- */
-
-int km_fill_map(struct km_fill *f, uint64_t pos, uint64_t bytes)
-{
-	/* Reading makes a writable page of a shared file, and costs less; of anonymous memory it
-	 * makes the shared zero page. */
-	int advice = f->r->fd >= 0 ? KM_MADV_POPULATE_READ : KM_MADV_POPULATE_WRITE;
-	int64_t r = km_sys_madvise(f->store + pos, bytes, advice);
-
-	if (r == -EINVAL || r == -ENOSYS)
-		return REFUSED;
-	/* guest_memfd without direct map: no GUP. Elsewhere touching the page would be SIGBUS. */
-	if (r == -EFAULT && f->r->plan.backing == KVMEM_BACKING_GUEST_MEMFD)
-		return REFUSED;
-	if (r < 0)
-		return km_fail(r == -EFAULT ? ENOMEM : (int)-r,
-			       "populate: no pages to be had for 0x%" PRIx64
-			       " bytes at offset 0x%" PRIx64 " of the region: MADV_POPULATE: %s",
-			       bytes, pos, strerror((int)-r));
-	return 0;
-}
-
-static int store_copy(struct km_fill *f, uint64_t pos, const uint8_t *src, uint64_t bytes)
-{
-	if (src) {
-		memcpy(f->store + pos, src, bytes);
-		return 0;
-	}
-	for (uint64_t at = 0; at < bytes; at += f->grain)
-		*(volatile uint8_t *)(f->store + pos + at) = 0;
-	return 0;
-}
-
-static int store_populate(struct km_fill *f, uint64_t pos, const uint8_t *src, uint64_t bytes)
-{
-	int r = km_fill_map(f, pos, bytes);
-
-	if (!r && src)
-		memcpy(f->store + pos, src, bytes);
-	return r;
-}
-
-static int store_place(struct km_fill *f, uint64_t pos, const uint8_t *src, uint64_t bytes,
-		       uint64_t *mapped)
-{
-	return f->ops->place(f->r, pos, src, bytes, mapped);
-}
-
-static int write_failed(int64_t err, uint64_t pos, uint64_t bytes)
-{
-	if (err == -ESPIPE || err == -ENODEV || err == -EINVAL || err == -EBADF ||
-	    err == -EOPNOTSUPP || err == -EPERM)
-		return REFUSED;
-	return km_fail(err == -ENOSPC ? ENOMEM : (int)-err,
-		       "populate: writing 0x%" PRIx64 " bytes at offset 0x%" PRIx64
-		       " of the region: %s",
-		       bytes, pos, strerror((int)-err));
-}
-
-static int store_write(struct km_fill *f, uint64_t pos, const uint8_t *src, uint64_t bytes)
-{
-	bool once = f->r->plan.write_rev == KVMEM_WRITE_ALIGNED_ONCE;
-
-	while (bytes) {
-		const uint8_t *from = src ? src : zeros;
-		uint64_t len = src || bytes < sizeof(zeros) ? bytes : sizeof(zeros);
-		int64_t n = km_sys_pwrite(f->r->fd, from, len, f->r->fd_offset + pos);
-		int r;
-
-		if (n == -ENOSPC && once && f->store) {
-			/* The page exists although nobody filled it (something touched it). */
-			n = (int64_t)f->page_bytes;
-			r = store_copy(f, pos, src, f->page_bytes);
-			if (r)
-				return r;
-			if (!src)
-				memset(f->store + pos, 0, f->page_bytes);
-		}
-		if (n <= 0)
-			return write_failed(n ? n : -EIO, pos, len);
-		pos += (uint64_t)n;
-		bytes -= (uint64_t)n;
-		if (src)
-			src += n;
-	}
-	return 0;
-}
+/* ---- methods: 0, KM_STORE_REFUSED or -errno ---- */
 
 static int store_by(struct km_fill *f, uint32_t method, uint64_t pos, const uint8_t *src,
 		    uint64_t bytes, uint64_t *mapped)
 {
 	switch (method) {
 	case KVMEM_FILL_WRITE:
-		return store_write(f, pos, src, bytes);
+		return km_store_write(f->r, f->store, pos, src, bytes);
 	case KVMEM_FILL_UFFD_COPY:
-		return store_place(f, pos, src, bytes, mapped);
+		return f->ops->place(f->r, pos, src, bytes, mapped);
 	case KVMEM_FILL_POPULATE_COPY:
-		return store_populate(f, pos, src, bytes);
+		return km_store_populate(f->r, f->store, pos, src, bytes);
 	default:
-		return store_copy(f, pos, src, bytes);
+		return km_store_copy(f->r, f->store, pos, src, bytes);
 	}
 }
 
@@ -122,13 +33,7 @@ static const char *why_not(const struct km_fill *f, uint32_t method)
 {
 	switch (method) {
 	case KVMEM_FILL_WRITE:
-		if (f->r->fd < 0)
-			return "anonymous memory has no file to write to";
-		if (f->r->plan.write_rev == KVMEM_WRITE_NONE)
-			return f->r->plan.backing == KVMEM_BACKING_GUEST_MEMFD
-				       ? "a guest_memfd takes write() only on a kernel with write population"
-				       : "this memory takes no write()";
-		return NULL;
+		return km_store_no_write(f->r, f->offset, f->end - f->offset);
 	case KVMEM_FILL_UFFD_COPY:
 		if (!f->ops)
 			return "no pager serves the region, so it has no userfaultfd";
@@ -222,9 +127,10 @@ static int drop(struct km_fill *f, uint32_t method)
 	uint32_t left = atomic_fetch_and(&f->candidates, ~(1u << method)) & ~(1u << method);
 
 	if (f->opts.method != KVMEM_FILL_AUTO)
-		return km_fail(EOPNOTSUPP,
-			       "populate: method %s: this memory refuses it on this kernel",
-			       kvmem_fill_method_name(method));
+		return km_fail(EOPNOTSUPP, "populate: method %s: %s",
+			       kvmem_fill_method_name(method),
+			       why_not(f, method) ? why_not(f, method)
+						  : "this memory refuses it on this kernel");
 	if (!f->store)
 		return km_fail(EOPNOTSUPP,
 			       "populate: the userfaultfd of the region refuses a copy");
@@ -265,7 +171,7 @@ static int store(struct km_filler *w, uint64_t pos, const uint8_t *src, uint64_t
 		uint32_t method = w->method = pick(f);
 
 		r = store_by(f, method, pos, src, bytes, mapped);
-		if (r == REFUSED) {
+		if (r == KM_STORE_REFUSED) {
 			if (drop(f, method))
 				return -EOPNOTSUPP;
 			continue;
@@ -274,7 +180,7 @@ static int store(struct km_filler *w, uint64_t pos, const uint8_t *src, uint64_t
 			judge(f, method, bytes, km_sys_now_ns() - start);
 		if (!r || *mapped)
 			count(w, pos, pos + (r ? *mapped : bytes), false);
-	} while (r == REFUSED);
+	} while (r == KM_STORE_REFUSED);
 	return r;
 }
 
@@ -331,7 +237,7 @@ static int content(struct km_filler *w, uint64_t from, uint64_t to, const uint8_
 	struct km_fill *f = w->f;
 	int r;
 
-	if (f->s->kind == KM_SOURCE_MEMORY && from >= f->offset && to <= f->end) {
+	if (f->in_place && from >= f->offset && to <= f->end) {
 		*ret = f->s->base + km_fill_source_pos(f, from);
 		return 0;
 	}

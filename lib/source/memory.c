@@ -14,7 +14,7 @@
 #include "base/uapi/mm.h"
 #include "source/source.h"
 
-#define MOST_MAPPINGS 4096u	   /* looked at before memory counts as not known */
+#define MOST_MAPPINGS 4096u	 /* looked at before memory counts as not known */
 #define MOST_TEXT     (1u << 20) /* of /proc/self/maps */
 
 int km_source_memory_read(const struct kvmem_source *s, uint64_t offset, void *buf, uint64_t bytes)
@@ -87,7 +87,8 @@ static void by_text(int fd, struct reach *m)
 	size_t have = 0, total = 0;
 	int64_t n;
 
-	while (total < MOST_TEXT && (n = km_sys_read(fd, text + have, sizeof(text) - 1 - have)) > 0) {
+	while (total < MOST_TEXT &&
+	       (n = km_sys_read(fd, text + have, sizeof(text) - 1 - have)) > 0) {
 		char *line = text, *nl;
 
 		have += (size_t)n;

@@ -202,9 +202,13 @@ int kvmem_source_callback(const struct kvmem_source_ops *ops, void *arg, uint64_
 int kvmem_source_free(struct kvmem_source *s)
 {
 	unsigned int users;
+	int r;
 
 	if (!s)
 		return 0;
+	r = km_callback_check("kvmem_source_free", s);
+	if (r)
+		return r;
 	users = atomic_load_explicit(&s->users, memory_order_acquire);
 	if (users)
 		return km_fail(EBUSY, "source: %u populate calls or pager regions still use it",
@@ -272,9 +276,26 @@ static int callback_errno(int r)
 	return !r || (r < 0 && r >= -4095) ? r : -EIO;
 }
 
+static int callback_read(struct kvmem_source *s, uint64_t offset, void *buf, uint64_t bytes)
+{
+	struct km_callback cb;
+	int r;
+
+	km_callback_enter(&cb, "kvmem_source_ops.read", s, NULL);
+	r = callback_errno(s->ops.read(s->arg, offset, buf, bytes));
+	km_callback_leave(&cb);
+	if (r)
+		return km_fail(-r,
+			       "source: the read callback failed at offset 0x%" PRIx64
+			       ", 0x%" PRIx64 " bytes: %m",
+			       offset, bytes);
+	return 0;
+}
+
 static int callback_extent(struct kvmem_source *s, uint64_t offset, struct kvmem_extent *e)
 {
 	struct kvmem_extent got = KVMEM_EXTENT_INIT;
+	struct km_callback cb;
 	uint64_t end;
 	int r;
 
@@ -283,7 +304,9 @@ static int callback_extent(struct kvmem_source *s, uint64_t offset, struct kvmem
 		e->bytes = s->bytes - offset;
 		return 0;
 	}
+	km_callback_enter(&cb, "kvmem_source_ops.extent", s, NULL);
 	r = callback_errno(s->ops.extent(s->arg, offset, &got));
+	km_callback_leave(&cb);
 	if (r)
 		return km_fail(-r, "source: the extent callback failed at offset 0x%" PRIx64 ": %m",
 			       offset);
@@ -377,19 +400,11 @@ static int file_read(struct kvmem_source *s, uint64_t offset, unsigned char *buf
 /* Data of one extent. */
 int km_source_read(struct kvmem_source *s, uint64_t offset, void *buf, uint64_t bytes)
 {
-	int r;
-
 	switch (s->kind) {
 	case KM_SOURCE_FILE:
 		return file_read(s, offset, buf, bytes);
 	case KM_SOURCE_CALLBACK:
-		r = callback_errno(s->ops.read(s->arg, offset, buf, bytes));
-		if (r)
-			return km_fail(-r,
-				       "source: the read callback failed at offset 0x%" PRIx64
-				       ", 0x%" PRIx64 " bytes: %m",
-				       offset, bytes);
-		return 0;
+		return callback_read(s, offset, buf, bytes);
 	default:
 		return km_source_memory_read(s, offset, buf, bytes);
 	}

@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "base/uapi/mm.h"
 #include "fake_sys.h"
 #include "pager/pager_internal.h"
 
@@ -146,6 +147,8 @@ static int64_t play_ioctl(int fd, unsigned long request, void *arg)
 		k.count[WAKE]++;
 		k.last_dst[WAKE] = offset_of(w->start);
 		k.last_len[WAKE] = w->len;
+	} else if (request == KM_PROCMAP_QUERY) { /* what a source in memory is */
+		return km_real_ioctl(fd, request, arg);
 	} else {
 		ck_assert(request == UFFDIO_API || request == UFFDIO_UNREGISTER);
 	}

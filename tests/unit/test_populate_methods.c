@@ -389,11 +389,12 @@ END
 
 /* ---- every call failing once ---- */
 
-/* A joined thread's stack is kept for the next one; ThreadSanitizer maps what it likes. */
+/* A joined thread's stack and malloc()'s arena for it are kept for the next one; ThreadSanitizer maps what it
+ * likes. */
 #ifdef __SANITIZE_THREAD__
 #define MAPS_OF_THREADS 10000
 #else
-#define MAPS_OF_THREADS 2
+#define MAPS_OF_THREADS 4
 #endif
 
 static int fail_each(enum rig_kind kind, bool file, uint32_t file_method)

@@ -407,6 +407,36 @@ TEST(k6_22_one_call_joins_a_bounded_number_of_extents)
 }
 END
 
+struct freer {
+	struct kvmem_source *s;
+	int got;
+};
+
+static int free_itself(void *arg, uint64_t offset, void *buf, uint64_t bytes)
+{
+	struct freer *f = arg;
+
+	(void)offset;
+	memset(buf, 0, bytes);
+	f->got = kvmem_source_free(f->s);
+	return 0;
+}
+
+TEST(k9_27_a_source_is_not_freed_from_its_own_callback)
+{
+	struct kvmem_source_ops ops = KVMEM_SOURCE_OPS_INIT;
+	struct freer f = { 0 };
+	char byte;
+
+	ops.read = free_itself;
+	ck_assert_int_eq(kvmem_source_callback(&ops, &f, PAGE, &f.s), 0);
+	ck_assert_int_eq(kvmem_source_read(f.s, 0, &byte, 1), 0);
+	ck_assert_int_eq(f.got, -EDEADLK);
+	ck_assert_ptr_nonnull(strstr(kvmem_error_detail(), "kvmem_source_ops.read"));
+	ck_assert_int_eq(kvmem_source_free(f.s), 0);
+}
+END
+
 /* Memory whose second half has been cut off since. */
 static uint8_t *cut_memory(int *fd)
 {
@@ -515,5 +545,6 @@ HARNESS_MAIN(T(extents_of_a_file_are_clipped_to_the_source),
 	     T(a_source_in_use_is_busy), T(callbacks_give_content_extents_and_errors),
 	     T(a_callback_struct_from_the_future_is_refused),
 	     T(k6_22_one_call_joins_a_bounded_number_of_extents),
+	     T(k9_27_a_source_is_not_freed_from_its_own_callback),
 	     T(k10_30_memory_that_was_cut_short_is_an_error_and_no_signal),
 	     T(k10_30_only_private_anonymous_memory_is_read_in_place))
