@@ -38,9 +38,22 @@ enum kvmem_slot_form {
 #define KVMEM_WANT_SHARED  (1u << 5) /* a file descriptor another process can map */
 #define KVMEM_WANT_WRITE   (1u << 6) /* population by write() */
 
+/* What of an adopted file counts as content: pages that exist are present, or nothing is. */
+enum kvmem_content {
+	KVMEM_CONTENT_KEEP = 0,	  /* all that exists, by whole pages of the kernel's */
+	KVMEM_CONTENT_IGNORE = 1, /* nothing: all of it is to be filled */
+};
+
+/* Seals of a memfd, in addition to SHRINK and GROW, which it has without asking: as F_SEAL_*. */
+#define KVMEM_SEAL_SEAL	  0x0001u
+#define KVMEM_SEAL_SHRINK 0x0002u
+#define KVMEM_SEAL_GROW	  0x0004u
+#define KVMEM_SEAL_EXEC	  0x0020u
+#define KVMEM_SEAL_NONE	  0x80000000u /* alone: none, the caller adds them later or resizes */
+
 struct kvmem_region_opts {
 	uint32_t size;
-	uint32_t flags;	     /* KVMEM_REGION_FD */
+	uint32_t flags;	     /* KVMEM_REGION_* */
 	uint64_t bytes;	     /* a non-zero multiple of the page size */
 	uint64_t wants;	     /* KVMEM_WANT_* */
 	uint64_t needs;	     /* KVMEM_WANT_*: refuse (-EOPNOTSUPP) rather than fall back */
@@ -49,11 +62,16 @@ struct kvmem_region_opts {
 	uint64_t page_size;  /* bytes; 0: the base page, or 2 MiB for huge pages */
 	uint64_t gmem_flags; /* further guest_memfd creation flags, passed through */
 	int32_t fd;	     /* with KVMEM_REGION_FD: an existing memfd or guest_memfd */
+	uint32_t seals;	     /* KVMEM_SEAL_* of a memfd; of an adopted one only these */
+	uint64_t fd_offset;  /* bytes into fd at which the region begins */
+	uint32_t content;    /* enum kvmem_content, of an adopted file */
 	uint32_t reserved;
-	uint64_t fd_offset; /* bytes into fd at which the region begins */
 };
 
-#define KVMEM_REGION_FD	       (1u << 0)
+#define KVMEM_REGION_FD	       (1u << 0) /* adopt opts.fd */
+#define KVMEM_REGION_OVERLAP   (1u << 1) /* though a region of this process has these bytes of it */
+#define KVMEM_REGION_DONTDUMP  (1u << 2) /* not in core dumps: MADV_DONTDUMP */
+#define KVMEM_REGION_DONTFORK  (1u << 3) /* not in children of fork(): MADV_DONTFORK */
 #define KVMEM_REGION_OPTS_INIT KVMEM_INIT_(struct kvmem_region_opts)
 
 #define KVMEM_PLAN_REASONS 1536
@@ -90,11 +108,14 @@ KVMEM_API int kvmem_region_plan(struct kvmem_vm *vm, const struct kvmem_region_o
 /**
  * kvmem_region_create() - make (or adopt) the memory and map it into this process.
  *
- * A file descriptor given with KVMEM_REGION_FD stays the caller's; the library keeps a duplicate. A
- * file on tmpfs or hugetlbfs counts as a memfd.
- * Pages that exist in an adopted file count as present, the others can be filled. Errors: those of
- * kvmem_region_plan(), -EOPNOTSUPP (the guest_memfd is another user's: the kernel does not tell which
- * pages it has), -ENOMEM (limits, no huge pages), -EMFILE. May be called from any thread.
+ * A memfd that the library makes is sealed against resizing, and its mapping and that of anonymous memory
+ * begin at a multiple of 2 MiB. A file descriptor given with KVMEM_REGION_FD stays the caller's; the library
+ * opens the file once more. A file on tmpfs or hugetlbfs counts as a memfd. Pages that exist in an adopted
+ * file count as present, the others can be filled; opts.content can say otherwise. Errors: those of
+ * kvmem_region_plan(), -EBUSY (another region has these bytes of the file), -EOPNOTSUPP (the guest_memfd is
+ * another user's: the kernel does not tell which pages it has), -EPERM (the file's seals), -EFBIG
+ * (RLIMIT_FSIZE), -EAGAIN (RLIMIT_MEMLOCK), -ENOMEM (limits, no huge pages), -EMFILE. May be called from any
+ * thread.
  */
 KVMEM_API int kvmem_region_create(struct kvmem_vm *vm, const struct kvmem_region_opts *opts,
 				  struct kvmem_region **ret_region);

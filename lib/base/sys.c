@@ -65,9 +65,39 @@ int64_t SYS(fcntl_seals)(int fd)
 	return result(fcntl(fd, F_GET_SEALS));
 }
 
+int64_t SYS(fcntl_add_seals)(int fd, unsigned int seals)
+{
+	return result(fcntl(fd, F_ADD_SEALS, seals));
+}
+
+int64_t SYS(fcntl_cloexec)(int fd)
+{
+	return result(fcntl(fd, F_SETFD, FD_CLOEXEC));
+}
+
 int64_t SYS(fstat)(int fd, struct stat *st)
 {
 	return result(fstat(fd, st));
+}
+
+int64_t SYS(fstatfs)(int fd, struct statfs *st)
+{
+	return RESTART(fstatfs(fd, st));
+}
+
+/* Ends the text with a NUL, which readlink() does not. */
+int64_t SYS(readlink)(const char *path, char *buf, size_t len)
+{
+	ssize_t n = readlink(path, buf, len - 1);
+
+	if (n >= 0)
+		buf[n] = '\0';
+	return result(n);
+}
+
+int64_t SYS(getrlimit)(int what, struct rlimit *ret)
+{
+	return result(getrlimit((__rlimit_resource_t)what, ret));
 }
 
 int64_t SYS(ioctl)(int fd, unsigned long request, void *arg)
@@ -90,6 +120,22 @@ int64_t SYS(mmap)(size_t len, int prot, int flags, int fd, uint64_t off, void **
 	return 0;
 }
 
+int64_t SYS(mmap_at)(void *addr, size_t len, int prot, int flags, int fd, uint64_t off)
+{
+	return mmap(addr, len, prot, flags | MAP_FIXED, fd, (off_t)off) == MAP_FAILED ? -errno : 0;
+}
+
+/* By number: musl has no mlock2(). */
+int64_t SYS(mlock_onfault)(void *addr, size_t len)
+{
+	return result(syscall(SYS_mlock2, addr, len, MLOCK_ONFAULT));
+}
+
+int64_t SYS(munlock)(void *addr, size_t len)
+{
+	return result(munlock(addr, len));
+}
+
 int64_t SYS(mprotect)(void *addr, size_t len, int prot)
 {
 	return result(mprotect(addr, len, prot));
@@ -110,8 +156,13 @@ int64_t SYS(memfd_create)(const char *name, unsigned int flags)
 	return result(memfd_create(name, flags | MFD_CLOEXEC));
 }
 
+/* Beyond RLIMIT_FSIZE, which holds for memfds too, the kernel raises SIGXFSZ: it ends the program. */
 int64_t SYS(ftruncate)(int fd, uint64_t len)
 {
+	struct rlimit limit;
+
+	if (!getrlimit(RLIMIT_FSIZE, &limit) && limit.rlim_cur < len)
+		return -EFBIG;
 	return RESTART(ftruncate(fd, (off_t)len));
 }
 

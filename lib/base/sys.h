@@ -15,9 +15,11 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/epoll.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/uio.h>
+#include <sys/vfs.h>
 
 struct io_uring;
 struct io_uring_params;
@@ -31,11 +33,20 @@ struct rlimit;
 	X(dup, (int fd), (fd)) \
 	X(fcntl_getfl, (int fd), (fd)) \
 	X(fcntl_seals, (int fd), (fd)) \
+	X(fcntl_add_seals, (int fd, unsigned int seals), (fd, seals)) \
+	X(fcntl_cloexec, (int fd), (fd)) \
 	X(fstat, (int fd, struct stat *st), (fd, st)) \
+	X(fstatfs, (int fd, struct statfs *st), (fd, st)) \
+	X(readlink, (const char *path, char *buf, size_t len), (path, buf, len)) \
+	X(getrlimit, (int what, struct rlimit *ret), (what, ret)) \
 	X(ioctl, (int fd, unsigned long request, void *arg), (fd, request, arg)) \
 	X(ioctl_val, (int fd, unsigned long request, unsigned long arg), (fd, request, arg)) \
 	X(mmap, (size_t len, int prot, int flags, int fd, uint64_t off, void **ret), \
 	  (len, prot, flags, fd, off, ret)) \
+	X(mmap_at, (void *addr, size_t len, int prot, int flags, int fd, uint64_t off), \
+	  (addr, len, prot, flags, fd, off)) \
+	X(mlock_onfault, (void *addr, size_t len), (addr, len)) \
+	X(munlock, (void *addr, size_t len), (addr, len)) \
 	X(mprotect, (void *addr, size_t len, int prot), (addr, len, prot)) \
 	X(madvise, (void *addr, size_t len, int advice), (addr, len, advice)) \
 	X(mincore, (void *addr, size_t len, unsigned char *vec), (addr, len, vec)) \

@@ -249,8 +249,8 @@ int kvmem_caps_probe(const struct kvmem_caps_opts *opts, struct kvmem_caps **ret
 		return r;
 	if (o.reserved)
 		return km_fail(EINVAL, "kvmem_caps_opts.reserved must be 0");
-	if (o.flags & KVMEM_CAPS_VM_FD && km_vm_slots(o.vm_fd) <= 0)
-		return km_fail(EBADF, "kvmem_caps_opts.vm_fd %d is not a KVM VM", o.vm_fd);
+	if (o.flags & KVMEM_CAPS_VM_FD && km_vm_slots(o.vm_fd, "kvmem_caps_opts.vm_fd") < 0)
+		return -EBADF;
 	r = km_caps_create(-1, o.flags & KVMEM_CAPS_VM_FD ? o.vm_fd : -1, o.vm_type, ret_caps);
 	if (r)
 		return r;

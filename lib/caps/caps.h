@@ -30,7 +30,16 @@ int64_t km_caps_new_vm(const struct kvmem_caps *caps);
  * handshake done with `features`. Returns the fd or -errno with the detail set. */
 int km_uffd_open(uint64_t features);
 
-/* Slots per address space; <= 0 when the file descriptor is not a VM. */
-int64_t km_vm_slots(int vm_fd);
+/* Slots per address space of a VM, or -EBADF with the detail set: what is wrong with the file
+ * descriptor, named `what` there. */
+int64_t km_vm_slots(int vm_fd, const char *what);
+
+/* A guest_memfd that is closed on exec (KVM has no flag for it); -errno without detail. */
+int64_t km_gmem_create(int vm_fd, uint64_t bytes, uint64_t flags);
+
+/* The nodes that have memory and that this process may use, in a mask of KM_NODE_WORDS; 0, or
+ * -errno without detail. */
+#define KM_NODE_WORDS 16 /* 1024 nodes, the kernel's own limit */
+int64_t km_caps_nodes(unsigned long *mask);
 
 #endif

@@ -59,7 +59,6 @@ int64_t km_caps_kvm(struct kvmem_caps *c);
 int64_t km_caps_scratch_vm(struct kvmem_caps *c);
 int64_t km_caps_vm(struct kvmem_caps *c); /* the VM given, else the scratch VM */
 
-int64_t km_gmem_create(int vm_fd, uint64_t bytes, uint64_t flags);
 uint64_t km_gmem_flags(struct kvmem_caps *c); /* that give the most capable guest_memfd */
 
 /* A userfaultfd that sees kernel faults, without touching the error detail. `ret_features` (may be

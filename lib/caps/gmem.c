@@ -24,8 +24,15 @@ struct trial {
 int64_t km_gmem_create(int vm_fd, uint64_t bytes, uint64_t flags)
 {
 	struct km_kvm_create_guest_memfd g = { .size = bytes, .flags = flags };
+	int64_t fd = km_sys_ioctl(vm_fd, KM_KVM_CREATE_GUEST_MEMFD, &g), r;
 
-	return km_sys_ioctl(vm_fd, KM_KVM_CREATE_GUEST_MEMFD, &g);
+	if (fd < 0)
+		return fd;
+	r = km_sys_fcntl_cloexec((int)fd);
+	if (r >= 0)
+		return fd;
+	km_sys_close((int)fd);
+	return r;
 }
 
 static int64_t trial_open(struct trial *t, int vm, uint64_t flags)
@@ -59,7 +66,9 @@ static int64_t touch(const void *addr)
 
 	if (fd < 0)
 		return fd;
-	r = km_sys_pwrite((int)fd, addr, 1, 0);
+	r = km_sys_ftruncate((int)fd, 1);
+	if (r >= 0)
+		r = km_sys_pwrite((int)fd, addr, 1, 0);
 	km_sys_close((int)fd);
 	return r < 0 ? r : 0;
 }
@@ -241,7 +250,7 @@ static void no_shared(struct kvmem_caps *c, int64_t err)
 void km_probe_gmem(struct kvmem_caps *c)
 {
 	int64_t vm = km_caps_vm(c), fd, advertised, err;
-	uint64_t flags;
+	uint64_t flags = 0;
 
 	if (vm < 0) {
 		km_cap_unknown(c, KVMEM_CAP_GUEST_MEMFD, vm,

@@ -37,6 +37,22 @@ void km_probe_kvm(struct kvmem_caps *c)
 			      "/dev/kvm opens and speaks API version %lld", (long long)version);
 }
 
+int64_t km_vm_slots(int vm_fd, const char *what)
+{
+	int64_t r;
+
+	/* KVM_CHECK_EXTENSION works on /dev/kvm too, which alone knows its API version. */
+	if (km_sys_ioctl_val(vm_fd, KVM_GET_API_VERSION, 0) >= 0)
+		return km_fail(EBADF, "%s %d is not a KVM VM but /dev/kvm", what, vm_fd);
+	r = km_sys_ioctl_val(vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_NR_MEMSLOTS);
+	if (r == -EIO)
+		return km_fail(EBADF,
+			       "%s %d is a KVM VM that another process made: KVM takes calls only "
+			       "from the process that created the VM",
+			       what, vm_fd);
+	return r > 0 ? r : km_fail(EBADF, "%s %d is not a KVM VM", what, vm_fd);
+}
+
 static int64_t set_slot(int vm, void *hva, size_t bytes, uint32_t flags)
 {
 	struct kvm_userspace_memory_region m = {

@@ -2,8 +2,6 @@
 /* What the memory management offers: policies, huge pages, MADV_POPULATE. */
 #include "caps/caps_internal.h"
 
-#include <kvmem/numa.h>
-
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -14,7 +12,7 @@
 #include "base/uapi/mm.h"
 
 #define MAXNODE	   1024ul
-#define MASK_WORDS (MAXNODE / (8 * sizeof(unsigned long)))
+#define MASK_WORDS KM_NODE_WORDS
 
 static int64_t base_page(int fd, void **ret)
 {
@@ -25,10 +23,8 @@ static int64_t base_page(int fd, void **ret)
 /* A mask of one node that this process may use. */
 static int64_t one_node(unsigned long *mask)
 {
-	int64_t r;
-	int mode;
+	int64_t r = km_caps_nodes(mask);
 
-	r = km_sys_get_mempolicy(&mode, mask, MAXNODE, NULL, KM_MPOL_F_MEMS_ALLOWED);
 	for (size_t i = 0; r >= 0 && i < MASK_WORDS; i++)
 		if (mask[i]) {
 			mask[i] &= -mask[i];
@@ -68,16 +64,29 @@ static void probe_mode(struct kvmem_caps *c, uint32_t id, int mode, const char *
 		km_cap_unknown(c, id, r, "mbind() with %s: %m", name);
 }
 
-void km_probe_numa(struct kvmem_caps *c)
+static void probe_nodes(struct kvmem_caps *c)
 {
 	unsigned long nodes[MASK_WORDS];
-	int n = kvmem_numa_nodes(nodes, MAXNODE);
+	int64_t r = km_caps_nodes(nodes);
+	int n = 0;
 
-	if (n > 0)
+	for (size_t i = 0; r >= 0 && i < MASK_WORDS; i++)
+		n += __builtin_popcountl(nodes[i]);
+	if (!n)
+		km_cap_unknown(c, KVMEM_CAP_NUMA_NODES, r, "the nodes cannot be listed: %m");
+	else if (try_mode(KM_MPOL_BIND) == -EPERM)
+		km_cap_fallback(
+			c, KVMEM_CAP_NUMA_NODES, -EPERM, "placing by the thread's own node",
+			"mbind() is forbidden here (%m): a container's seccomp filter wants "
+			"CAP_SYS_NICE for it");
+	else
 		km_cap_native(c, KVMEM_CAP_NUMA_NODES, n, "%d %s memory that this process may use",
 			      n, n == 1 ? "node has" : "nodes have");
-	else
-		km_cap_unknown(c, KVMEM_CAP_NUMA_NODES, n, "the nodes cannot be listed: %m");
+}
+
+void km_probe_numa(struct kvmem_caps *c)
+{
+	probe_nodes(c);
 	probe_mode(c, KVMEM_CAP_NUMA_PREFERRED_MANY, KM_MPOL_PREFERRED_MANY, "MPOL_PREFERRED_MANY",
 		   "Linux 5.15 and later have it, with CONFIG_NUMA");
 	probe_mode(c, KVMEM_CAP_NUMA_WEIGHTED_INTERLEAVE, KM_MPOL_WEIGHTED_INTERLEAVE,

@@ -7,15 +7,14 @@
 #include <sys/mman.h>
 
 #include "numa/numa.h"
+#include "region/exists.h"
 #include "base/uapi/mm.h"
 
 #define WORD_BITS (8 * sizeof(unsigned long))
-#define NODES	  (16 * WORD_BITS)
-/* The kernel takes one bit less than it is told. */
-#define KERNEL_MAXNODE (NODES + 1)
+#define NODES	  KM_POLICY_NODES
 
 struct mask {
-	unsigned long w[16];
+	unsigned long w[KM_NODE_WORDS];
 };
 
 static bool has(const unsigned long *w, unsigned long node)
@@ -32,20 +31,16 @@ static unsigned int weight(const struct mask *m)
 	return n;
 }
 
+/* What -EPERM means of mbind() and its like, which the kernel itself has no such answer for. */
+static const char forbidden[] =
+	"; a seccomp filter refuses it, as those of containers do without CAP_SYS_NICE";
+
 /* ---- nodes ---- */
 
-/* Nodes with memory within the cpuset; a kernel without NUMA has node 0. */
-static int64_t allowed_nodes(struct mask *m)
+static int nodes_fail(int64_t err)
 {
-	int64_t r;
-
-	memset(m, 0, sizeof(*m));
-	r = km_sys_get_mempolicy(NULL, m->w, KERNEL_MAXNODE, NULL, KM_MPOL_F_MEMS_ALLOWED);
-	if (r == -ENOSYS) {
-		m->w[0] = 1;
-		return 0;
-	}
-	return r;
+	return km_fail((int)-err, "the nodes allowed: get_mempolicy: %m%s",
+		       err == -EPERM ? forbidden : "");
 }
 
 int kvmem_numa_nodes(unsigned long *nodes, unsigned long maxnode)
@@ -56,9 +51,9 @@ int kvmem_numa_nodes(unsigned long *nodes, unsigned long maxnode)
 	if (!nodes || !maxnode)
 		return km_fail(EINVAL, "kvmem_numa_nodes: %s",
 			       nodes ? "maxnode is 0" : "nodes is NULL");
-	r = allowed_nodes(&m);
+	r = km_caps_nodes(m.w);
 	if (r < 0)
-		return km_fail((int)-r, "get_mempolicy for the nodes allowed: %m");
+		return nodes_fail(r);
 	for (unsigned long n = 0; n < NODES; n++)
 		if (n >= maxnode && has(m.w, n))
 			return km_fail(EINVAL, "kvmem_numa_nodes: maxnode %lu leaves out node %lu",
@@ -103,9 +98,11 @@ static int copy_mask(struct mask *m, const unsigned long *nodes, unsigned long m
 	if (maxnode && !nodes)
 		return km_fail(EINVAL, "kvmem_region_set_policy: nodes is NULL and maxnode is %lu",
 			       maxnode);
-	r = allowed_nodes(&allowed);
+	if (!maxnode)
+		return 0;
+	r = km_caps_nodes(allowed.w);
 	if (r < 0)
-		return km_fail((int)-r, "get_mempolicy for the nodes allowed: %m");
+		return nodes_fail(r);
 	for (unsigned long n = 0; n < maxnode; n++) {
 		if (!(nodes[n / WORD_BITS] >> (n % WORD_BITS) & 1))
 			continue;
@@ -159,104 +156,13 @@ static int check_args(const struct kvmem_region *r, uint64_t offset, uint64_t by
 	return ret;
 }
 
-/* ---- the list ---- */
-
-static struct km_policy *new_policy(uint64_t offset, uint64_t bytes, const struct km_policy *like)
+static struct km_policy *new_policy(const struct km_policy *like)
 {
 	struct km_policy *p = km_sys_alloc(sizeof(*p));
 
-	if (!p)
-		return NULL;
-	*p = *like;
-	p->offset = offset;
-	p->bytes = bytes;
+	if (p)
+		*p = *like;
 	return p;
-}
-
-/* Cuts [offset, end) out of the list. `spare` is for the case that it splits one policy in two. */
-static void cut(struct kvmem_region *r, uint64_t offset, uint64_t end, struct km_policy **spare)
-{
-	struct km_policy **at = &r->policies;
-
-	while (*at) {
-		struct km_policy *p = *at;
-		uint64_t p_end = p->offset + p->bytes;
-
-		if (p_end <= offset || p->offset >= end) {
-			at = &p->next;
-		} else if (p->offset < offset && p_end > end) {
-			struct km_policy *tail = *spare;
-
-			*spare = NULL;
-			*tail = *p;
-			tail->offset = end;
-			tail->bytes = p_end - end;
-			p->bytes = offset - p->offset;
-			p->next = tail;
-			return;
-		} else if (p->offset < offset) {
-			p->bytes = offset - p->offset;
-			at = &p->next;
-		} else if (p_end > end) {
-			p->offset = end;
-			p->bytes = p_end - end;
-			return;
-		} else {
-			*at = p->next;
-			km_sys_free(p);
-		}
-	}
-}
-
-static bool same_policy(const struct km_policy *a, const struct km_policy *b)
-{
-	return a->mode == b->mode && a->emulated == b->emulated &&
-	       !memcmp(a->nodes, b->nodes, sizeof(a->nodes));
-}
-
-/* Joins neighbours that say the same. */
-static void merge(struct kvmem_region *r)
-{
-	for (struct km_policy *p = r->policies; p && p->next;) {
-		struct km_policy *q = p->next;
-
-		if (p->offset + p->bytes == q->offset && same_policy(p, q)) {
-			p->bytes += q->bytes;
-			p->next = q->next;
-			km_sys_free(q);
-		} else {
-			p = q;
-		}
-	}
-}
-
-static void put(struct kvmem_region *r, struct km_policy *new)
-{
-	struct km_policy **at = &r->policies;
-
-	while (*at && (*at)->offset < new->offset)
-		at = &(*at)->next;
-	new->next = *at;
-	*at = new;
-	merge(r);
-}
-
-static const struct km_policy *policy_at(const struct kvmem_region *r, uint64_t offset)
-{
-	for (const struct km_policy *p = r->policies; p && p->offset <= offset; p = p->next)
-		if (offset < p->offset + p->bytes)
-			return p;
-	return NULL;
-}
-
-void km_numa_free_policies(struct kvmem_region *r)
-{
-	while (r->policies) {
-		struct km_policy *p = r->policies;
-
-		r->policies = p->next;
-		km_sys_free(p);
-	}
 }
 
 /* ---- setting ---- */
@@ -293,39 +199,24 @@ static int64_t held_by_memory(struct kvmem_region *r, uint64_t offset, int mode)
 
 	if (r->fd < 0)
 		return 1;
-	err = km_sys_mmap(km_region_page(r), PROT_READ, MAP_SHARED | MAP_NORESERVE, r->fd,
+	/* Without access, so that mlockall(MCL_FUTURE) makes no page. */
+	err = km_sys_mmap(km_region_page(r), PROT_NONE, MAP_SHARED | MAP_NORESERVE, r->fd,
 			  r->fd_offset + offset, &p);
 	if (err < 0)
 		return err;
 	err = km_sys_get_mempolicy(&got, NULL, 0, p, KM_MPOL_F_ADDR);
 	km_sys_munmap(p, km_region_page(r));
+	if (err == -EPERM) /* seccomp: shmem always holds it, of others nothing is sure */
+		return r->plan.backing == KVMEM_BACKING_MEMFD;
 	return err < 0 ? err : got == mode;
-}
-
-static int64_t bind_in(uint8_t *base, const struct km_policy *p)
-{
-	bool none = p->mode == KM_MPOL_DEFAULT;
-
-	return km_sys_mbind(base + p->offset, p->bytes, p->mode, none ? NULL : p->nodes,
-			    none ? 0 : KERNEL_MAXNODE, 0);
 }
 
 static int64_t bind_range(struct kvmem_region *r, const struct km_policy *p)
 {
-	int64_t err = bind_in(r->base, p);
+	int64_t err = km_policy_bind(r->base, p);
 
 	if (err >= 0 && r->alias && r->plan.backing == KVMEM_BACKING_HUGETLB)
-		err = bind_in(r->alias, p);
-	return err;
-}
-
-int64_t km_numa_bind_alias(struct kvmem_region *r)
-{
-	int64_t err = 0;
-
-	for (const struct km_policy *p = r->policies; p && err >= 0; p = p->next)
-		if (r->plan.backing == KVMEM_BACKING_HUGETLB)
-			err = bind_in(r->alias, p);
+		err = km_policy_bind(r->alias, p);
 	return err;
 }
 
@@ -363,8 +254,8 @@ static int refuse_mode(uint32_t mode, const struct km_policy *p, int64_t err)
 			modes[mode].name);
 	return km_fail((int)-err,
 		       "kvmem_region_set_policy: mbind() with %s of offset 0x%" PRIx64
-		       " + 0x%" PRIx64 ": %m",
-		       modes[mode].name, p->offset, p->bytes);
+		       " + 0x%" PRIx64 ": %m%s",
+		       modes[mode].name, p->offset, p->bytes, err == -EPERM ? forbidden : "");
 }
 
 static int refuse_native(const struct kvmem_region *r)
@@ -387,8 +278,9 @@ static int apply(struct kvmem_region *r, struct km_policy *p, uint32_t mode, uin
 	int64_t err = bind_range(r, p);
 	int ret = 1;
 
-	if (err < 0 && mode == KVMEM_POLICY_DEFAULT && err == -ENOSYS)
-		return 0; /* no NUMA, no policy to take back */
+	/* Without mbind() there is no policy in the kernel that could be taken back. */
+	if (err < 0 && mode == KVMEM_POLICY_DEFAULT && (err == -ENOSYS || err == -EPERM))
+		return 0;
 	if (err < 0)
 		return refuse_mode(mode, p, err);
 	err = mode == KVMEM_POLICY_DEFAULT ? 1 : held_by_memory(r, p->offset, p->mode);
@@ -406,26 +298,20 @@ static int apply(struct kvmem_region *r, struct km_policy *p, uint32_t mode, uin
 
 static int set_locked(struct kvmem_region *r, struct km_policy *want, uint32_t mode, uint32_t flags)
 {
-	struct km_policy *new = new_policy(want->offset, want->bytes, want);
-	struct km_policy *spare = new_policy(0, 0, want);
+	struct km_policy *new = new_policy(want), *spare = new_policy(want);
 	int ret = new &&spare ? 0 : km_fail(ENOMEM, "kvmem_region_set_policy: no memory");
 
 	if (!ret)
 		ret = too_late(r, want->offset, want->bytes, flags);
 	if (!ret)
 		ret = apply(r, want, mode, flags);
-	if (ret >= 0) {
-		cut(r, want->offset, want->offset + want->bytes, &spare);
-		if (mode != KVMEM_POLICY_DEFAULT) {
-			new->emulated = ret;
-			put(r, new);
-			new = NULL;
-		} else {
-			merge(r);
-		}
+	if (ret < 0) {
+		km_sys_free(new);
+		km_sys_free(spare);
+		return ret;
 	}
-	km_sys_free(new);
-	km_sys_free(spare);
+	new->emulated = ret;
+	km_policy_put(r, new, spare);
 	return ret;
 }
 
@@ -433,7 +319,7 @@ int kvmem_region_set_policy(struct kvmem_region *region, uint64_t offset, uint64
 			    uint32_t mode, const unsigned long *nodes, unsigned long maxnode,
 			    uint32_t flags)
 {
-	struct km_policy want = { .offset = offset, .bytes = bytes, .maxnode = KERNEL_MAXNODE };
+	struct km_policy want = { .offset = offset, .bytes = bytes };
 	struct mask m;
 	int r = check_args(region, offset, bytes, mode, flags);
 
@@ -456,14 +342,14 @@ int kvmem_region_set_policy(struct kvmem_region *region, uint64_t offset, uint64
 void km_numa_save(struct km_numa_state *s)
 {
 	memset(s, 0, sizeof(*s));
-	if (km_sys_get_mempolicy(&s->mode, s->nodes, KERNEL_MAXNODE, NULL, 0) < 0)
+	if (km_sys_get_mempolicy(&s->mode, s->nodes, KM_POLICY_MAXNODE, NULL, 0) < 0)
 		s->mode = KM_MPOL_DEFAULT;
 }
 
 void km_numa_leave(struct km_numa_state *s)
 {
 	if (s->changed)
-		km_sys_set_mempolicy(s->mode, s->nodes, KERNEL_MAXNODE);
+		km_sys_set_mempolicy(s->mode, s->nodes, KM_POLICY_MAXNODE);
 	s->changed = false;
 }
 
@@ -502,9 +388,10 @@ int km_numa_enter(struct kvmem_region *r, uint64_t offset, uint64_t *ret_end,
 	}
 	if (s->changed && s->now_mode == p.mode && !memcmp(s->now, p.nodes, sizeof(s->now)))
 		return 0;
-	err = km_sys_set_mempolicy(p.mode, p.nodes, KERNEL_MAXNODE);
+	err = km_sys_set_mempolicy(p.mode, p.nodes, KM_POLICY_MAXNODE);
 	if (err < 0)
-		return km_fail((int)-err, "set_mempolicy for offset 0x%" PRIx64 ": %m", offset);
+		return km_fail((int)-err, "set_mempolicy for offset 0x%" PRIx64 ": %m%s", offset,
+			       err == -EPERM ? forbidden : "");
 	s->changed = true;
 	s->now_mode = p.mode;
 	memcpy(s->now, p.nodes, sizeof(s->now));
@@ -514,7 +401,7 @@ int km_numa_enter(struct kvmem_region *r, uint64_t offset, uint64_t *ret_end,
 /* A page of the range lies on `node`: is that outside of what its policy says? */
 bool km_numa_misplaced(const struct kvmem_region *r, uint64_t offset, unsigned long node)
 {
-	const struct km_policy *p = policy_at(r, offset);
+	const struct km_policy *p = km_policy_at(r, offset);
 
 	return p && !has(p->nodes, node);
 }
@@ -525,7 +412,7 @@ int km_numa_node_at(struct kvmem_region *r, uint64_t offset)
 	int node = -1;
 
 	pthread_mutex_lock(&r->lock);
-	p = policy_at(r, offset);
+	p = km_policy_at(r, offset);
 	for (unsigned long n = 0; p && n < NODES; n++) {
 		if (!has(p->nodes, n))
 			continue;

@@ -10,6 +10,7 @@
 
 #include <kvmem/numa.h>
 
+#include "region/policy.h"
 #include "region/region.h"
 
 struct km_numa_state {
@@ -29,19 +30,11 @@ void km_numa_save(struct km_numa_state *s);
 int km_numa_enter(struct kvmem_region *r, uint64_t offset, uint64_t *ret_end,
 		  struct km_numa_state *s);
 void km_numa_leave(struct km_numa_state *s);
-void km_numa_free_policies(struct kvmem_region *r);
-
-/* A new second mapping: of hugetlb, each mapping has its own policies. With r->lock held; -errno.
- */
-int64_t km_numa_bind_alias(struct kvmem_region *r);
 
 /* The one node that the policy at offset names; -1 when there is no policy, or several nodes. */
 int km_numa_node_at(struct kvmem_region *r, uint64_t offset);
 
 /* With r->lock held. */
 bool km_numa_misplaced(const struct kvmem_region *r, uint64_t offset, unsigned long node);
-
-/* Pages of a range that exist in the kernel; -errno with the detail set. */
-int64_t km_region_count_pages(struct kvmem_region *r, uint64_t offset, uint64_t bytes);
 
 #endif

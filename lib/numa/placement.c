@@ -5,97 +5,64 @@
 #include <string.h>
 
 #include "numa/numa.h"
+#include "region/exists.h"
 #include "base/uapi/mm.h"
 
-#define BATCH 1024u
+#define BATCH KM_EXISTS_BATCH
 
-/* One batch of pages of the region. */
+/* A walk over the region, and in it one batch of pages. */
 struct look {
 	struct kvmem_region *r;
 	uint8_t *view; /* a mapping that no userfaultfd watches */
 	uint64_t page; /* first, in the region */
 	unsigned int count;
+	int byte;      /* a file of one byte, made when needed; else -1 */
+	int only_node; /* that has memory, when the kernel tells no page's; -1: not looked up; */
+		       /* -2: there are several */
 	bool exists[BATCH];
 };
 
-/* hugetlb pages show in mincore() only once mapped here, so the library's own record counts too. */
-static int64_t find_existing(struct look *l)
+static int64_t byte_file(struct look *l)
 {
-	uint64_t per_page = km_region_page(l->r) / km_sys_page_size();
-	unsigned char vec[BATCH] = { 0 };
-	int64_t err;
+	int64_t fd, err;
 
-	for (unsigned int i = 0; i < l->count; i++) {
-		uint64_t offset = (l->page + i) << l->r->page_shift;
-
-		if (per_page == 1 && i % BATCH == 0) {
-			err = km_sys_mincore(l->view + offset, l->count << l->r->page_shift, vec);
-			if (err < 0)
-				return err;
-		} else if (per_page > 1) {
-			err = km_sys_mincore(l->view + offset, km_sys_page_size(), &vec[i]);
-			if (err < 0)
-				return err;
-		}
-		l->exists[i] = vec[i] & 1 ||
-			       km_presence_get(&l->r->presence, l->page + i) == KM_PRESENT;
-	}
-	return 0;
-}
-
-/* Calls fn with each batch of the range until it fails. */
-static int64_t each_batch(struct kvmem_region *r, uint8_t *view, uint64_t offset, uint64_t bytes,
-			  int64_t (*fn)(struct look *l, void *arg), void *arg)
-{
-	struct look l = { .r = r, .view = view, .page = offset >> r->page_shift };
-	uint64_t left = bytes >> r->page_shift;
-	int64_t err = 0;
-
-	while (left && err >= 0) {
-		l.count = left < BATCH ? (unsigned int)left : BATCH;
-		err = find_existing(&l);
-		if (err >= 0)
-			err = fn(&l, arg);
-		l.page += l.count;
-		left -= l.count;
-	}
+	if (l->byte >= 0)
+		return 0;
+	fd = km_sys_memfd_create("kvmem-placement", 0);
+	if (fd < 0)
+		return fd;
+	err = km_sys_ftruncate((int)fd, 1);
+	if (err < 0)
+		km_sys_close((int)fd);
+	else
+		l->byte = (int)fd;
 	return err;
 }
 
-static int64_t count_batch(struct look *l, void *arg)
+/*
+ * Pages that cannot be pinned, as those of a guest_memfd on some kernels, are not for madvise(). The
+ * kernel reads a byte of each instead, which maps it. Never a load here: a page that is gone by
+ * now, or poisoned, would be SIGBUS; the kernel only answers EFAULT.
+ */
+static void map_run(struct look *l, uint8_t *addr, unsigned int pages)
 {
-	for (unsigned int i = 0; i < l->count; i++)
-		*(int64_t *)arg += l->exists[i];
-	return 0;
-}
+	unsigned int shift = l->r->page_shift;
 
-int64_t km_region_count_pages(struct kvmem_region *r, uint64_t offset, uint64_t bytes)
-{
-	int64_t n = 0, err = each_batch(r, r->base, offset, bytes, count_batch, &n);
-
-	return err < 0 ? km_fail((int)-err, "mincore of offset 0x%" PRIx64 " + 0x%" PRIx64 ": %m",
-				 offset, bytes)
-		       : n;
-}
-
-static void map_run(const uint8_t *addr, unsigned int pages, unsigned int page_shift)
-{
-	if (km_sys_madvise((void *)(uintptr_t)addr, (size_t)pages << page_shift,
-			   KM_MADV_POPULATE_READ) >= 0)
+	if (km_sys_madvise(addr, (size_t)pages << shift, KM_MADV_POPULATE_READ) >= 0 ||
+	    byte_file(l) < 0)
 		return;
-	/* Pages that cannot be pinned are not for madvise(); a load maps them. */
 	for (unsigned int i = 0; i < pages; i++)
-		(void)*(const volatile uint8_t *)(addr + ((size_t)i << page_shift));
+		km_sys_pwrite(l->byte, addr + ((size_t)i << shift), 1, 0);
 }
 
 /* move_pages(2) sees only what is mapped here: map what exists, run by run. */
-static void map_existing(const struct look *l)
+static void map_existing(struct look *l)
 {
 	for (unsigned int i = 0, n; i < l->count; i += n) {
 		for (n = 1; i + n < l->count && l->exists[i + n] == l->exists[i]; n++)
 			;
 		if (l->exists[i] && l->r->fd >= 0)
-			map_run(l->view + ((l->page + i) << l->r->page_shift), n, l->r->page_shift);
+			map_run(l, l->view + ((l->page + i) << l->r->page_shift), n);
 	}
 }
 
@@ -110,11 +77,45 @@ static void tally(const struct look *l, unsigned int i, int node, struct kvmem_p
 		p->misplaced++;
 }
 
+/* Where nobody tells the node of a page, it is known all the same when there is only one. */
+static int only_node(struct look *l)
+{
+	unsigned long mask[KM_NODE_WORDS];
+	unsigned int weight = 0;
+
+	if (l->only_node != -1)
+		return l->only_node;
+	l->only_node = -2;
+	if (km_caps_nodes(mask) < 0)
+		return -2;
+	for (unsigned int i = 0; i < KM_NODE_WORDS; i++) {
+		weight += (unsigned int)__builtin_popcountl(mask[i]);
+		if (mask[i] && weight == 1)
+			l->only_node = (int)(i * 8 * sizeof(*mask)) + __builtin_ctzl(mask[i]);
+	}
+	if (weight != 1)
+		l->only_node = -2;
+	return l->only_node;
+}
+
+static int node_of(struct look *l, uint8_t *addr)
+{
+	int node = 0;
+	int64_t err = km_sys_get_mempolicy(&node, NULL, 0, addr, KM_MPOL_F_NODE | KM_MPOL_F_ADDR);
+
+	if (err == -ENOSYS)
+		return 0;
+	if (err == -EPERM)
+		return only_node(l);
+	return err < 0 ? (int)err : node;
+}
+
 /*
- * The node of each page, or -errno in its place. move_pages() needs CONFIG_MIGRATION; without it
- * get_mempolicy() tells the same, page by page; and without NUMA all is node 0.
+ * The node of each page, or below 0 in its place. move_pages() needs CONFIG_MIGRATION; without it
+ * get_mempolicy() tells the same, page by page; and without NUMA all is node 0. A container's
+ * seccomp filter refuses both.
  */
-static int64_t query_nodes(const struct look *l, int *status)
+static int64_t query_nodes(struct look *l, int *status)
 {
 	void *pages[BATCH];
 	int64_t err;
@@ -122,22 +123,16 @@ static int64_t query_nodes(const struct look *l, int *status)
 	for (unsigned int i = 0; i < l->count; i++)
 		pages[i] = l->view + ((l->page + i) << l->r->page_shift);
 	err = km_sys_move_pages_query(l->count, pages, status);
-	if (err != -ENOSYS)
+	if (err != -ENOSYS && err != -EPERM)
 		return err;
-	for (unsigned int i = 0; i < l->count; i++) {
-		if (!l->exists[i])
-			continue;
-		err = km_sys_get_mempolicy(&status[i], NULL, 0, pages[i],
-					   KM_MPOL_F_NODE | KM_MPOL_F_ADDR);
-		if (err < 0)
-			status[i] = err == -ENOSYS ? 0 : (int)err;
-	}
+	for (unsigned int i = 0; i < l->count; i++)
+		if (l->exists[i])
+			status[i] = node_of(l, pages[i]);
 	return 0;
 }
 
-static int64_t place_batch(struct look *l, void *arg)
+static int64_t place_batch(struct look *l, struct kvmem_placement *p)
 {
-	struct kvmem_placement *p = arg;
 	int status[BATCH];
 	int64_t err;
 
@@ -155,6 +150,27 @@ static int64_t place_batch(struct look *l, void *arg)
 	}
 	pthread_mutex_unlock(&l->r->lock);
 	return 0;
+}
+
+static int64_t place(struct kvmem_region *r, uint8_t *view, uint64_t offset, uint64_t bytes,
+		     struct kvmem_placement *p)
+{
+	struct look l = { .r = r, .view = view, .page = offset >> r->page_shift };
+	uint64_t left = bytes >> r->page_shift;
+	struct km_exists x;
+	int64_t err = km_exists_begin(&x, r, view);
+
+	l.byte = l.only_node = -1;
+	while (left && err >= 0) {
+		l.count = (unsigned int)km_min(left, BATCH);
+		err = km_exists_get(&x, l.page, l.count, l.exists);
+		if (err >= 0)
+			err = place_batch(&l, p);
+		l.page += l.count;
+		left -= l.count;
+	}
+	km_sys_close(l.byte);
+	return err;
 }
 
 static int placement_check(const struct kvmem_region *r, uint64_t offset, uint64_t bytes,
@@ -196,7 +212,7 @@ int kvmem_region_placement(struct kvmem_region *region, uint64_t offset, uint64_
 		memset(p.nodes, 0, p.node_count * sizeof(*p.nodes));
 	/* Anonymous memory under a pager has no other view, and needs none: nothing is mapped
 	 * there. */
-	err = each_batch(region, view ? view : region->base, offset, bytes, place_batch, &p);
+	err = place(region, view ? view : region->base, offset, bytes, &p);
 	if (err < 0)
 		return km_fail((int)-err, "kvmem_region_placement: %m");
 	while (p.node_count && !p.nodes[p.node_count - 1])

@@ -1,46 +1,53 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
-/* A file that the caller brings: what kind it is, told by what it does, and which pages it has. */
+/* A file that the caller brings: what kind it is, and which pages it has. */
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
+#include "region/exists.h"
 #include "region/region.h"
 #include "base/uapi/userfaultfd.h"
 
-/* Only memfds know seals, shmem and hugetlb alike; and files on tmpfs and hugetlbfs, which are the
- * same. */
-static bool is_memfd(int fd)
+/* Newer than the headers of the build host, as those of uapi/. */
+#define FS_TMPFS     0x01021994
+#define FS_HUGETLBFS 0x958458f6
+#define FS_ANON	     0x09041934
+#define FS_GMEM	     0x474d454d /* Linux 6.19: guest_memfds have a file system of their own */
+
+/*
+ * Told by the file system alone: the file is the caller's, and may be of any kind. A probe that
+ * writes, punches or reads at an odd offset would do so on a file that is then refused. Memfds are
+ * files on a tmpfs or hugetlbfs of the kernel's own, and others there are the same.
+ */
+static bool is_guest_memfd(int fd, int64_t fs)
 {
-	return km_sys_fcntl_seals(fd) >= 0;
-}
+	char path[32], link[64];
 
-/* hugetlb files cannot be written, not even no byte. */
-static bool has_write(int fd)
-{
-	const char none = 0;
-
-	return km_sys_pwrite(fd, &none, 0, 0) >= 0;
-}
-
-/* A regular file that cannot be read, and whose holes are of whole pages: no other file is both.
- * The hole asked for is refused for its alignment before anything is done. */
-static bool is_guest_memfd(int fd)
-{
-	char byte;
-	int64_t r = km_sys_pread(fd, &byte, 1, 0);
-
-	return (r == -EINVAL || r == -ESPIPE) &&
-	       km_sys_fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 1, 1) == -EINVAL;
+	if (fs != FS_ANON)
+		return fs == FS_GMEM;
+	/* Before 6.19: of the files without a file system only guest_memfds are regular files. */
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	if (km_sys_readlink(path, link, sizeof(link)) < 0)
+		return true; /* no /proc */
+	return !strcmp(link, "anon_inode:[kvm-gmem]");
 }
 
 static int kind_of(int fd, const struct stat *st, uint32_t *ret_backing)
 {
-	if (is_memfd(fd))
-		*ret_backing = has_write(fd) ? KVMEM_BACKING_MEMFD : KVMEM_BACKING_HUGETLB;
-	else if (S_ISREG(st->st_mode) && is_guest_memfd(fd))
+	struct statfs fs;
+	int64_t err = km_sys_fstatfs(fd, &fs), type;
+
+	type = err < 0 ? 0 : (int64_t)(fs.f_type & 0xffffffff);
+	if (!S_ISREG(st->st_mode))
+		type = 0;
+	if (type == FS_TMPFS)
+		*ret_backing = KVMEM_BACKING_MEMFD;
+	else if (type == FS_HUGETLBFS)
+		*ret_backing = KVMEM_BACKING_HUGETLB;
+	else if (type && is_guest_memfd(fd, type))
 		*ret_backing = KVMEM_BACKING_GUEST_MEMFD;
 	else
 		return km_fail(EBADF,
@@ -51,7 +58,7 @@ static int kind_of(int fd, const struct stat *st, uint32_t *ret_backing)
 int km_adopt_kind(struct kvmem_region_opts *o)
 {
 	struct stat st;
-	uint32_t backing;
+	uint32_t backing = 0;
 	uint64_t page;
 	int64_t err = km_sys_fcntl_getfl(o->fd);
 	int r;
@@ -101,80 +108,41 @@ static void mark(struct kvmem_region *r, uint64_t page, uint64_t count)
 
 static int by_extents(struct kvmem_region *r)
 {
-	uint64_t at = r->fd_offset, end = r->fd_offset + r->bytes, mask = km_region_page(r) - 1;
+	uint64_t at = 0, first, end;
+	int64_t found;
 
-	while (at < end) {
-		int64_t data = km_sys_lseek(r->fd, at, SEEK_DATA), hole;
-		uint64_t from, to;
-
-		if (data == -ENXIO || (data >= 0 && (uint64_t)data >= end))
-			return 0;
-		hole = data < 0 ? data : km_sys_lseek(r->fd, (uint64_t)data, SEEK_HOLE);
-		if (hole < 0)
-			return km_fail((int)-hole,
+	while (at < r->bytes && (found = km_next_extent(r, at, &first, &end)) != 0) {
+		if (found < 0)
+			return km_fail((int)-found,
 				       "finding the pages of the file given: SEEK_DATA: %m");
-		from = ((uint64_t)data - r->fd_offset) & ~mask;
-		to = ((uint64_t)hole < end ? (uint64_t)hole : end) - r->fd_offset;
-		mark(r, from >> r->page_shift, (to + mask - from) >> r->page_shift);
-		at = (uint64_t)hole;
+		mark(r, first >> r->page_shift, (end - first) >> r->page_shift);
+		at = end;
 	}
-	return 0;
-}
-
-#define BATCH 4096u
-
-/*
- * To who neither owns a file nor may write it by its mode, mincore() says of every page that it is
- * there: also of one behind the file's end.
- */
-static int mincore_tells(const struct kvmem_region *r)
-{
-	size_t page = km_sys_page_size();
-	unsigned char there = 0;
-	struct stat st;
-	void *p;
-	int64_t err = km_sys_fstat(r->fd, &st);
-
-	if (err >= 0)
-		err = km_sys_mmap(page, PROT_READ, MAP_SHARED, r->fd,
-				  ((uint64_t)st.st_size + page - 1) & ~((uint64_t)page - 1), &p);
-	if (err >= 0) {
-		err = km_sys_mincore(p, page, &there);
-		km_sys_munmap(p, page);
-	}
-	if (err < 0)
-		return km_fail((int)-err, "finding the pages of the file given: %m");
-	if (there & 1)
-		return km_fail(
-			EOPNOTSUPP,
-			"the guest_memfd given belongs to another user, and the kernel tells only its "
-			"owner which pages it has: adopt it as the user who made it, or with "
-			"CAP_FOWNER");
 	return 0;
 }
 
 /* mincore() on a shared mapping tells of the file's pages, mapped here or not. */
 static int by_mincore(struct kvmem_region *r)
 {
-	uint64_t total = r->presence.pages;
-	unsigned char vec[BATCH];
-	int ret = mincore_tells(r);
+	uint64_t total = r->presence.pages, n;
+	bool exists[KM_EXISTS_BATCH];
+	struct km_exists x;
+	int64_t err = km_exists_begin(&x, r, r->base);
 
-	if (ret)
-		return ret;
-	for (uint64_t at = 0; at < total; at += BATCH) {
-		uint64_t n = total - at < BATCH ? total - at : BATCH;
-		int64_t err = km_sys_mincore(r->base + (at << r->page_shift), n << r->page_shift,
-					     vec);
-
-		if (err < 0)
-			return km_fail((int)-err,
-				       "finding the pages of the file given: mincore: %m");
-		for (uint64_t i = 0; i < n; i++)
-			if (vec[i] & 1)
+	if (err >= 0 && x.how != KM_EXISTS_MINCORE)
+		return km_fail(
+			EOPNOTSUPP,
+			"the guest_memfd given belongs to another user, and the kernel tells only its "
+			"owner which pages it has: adopt it as the user who made it, or with "
+			"CAP_FOWNER, or with KVMEM_CONTENT_IGNORE");
+	for (uint64_t at = 0; at < total && err >= 0; at += n) {
+		n = km_min(total - at, KM_EXISTS_BATCH);
+		err = km_exists_get(&x, at, (unsigned int)n, exists);
+		for (uint64_t i = 0; i < n && err >= 0; i++)
+			if (exists[i])
 				mark(r, at + i, 1);
 	}
-	return 0;
+	return err < 0 ? km_fail((int)-err, "finding the pages of the file given: mincore: %m") : 0;
 }
 
 /*

@@ -194,7 +194,7 @@ static const char *can_write(struct asking *a, const struct candidate *c)
 	}
 }
 
-static const char *can(struct asking *a, const struct candidate *c, uint64_t bit)
+static const char *able(struct asking *a, const struct candidate *c, uint64_t bit)
 {
 	switch (bit) {
 	case KVMEM_WANT_DIRTY:
@@ -212,6 +212,30 @@ static const char *can(struct asking *a, const struct candidate *c, uint64_t bit
 	default:
 		return can_write(a, c);
 	}
+}
+
+/*
+ * Paging and sharing exclude each other on any memory: a pager serves the faults of the region's
+ * mapping alone. What is needed stays; of two wishes alike it is paging.
+ */
+static const char *clash(struct asking *a, const struct candidate *c, uint64_t bit)
+{
+	const uint64_t both = KVMEM_WANT_PAGING | KVMEM_WANT_SHARED;
+	uint64_t asked = a->o->wants | a->o->needs, loser = KVMEM_WANT_SHARED;
+
+	if ((a->o->needs & both) == KVMEM_WANT_SHARED)
+		loser = KVMEM_WANT_PAGING;
+	if (bit != loser || (asked & both) != both || able(a, c, both & ~bit))
+		return NULL;
+	return "paging and sharing exclude each other: through another mapping a page that is not "
+	       "filled yet reads as zero, and what is written there is overwritten by the source";
+}
+
+static const char *can(struct asking *a, const struct candidate *c, uint64_t bit)
+{
+	const char *no = able(a, c, bit);
+
+	return no ? no : clash(a, c, bit);
 }
 
 /* ---- the choice ---- */
@@ -341,6 +365,9 @@ static int refuse_need(struct asking *a, const struct candidate *best, uint64_t 
 				     ? "; the backing or slot form asked for excludes it"
 				     : "";
 
+	if (!able(a, best, w->bit))
+		return km_fail(EOPNOTSUPP, "region needs %s: %s; move one of the two to wants",
+			       w->name, clash(a, best, w->bit));
 	if (absent)
 		return km_fail(EOPNOTSUPP, "region needs %s, which %s would give: %s", w->name,
 			       absent->name, exists(a, absent));
@@ -477,6 +504,35 @@ static int check_page_size(const struct kvmem_region_opts *o)
 			      "kvmem_region_opts.bytes");
 }
 
+#define ALL_FLAGS \
+	(KVMEM_REGION_FD | KVMEM_REGION_OVERLAP | KVMEM_REGION_DONTDUMP | KVMEM_REGION_DONTFORK)
+#define ALL_SEALS (KVMEM_SEAL_SEAL | KVMEM_SEAL_SHRINK | KVMEM_SEAL_GROW | KVMEM_SEAL_EXEC)
+
+static int check_given(const struct kvmem_region_opts *o)
+{
+	if (o->content > KVMEM_CONTENT_IGNORE)
+		return km_fail(EINVAL, "kvmem_region_opts.content %" PRIu32 " is unknown",
+			       o->content);
+	if (o->flags & KVMEM_REGION_FD)
+		return 0;
+	if (o->fd_offset)
+		return km_fail(EINVAL, "kvmem_region_opts.fd_offset without KVMEM_REGION_FD");
+	if (o->content)
+		return km_fail(EINVAL, "kvmem_region_opts.content without KVMEM_REGION_FD");
+	if (o->flags & KVMEM_REGION_OVERLAP)
+		return km_fail(EINVAL, "kvmem_region_opts.flags: KVMEM_REGION_OVERLAP without "
+				       "KVMEM_REGION_FD");
+	return 0;
+}
+
+/* Those against writing are not for the library to set: it maps and writes the file itself. */
+static int check_seals(const struct kvmem_region_opts *o)
+{
+	return o->seals == KVMEM_SEAL_NONE
+		       ? 0
+		       : km_flags_check(o->seals, ALL_SEALS, "kvmem_region_opts.seals");
+}
+
 int km_plan_opts(const struct kvmem_region_opts *opts, struct kvmem_region_opts *o)
 {
 	int r;
@@ -485,7 +541,7 @@ int km_plan_opts(const struct kvmem_region_opts *opts, struct kvmem_region_opts 
 		return km_fail(EINVAL, "kvmem_region_opts is NULL: bytes must be said");
 	r = km_opts_copy(o, sizeof(*o), sizeof(*o), opts, "kvmem_region_opts");
 	if (!r)
-		r = km_flags_check(o->flags, KVMEM_REGION_FD, "kvmem_region_opts.flags");
+		r = km_flags_check(o->flags, ALL_FLAGS, "kvmem_region_opts.flags");
 	if (!r)
 		r = km_flags_check(o->wants, ALL_WANTS, "kvmem_region_opts.wants");
 	if (!r)
@@ -497,7 +553,9 @@ int km_plan_opts(const struct kvmem_region_opts *opts, struct kvmem_region_opts 
 			    o->slot_form);
 	if (!r && o->reserved)
 		r = km_fail(EINVAL, "kvmem_region_opts.reserved must be 0");
-	if (!r && !(o->flags & KVMEM_REGION_FD) && o->fd_offset)
-		r = km_fail(EINVAL, "kvmem_region_opts.fd_offset without KVMEM_REGION_FD");
+	if (!r)
+		r = check_given(o);
+	if (!r)
+		r = check_seals(o);
 	return r ? r : check_page_size(o);
 }

@@ -1,14 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
 /* A run of guest RAM: its file, its mapping in this process, the record of its pages. */
 #include <errno.h>
-#include <fcntl.h>
-#include <inttypes.h>
 #include <string.h>
-#include <sys/mman.h>
 
-#include "numa/numa.h"
-#include "base/uapi/kvm.h"
-#include "base/uapi/mm.h"
+#include "region/policy.h"
+#include "region/region.h"
 
 /* ---- the plan ---- */
 
@@ -58,106 +54,10 @@ int kvmem_region_get_plan(const struct kvmem_region *region, struct kvmem_plan *
 
 /* ---- making ---- */
 
-static int64_t make_guest_memfd(const struct kvmem_region *r)
-{
-	struct km_kvm_create_guest_memfd g = { .size = r->bytes, .flags = r->plan.gmem_flags };
-
-	return km_sys_ioctl(r->vm->fd, KM_KVM_CREATE_GUEST_MEMFD, &g);
-}
-
-static int64_t make_memfd(const struct kvmem_region *r)
-{
-	unsigned int flags = 0;
-	int64_t fd, err;
-
-	if (r->plan.backing == KVMEM_BACKING_HUGETLB)
-		flags = MFD_HUGETLB |
-			(r->plan.page_size == 1ull << 30 ? KM_MFD_HUGE_1GB : KM_MFD_HUGE_2MB);
-	fd = km_sys_memfd_create("kvmem", flags);
-	if (fd < 0)
-		return fd;
-	err = km_sys_ftruncate((int)fd, r->bytes);
-	if (err >= 0)
-		return fd;
-	km_sys_close((int)fd);
-	return err;
-}
-
-static int make_file(struct kvmem_region *r, const struct kvmem_region_opts *o)
-{
-	const char *what = "duplicate of the file descriptor given";
-	int64_t fd;
-
-	if (o->flags & KVMEM_REGION_FD) {
-		fd = km_sys_dup(o->fd);
-	} else if (r->plan.backing == KVMEM_BACKING_GUEST_MEMFD && !r->plan.shared_backing) {
-		what = "KVM_CREATE_GUEST_MEMFD";
-		fd = make_guest_memfd(r);
-	} else if (r->plan.backing == KVMEM_BACKING_ANONYMOUS) {
-		return 0;
-	} else {
-		what = "memfd_create and ftruncate";
-		fd = make_memfd(r);
-	}
-	if (fd < 0)
-		return km_fail((int)-fd, "region of 0x%" PRIx64 " bytes: %s: %m", r->bytes, what);
-	r->fd = (int)fd;
-	r->fd_offset = o->fd_offset;
-	return 0;
-}
-
-/* Private pages are nothing the host can map: they have a guest_memfd of their own, the shared ones
- * fd. */
-static int make_private(struct kvmem_region *r)
-{
-	int64_t fd;
-
-	if (!r->plan.shared_backing)
-		return 0;
-	fd = make_guest_memfd(r);
-	if (fd < 0)
-		return km_fail((int)-fd,
-			       "private pages of a region of 0x%" PRIx64
-			       " bytes: KVM_CREATE_GUEST_MEMFD: %m",
-			       r->bytes);
-	r->private_fd = (int)fd;
-	return 0;
-}
-
-static int64_t map_file(const struct kvmem_region *r, uint8_t **ret)
-{
-	void *p = NULL;
-	int64_t err = km_sys_mmap(r->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, r->fd, r->fd_offset,
-				  &p);
-
-	*ret = p;
-	return err;
-}
-
-static int map_region(struct kvmem_region *r)
-{
-	void *p = NULL;
-	int64_t err;
-
-	if (r->fd >= 0) {
-		err = map_file(r, &r->base);
-	} else {
-		err = km_sys_mmap(r->bytes, PROT_READ | PROT_WRITE,
-				  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0, &p);
-		r->base = p;
-	}
-	if (err < 0)
-		return km_fail((int)-err, "region of 0x%" PRIx64 " bytes: mapping it: %m%s",
-			       r->bytes,
-			       r->plan.backing == KVMEM_BACKING_HUGETLB
-				       ? "; not enough free huge pages, raise vm.nr_hugepages"
-				       : "; see RLIMIT_AS and vm.max_map_count");
-	return 0;
-}
-
 static void destroy(struct kvmem_region *r)
 {
-	km_numa_free_policies(r);
+	km_registry_remove(r);
+	km_policies_free(r);
 	km_sys_munmap(r->alias, r->bytes);
 	if (r->presence.words)
 		km_presence_destroy(&r->presence);
@@ -168,17 +68,24 @@ static void destroy(struct kvmem_region *r)
 	km_sys_free(r);
 }
 
+static int map_region(struct kvmem_region *r)
+{
+	int64_t err = km_region_map(r, KM_MAPPING_GUEST, &r->base);
+
+	return err < 0 ? km_region_map_fail(r, "mapping it", err) : 0;
+}
+
 static int build(struct kvmem_region *r, const struct kvmem_region_opts *o)
 {
-	int err = make_file(r, o);
+	int err = km_region_make_files(r, o);
 
 	if (!err)
-		err = make_private(r);
+		err = km_registry_add(r);
 	if (!err)
 		err = map_region(r);
 	if (!err)
 		err = km_presence_init(&r->presence, r->bytes >> r->page_shift);
-	if (!err && o->flags & KVMEM_REGION_FD)
+	if (!err && r->adopted && !r->ignore_existing)
 		err = km_adopt_presence(r);
 	return err;
 }
@@ -202,6 +109,9 @@ int kvmem_region_create(struct kvmem_vm *vm, const struct kvmem_region_opts *opt
 	err = make_plan(vm, opts, &o, &r->plan);
 	if (!err) {
 		r->bytes = o.bytes;
+		r->flags = o.flags;
+		r->adopted = o.flags & KVMEM_REGION_FD;
+		r->ignore_existing = o.content == KVMEM_CONTENT_IGNORE;
 		r->page_shift = (unsigned int)__builtin_ctzll(r->plan.page_size);
 		err = build(r, &o);
 	}
@@ -288,37 +198,4 @@ int kvmem_region_private_fd(const struct kvmem_region *region)
 		return km_fail(ENODEV, "kvmem_region_private_fd: the region has no private pages "
 				       "apart from the shared ones");
 	return region->private_fd;
-}
-
-static int64_t map_alias(struct kvmem_region *r)
-{
-	int64_t err = map_file(r, &r->alias);
-
-	if (err >= 0)
-		err = km_numa_bind_alias(r);
-	if (err < 0) {
-		km_sys_munmap(r->alias, r->bytes);
-		r->alias = NULL;
-	}
-	return err;
-}
-
-int km_region_store(struct kvmem_region *r, uint8_t **ret_base)
-{
-	int64_t err = 0;
-
-	pthread_mutex_lock(&r->lock);
-	if (!r->fault_ops && !r->pager) {
-		*ret_base = r->base;
-	} else if (r->fd < 0) {
-		*ret_base = NULL;
-	} else {
-		if (!r->alias)
-			err = map_alias(r);
-		*ret_base = r->alias;
-	}
-	pthread_mutex_unlock(&r->lock);
-	return err < 0 ? km_fail((int)-err,
-				 "second mapping of the region's 0x%" PRIx64 " bytes: %m", r->bytes)
-		       : 0;
 }

@@ -20,15 +20,7 @@
 #include "region/presence.h"
 #include "vm/vm.h"
 
-struct km_policy {
-	struct km_policy *next; /* sorted by offset, no overlap */
-	uint64_t offset;
-	uint64_t bytes;
-	int mode; /* enum km_mpol */
-	bool emulated;
-	unsigned long maxnode;
-	unsigned long nodes[16]; /* 1024 nodes, the kernel's own limit */
-};
+struct km_policy;
 
 /*
  * The pager, as region and populate see it, while it serves a region. Offsets and bytes are whole
@@ -59,11 +51,19 @@ struct kvmem_region {
 	int fd;		/* ours; -1 for anonymous memory */
 	int private_fd; /* guest_memfd of private pages beside fd's shared ones; else -1 */
 	uint64_t fd_offset;
+	uint32_t flags; /* KVMEM_REGION_* */
+	bool adopted;	/* the file was the caller's: of others' making, maybe of their user */
+	bool own_description; /* fd shares its position and flags with nobody */
+	/* Adopted with KVMEM_CONTENT_IGNORE: what exists and the record does not know is no content.
+	 */
+	bool ignore_existing;
+	bool registered;
+	struct kvmem_region *next, *prev; /* registry.c: those that have a file */
 	uint8_t *base;
 	struct km_presence presence;
-	pthread_mutex_t lock; /* policies, alias, pager, fillers */
-	struct km_policy *policies;
-	uint8_t *alias; /* second mapping, never registered with a userfaultfd */
+	pthread_mutex_t lock;	    /* policies, alias, pager, fillers */
+	struct km_policy *policies; /* region/policy.h */
+	uint8_t *alias;		    /* second mapping, never registered with a userfaultfd */
 	const struct km_fault_ops *fault_ops; /* set while a pager serves the region */
 	void *pager;
 	_Atomic unsigned int
@@ -81,6 +81,21 @@ static inline uint64_t km_region_page(const struct kvmem_region *r)
  * (place() is the way). Made on first need.
  */
 int km_region_store(struct kvmem_region *r, uint8_t **ret_base);
+
+/* registry.c: -EBUSY for a file given whose bytes another region holds. */
+int km_registry_add(struct kvmem_region *r);
+void km_registry_remove(struct kvmem_region *r);
+
+/* file.c: sets fd, private_fd and fd_offset. On failure what is open stays for who frees r. */
+int km_region_make_files(struct kvmem_region *r, const struct kvmem_region_opts *o);
+
+/* map.c: the whole region; -errno without detail, which _fail() makes and returns. */
+enum km_mapping {
+	KM_MAPPING_GUEST, /* the one that KVM and a userfaultfd see */
+	KM_MAPPING_ALIAS, /* a second one, beside it */
+};
+int64_t km_region_map(const struct kvmem_region *r, enum km_mapping which, uint8_t **ret);
+int km_region_map_fail(const struct kvmem_region *r, const char *what, int64_t err);
 
 /* What a region of these (checked) options will be, and the check of the options. */
 int km_plan_make(const struct kvmem_caps *caps, bool has_vm, const struct kvmem_region_opts *o,

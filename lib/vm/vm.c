@@ -83,14 +83,6 @@ static int vm_new(int kvm_fd, int vm_fd, int64_t slots, const struct kvmem_vm_op
 	return 0;
 }
 
-int64_t km_vm_slots(int vm_fd)
-{
-	/* KVM_CHECK_EXTENSION works on /dev/kvm too, which alone knows its API version. */
-	if (km_sys_ioctl_val(vm_fd, KVM_GET_API_VERSION, 0) >= 0)
-		return -ENOTTY;
-	return km_sys_ioctl_val(vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_NR_MEMSLOTS);
-}
-
 int kvmem_vm_create(const struct kvmem_vm_opts *opts, struct kvmem_vm **ret_vm)
 {
 	struct kvmem_vm_opts o;
@@ -109,7 +101,9 @@ int kvmem_vm_create(const struct kvmem_vm_opts *opts, struct kvmem_vm **ret_vm)
 	if (vm_fd < 0) {
 		r = km_fail((int)-vm_fd, "KVM_CREATE_VM with type %" PRIu64 ": %m", o.type);
 	} else {
-		r = vm_new(kvm, (int)vm_fd, km_vm_slots((int)vm_fd), &o, ret_vm);
+		int64_t slots = km_vm_slots((int)vm_fd, "kvmem_vm_create: the new VM");
+
+		r = slots < 0 ? (int)slots : vm_new(kvm, (int)vm_fd, slots, &o, ret_vm);
 		if (r)
 			km_sys_close((int)vm_fd);
 	}
@@ -129,9 +123,9 @@ int kvmem_vm_adopt(int vm_fd, const struct kvmem_vm_opts *opts, struct kvmem_vm 
 	r = opts_check(&o, opts);
 	if (r)
 		return r;
-	slots = km_vm_slots(vm_fd);
-	if (slots <= 0)
-		return km_fail(EBADF, "kvmem_vm_adopt: file descriptor %d is not a KVM VM", vm_fd);
+	slots = km_vm_slots(vm_fd, "kvmem_vm_adopt: file descriptor");
+	if (slots < 0)
+		return (int)slots;
 	fd = km_sys_dup(vm_fd);
 	if (fd < 0)
 		return km_fail((int)-fd, "kvmem_vm_adopt: duplicate of %d: %m", vm_fd);

@@ -214,7 +214,7 @@ TEST(held_or_emulated_is_true)
 		r = set(0, PAGES, KVMEM_POLICY_BIND, 1ul << first_node, 0);
 		ok(r);
 		o.bytes = BYTES;
-		o.flags = KVMEM_REGION_FD;
+		o.flags = KVMEM_REGION_FD | KVMEM_REGION_OVERLAP;
 		o.fd = kvmem_region_fd(ram);
 		ok(kvmem_region_create(vm, &o, &again));
 		ck_assert(!syscall(SYS_get_mempolicy, &mode, NULL, 0, kvmem_region_base(again), 2));

@@ -223,7 +223,7 @@ TEST(a_guest_memfd_of_another_vm_is_refused)
 	o.bytes = BYTES;
 	o.backing = KVMEM_BACKING_GUEST_MEMFD;
 	ok(kvmem_region_create(other, &o, &theirs));
-	o.flags = KVMEM_REGION_FD;
+	o.flags = KVMEM_REGION_FD | KVMEM_REGION_OVERLAP;
 	o.fd = kvmem_region_fd(theirs);
 	o.slot_form = KVMEM_SLOT_DIRECT;
 	ok(kvmem_region_create(vm, &o, &ours));
@@ -256,7 +256,7 @@ TEST(adopted_files_keep_their_pages)
 		first = ram;
 		base[5 * PAGE + 1] = 55;
 		base[700 * PAGE] = 70;
-		o.flags = KVMEM_REGION_FD;
+		o.flags = KVMEM_REGION_FD | KVMEM_REGION_OVERLAP;
 		o.fd = kvmem_region_fd(first);
 		o.fd_offset = 4 * PAGE;
 		o.bytes = BYTES - 4 * PAGE;
@@ -291,7 +291,7 @@ TEST(a_guest_memfd_of_another_user_is_refused)
 	ok(CREATE(.backing = KVMEM_BACKING_GUEST_MEMFD));
 	first = ram;
 	base[5 * PAGE] = 55;
-	o.flags = KVMEM_REGION_FD;
+	o.flags = KVMEM_REGION_FD | KVMEM_REGION_OVERLAP;
 	o.fd = kvmem_region_fd(first);
 	o.bytes = BYTES;
 	ck_assert_int_eq(seteuid(65534), 0);
@@ -443,7 +443,7 @@ TEST(hugetlb)
 	ck_assert_uint_eq(pages_there(), 2);
 	ok(kvmem_region_attach(ram, SIZE_2M + PAGE, PAGE, 0, KVMEM_SLOT_ANY, 0, NULL));
 	failed(EINVAL, "multiple", kvmem_region_discard(ram, 0, PAGE));
-	o.flags = KVMEM_REGION_FD;
+	o.flags = KVMEM_REGION_FD | KVMEM_REGION_OVERLAP;
 	o.fd = kvmem_region_fd(ram);
 	o.bytes = 4 * SIZE_2M;
 	ok(kvmem_region_create(vm, &o, &again));

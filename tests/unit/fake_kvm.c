@@ -3,6 +3,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -112,7 +114,7 @@ static int64_t create_gmem(struct km_kvm_create_guest_memfd *g)
 		return -ENOTTY;
 	if (!g->size || g->size % PAGE || g->flags & ~kvm.gmem_flags)
 		return -EINVAL;
-	fd = memfd_create("fake-gmem", MFD_CLOEXEC);
+	fd = memfd_create("fake-gmem", 0); /* KVM's stays open across exec, too */
 	if (fd < 0 || ftruncate(fd, (off_t)g->size))
 		return -errno;
 	gmems[gmem_count % GMEMS] = (struct gmem){ .ino = inode_of(fd), .flags = g->flags };
@@ -161,6 +163,40 @@ static int64_t fake_fallocate(int fd, int mode, uint64_t off, uint64_t len)
 	return km_real_fallocate(fd, mode, off, len);
 }
 
+/* As Linux 6.8 to 6.18 show them. */
+static int64_t fake_fstatfs(int fd, struct statfs *st)
+{
+	int64_t r = km_real_fstatfs(fd, st);
+
+	if (r >= 0 && gmem_of(fd))
+		st->f_type = ANON_INODE_FS_MAGIC;
+	return r;
+}
+
+static int64_t fake_readlink(const char *path, char *buf, size_t len)
+{
+	int64_t r = km_real_readlink(path, buf, len);
+	int fd = -1;
+
+	if (r >= 0 && sscanf(path, "/proc/self/fd/%d", &fd) == 1 && gmem_of(fd))
+		r = snprintf(buf, len, "anon_inode:[kvm-gmem]");
+	return r;
+}
+
+static void remember_map(uint8_t *addr, size_t len, struct gmem *g)
+{
+	for (unsigned int i = 0; i < map_count; i++) /* the address was unmapped meanwhile */
+		if (addr < maps[i].addr + maps[i].len && maps[i].addr < addr + len)
+			maps[i].len = 0;
+	if (!g)
+		return;
+	maps[map_count % MAPS].addr = addr;
+	maps[map_count % MAPS].len = len;
+	maps[map_count % MAPS].gmem = g;
+	if (map_count < MAPS - 1)
+		map_count++;
+}
+
 static int64_t fake_mmap(size_t len, int prot, int flags, int fd, uint64_t off, void **ret)
 {
 	struct gmem *g = fd < 0 ? NULL : gmem_of(fd);
@@ -169,20 +205,22 @@ static int64_t fake_mmap(size_t len, int prot, int flags, int fd, uint64_t off, 
 	if (g && !(g->flags & KM_GUEST_MEMFD_FLAG_MMAP))
 		return -ENODEV;
 	r = km_real_mmap(len, prot, flags, fd, off, ret);
-	if (r < 0)
-		return r;
-	for (unsigned int i = 0; i < map_count; i++) /* the address was unmapped meanwhile */
-		if ((uint8_t *)*ret < maps[i].addr + maps[i].len &&
-		    maps[i].addr < (uint8_t *)*ret + len)
-			maps[i].len = 0;
-	if (g) {
-		maps[map_count % MAPS].addr = *ret;
-		maps[map_count % MAPS].len = len;
-		maps[map_count % MAPS].gmem = g;
-		if (map_count < MAPS - 1)
-			map_count++;
-	}
-	return 0;
+	if (r >= 0)
+		remember_map(*ret, len, g);
+	return r < 0 ? r : 0;
+}
+
+static int64_t fake_mmap_at(void *addr, size_t len, int prot, int flags, int fd, uint64_t off)
+{
+	struct gmem *g = fd < 0 ? NULL : gmem_of(fd);
+	int64_t r;
+
+	if (g && !(g->flags & KM_GUEST_MEMFD_FLAG_MMAP))
+		return -ENODEV;
+	r = km_real_mmap_at(addr, len, prot, flags, fd, off);
+	if (r >= 0)
+		remember_map(addr, len, g);
+	return r;
 }
 
 static int64_t fake_madvise(void *addr, size_t len, int advice)
@@ -407,7 +445,10 @@ void fake_kvm_reset(void)
 	fake.open = fake_open;
 	fake.ioctl = fake_ioctl;
 	fake.ioctl_val = fake_ioctl_val;
+	fake.fstatfs = fake_fstatfs;
+	fake.readlink = fake_readlink;
 	fake.mmap = fake_mmap;
+	fake.mmap_at = fake_mmap_at;
 	fake.madvise = fake_madvise;
 	fake.pwrite = fake_pwrite;
 	fake.pread = fake_pread;

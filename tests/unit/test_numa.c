@@ -112,7 +112,7 @@ static void fresh(uint32_t backing)
 
 static void done(void)
 {
-	km_numa_free_policies(&region);
+	km_policies_free(&region);
 	km_presence_destroy(&region.presence);
 	munmap(region.base, BYTES);
 	if (region.alias)

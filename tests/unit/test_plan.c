@@ -75,6 +75,16 @@ static uint64_t when(bool cond, uint64_t bits)
 	return cond ? bits : 0;
 }
 
+/* Paging and sharing exclude each other; of two wishes alike, paging stays. */
+static void exclude(uint64_t wants, struct answer *out, unsigned int n)
+{
+	const uint64_t both = KVMEM_WANT_PAGING | KVMEM_WANT_SHARED;
+
+	for (unsigned int i = 0; (wants & both) == both && i < n; i++)
+		if ((out[i].can & both) == both)
+			out[i].can &= ~(uint64_t)KVMEM_WANT_SHARED;
+}
+
 static unsigned int answers(unsigned int a, uint64_t wants, struct answer *out)
 {
 	uint64_t hva = KVMEM_WANT_SHARED | when(a & A_WRITE, KVMEM_WANT_WRITE) |
@@ -95,6 +105,7 @@ static unsigned int answers(unsigned int a, uint64_t wants, struct answer *out)
 				  KVMEM_WANT_SHARED | KVMEM_WANT_HUGE | KVMEM_WANT_DIRTY |
 					  when(a & A_UFFD, KVMEM_WANT_PAGING),
 				  a & A_HUGE && wants & KVMEM_WANT_HUGE };
+	exclude(wants, out, 4);
 	return 4;
 }
 
@@ -244,6 +255,28 @@ TEST(what_is_asked_for_is_made)
 }
 END
 
+/* A peer would read zeros for what is not filled yet, and lose what it writes. */
+TEST(k13_43_paging_and_sharing_exclude_each_other)
+{
+	const uint64_t both = KVMEM_WANT_PAGING | KVMEM_WANT_SHARED;
+
+	refused(PLAN(A_UFFD, .needs = both), "exclude each other");
+	ck_assert_int_eq(PLAN(A_UFFD, .wants = both), 0);
+	ck_assert_uint_eq(plan.granted, KVMEM_WANT_PAGING);
+	ck_assert_uint_eq(plan.given_up, KVMEM_WANT_SHARED);
+	ck_assert_ptr_nonnull(strstr(plan.reasons, "shared given up: paging and sharing"));
+	ck_assert_int_eq(PLAN(A_UFFD, .needs = KVMEM_WANT_SHARED, .wants = KVMEM_WANT_PAGING), 0);
+	ck_assert_uint_eq(plan.granted, KVMEM_WANT_SHARED);
+	ck_assert_uint_eq(plan.given_up, KVMEM_WANT_PAGING);
+	ck_assert_ptr_nonnull(strstr(plan.reasons, "paging given up: paging and sharing"));
+	ck_assert_int_eq(PLAN(A_UFFD, .needs = KVMEM_WANT_PAGING, .wants = KVMEM_WANT_SHARED), 0);
+	ck_assert_uint_eq(plan.granted, KVMEM_WANT_PAGING);
+	/* Without a userfaultfd nothing is paged, and nothing stands against sharing. */
+	ck_assert_int_eq(PLAN(0, .wants = both), 0);
+	ck_assert_uint_eq(plan.granted, KVMEM_WANT_SHARED);
+}
+END
+
 TEST(no_vm_no_guest_memfd)
 {
 	struct kvmem_region_opts o = { .size = sizeof(o), .bytes = BYTES };
@@ -290,7 +323,14 @@ TEST(bad_options)
 	invalid(OPTS(.bytes = 0), "bytes is 0");
 	invalid(OPTS(.bytes = 4097), "bytes");
 	invalid(OPTS(.bytes = UINT64_MAX & ~4095ull), "more than a file");
-	invalid(OPTS(.bytes = 4096, .flags = 2), "flags");
+	invalid(OPTS(.bytes = 4096, .flags = 1u << 4), "flags");
+	invalid(OPTS(.bytes = 4096, .flags = KVMEM_REGION_OVERLAP), "KVMEM_REGION_OVERLAP");
+	invalid(OPTS(.bytes = 4096, .content = KVMEM_CONTENT_IGNORE), "content");
+	invalid(OPTS(.bytes = 4096, .flags = KVMEM_REGION_FD, .content = 2), "content");
+	invalid(OPTS(.bytes = 4096, .seals = 8), "seals"); /* F_SEAL_WRITE */
+	invalid(OPTS(.bytes = 4096, .seals = KVMEM_SEAL_NONE | KVMEM_SEAL_GROW), "seals");
+	ck_assert_int_eq(OPTS(.bytes = 4096, .seals = KVMEM_SEAL_NONE), 0);
+	ck_assert_int_eq(OPTS(.bytes = 4096, .seals = KVMEM_SEAL_SEAL | KVMEM_SEAL_EXEC), 0);
 	invalid(OPTS(.bytes = 4096, .wants = 1ull << 40), "wants");
 	invalid(OPTS(.bytes = 4096, .needs = 1ull << 7), "needs");
 	invalid(OPTS(.bytes = 4096, .backing = 5), "backing");
@@ -304,4 +344,5 @@ TEST(bad_options)
 END
 
 HARNESS_MAIN(T(every_wish_on_every_kernel), T(requirements_that_exclude_each_other),
-	     T(what_is_asked_for_is_made), T(no_vm_no_guest_memfd), T(bad_options))
+	     T(what_is_asked_for_is_made), T(k13_43_paging_and_sharing_exclude_each_other), T(no_vm_no_guest_memfd),
+	     T(bad_options))

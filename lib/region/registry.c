@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+/* The regions of this process that have a file: no two records of the same bytes. */
+#include <errno.h>
+#include <inttypes.h>
+
+#include "region/region.h"
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct kvmem_region *regions;
+
+static bool same_bytes(const struct kvmem_region *r, const struct stat *st,
+		       const struct kvmem_region *other)
+{
+	struct stat theirs;
+
+	if (other->fd_offset >= r->fd_offset + r->bytes ||
+	    r->fd_offset >= other->fd_offset + other->bytes)
+		return false;
+	return km_sys_fstat(other->fd, &theirs) >= 0 && theirs.st_dev == st->st_dev &&
+	       theirs.st_ino == st->st_ino;
+}
+
+static int check(const struct kvmem_region *r)
+{
+	struct stat st;
+	int64_t err = km_sys_fstat(r->fd, &st);
+
+	if (err < 0)
+		return km_fail((int)-err, "region: fstat of its file: %m");
+	for (const struct kvmem_region *other = regions; other; other = other->next)
+		if (same_bytes(r, &st, other))
+			return km_fail(
+				EBUSY,
+				"bytes 0x%" PRIx64 " + 0x%" PRIx64 " of the file given overlap "
+				"those of another region of this process (0x%" PRIx64
+				" + 0x%" PRIx64 "), whose record of pages would know nothing of "
+				"this one's: see KVMEM_REGION_OVERLAP",
+				r->fd_offset, r->bytes, other->fd_offset, other->bytes);
+	return 0;
+}
+
+/* A file that was just made can be no other region's: only adoption looks. */
+int km_registry_add(struct kvmem_region *r)
+{
+	int err = 0;
+
+	if (r->fd < 0)
+		return 0;
+	pthread_mutex_lock(&lock);
+	if (r->adopted && !(r->flags & KVMEM_REGION_OVERLAP))
+		err = check(r);
+	if (!err) {
+		r->next = regions;
+		if (regions)
+			regions->prev = r;
+		regions = r;
+		r->registered = true;
+	}
+	pthread_mutex_unlock(&lock);
+	return err;
+}
+
+void km_registry_remove(struct kvmem_region *r)
+{
+	if (!r->registered)
+		return;
+	pthread_mutex_lock(&lock);
+	if (r->prev)
+		r->prev->next = r->next;
+	else
+		regions = r->next;
+	if (r->next)
+		r->next->prev = r->prev;
+	pthread_mutex_unlock(&lock);
+}
