@@ -95,11 +95,6 @@ int64_t SYS(readlink)(const char *path, char *buf, size_t len)
 	return result(n);
 }
 
-int64_t SYS(getrlimit)(int what, struct rlimit *ret)
-{
-	return result(getrlimit((__rlimit_resource_t)what, ret));
-}
-
 int64_t SYS(ioctl)(int fd, unsigned long request, void *arg)
 {
 	return RESTART(ioctl(fd, request, arg));

@@ -38,7 +38,6 @@ struct rlimit;
 	X(fstat, (int fd, struct stat *st), (fd, st)) \
 	X(fstatfs, (int fd, struct statfs *st), (fd, st)) \
 	X(readlink, (const char *path, char *buf, size_t len), (path, buf, len)) \
-	X(getrlimit, (int what, struct rlimit *ret), (what, ret)) \
 	X(ioctl, (int fd, unsigned long request, void *arg), (fd, request, arg)) \
 	X(ioctl_val, (int fd, unsigned long request, unsigned long arg), (fd, request, arg)) \
 	X(mmap, (size_t len, int prot, int flags, int fd, uint64_t off, void **ret), \

@@ -550,6 +550,7 @@ END
 HARNESS_MAIN(T(create_says_what_is_wrong), T(create_with_type_and_kvm_fd), T(adopt), T(null_and_busy),
 	     T(no_call_that_fails_leaks), T(an_hva_slot_as_kvm_sees_it), T(a_direct_slot_as_kvm_sees_it),
 	     T(bad_slots), T(numbers_and_overlaps), T(first_slot_and_no_slot_left),
-	     T(k2_11_any_passes_over_numbers_that_the_vmm_has_set), T(what_the_kernel_says_is_passed_on), T(the_tracker_is_asked_and_told),
+	     T(k2_11_any_passes_over_numbers_that_the_vmm_has_set), T(what_the_kernel_says_is_passed_on),
+	     T(the_tracker_is_asked_and_told),
 	     T(no_attach_that_fails_leaves_a_slot), T(attributes),
 	     T(a_slot_is_not_kept_waiting_by_reader_after_reader))
