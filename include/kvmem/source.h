@@ -26,12 +26,16 @@ struct kvmem_extent {
 #define KVMEM_EXTENT_INIT KVMEM_INIT_(struct kvmem_extent)
 
 #define KVMEM_SOURCE_BUFFERED (1u << 0) /* never read the file with O_DIRECT */
+#define KVMEM_SOURCE_ALL_DATA (1u << 1) /* do not look for holes: all of it is data */
+#define KVMEM_SOURCE_BORROW   (1u << 2) /* use fd itself and never close the file: POSIX locks */
 
 /**
  * kvmem_source_file() - bytes [offset, offset + bytes) of an open file, holes known by SEEK_HOLE.
  *
- * fd stays the caller's; the library keeps a duplicate. bytes 0 means up to the end of the file. The
- * file may not shrink while it is in use: reading past a new end is -ENODATA. Errors: -EINVAL,
+ * fd stays the caller's; the library opens the file once more. Closing that, in kvmem_source_free(), makes
+ * the kernel drop all POSIX record locks (fcntl F_SETLK) that this process has on the file: see
+ * KVMEM_SOURCE_BORROW. bytes 0 means up to the end of the file. The file may not shrink while it is in use:
+ * reading past a new end is -ENODATA. Errors: -EINVAL,
  * -EBADF (not open for reading), -ENODATA (the file is shorter than offset + bytes), -ESPIPE (not
  * seekable), -ENOMEM, -EMFILE. May be called from any thread.
  */

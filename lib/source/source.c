@@ -8,6 +8,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#define ALL_FLAGS (KVMEM_SOURCE_BUFFERED | KVMEM_SOURCE_ALL_DATA | KVMEM_SOURCE_BORROW)
+
 #define MOST_EXTENTS 64u /* of a callback that are joined to a run */
 
 void km_source_get(struct kvmem_source *s)
@@ -38,11 +40,19 @@ static struct kvmem_source *new_source(enum km_source_kind kind, uint64_t bytes)
  * A description of our own: SEEK_DATA moves the file position, which a duplicate would share with
  * the caller, and a caller's O_DIRECT would bind every read to its alignment.
  */
-static int64_t open_own(int fd, int64_t mode)
+static int64_t open_own(int fd, int64_t mode, uint32_t flags)
 {
 	char path[32];
 	int64_t own;
 
+	if (flags & KVMEM_SOURCE_BORROW)
+		return mode & O_DIRECT
+			       ? km_fail(EINVAL,
+					 "source: fd %d is open with O_DIRECT, and with "
+					 "KVMEM_SOURCE_BORROW nothing else is opened: pass one opened "
+					 "without it",
+					 fd)
+			       : fd;
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
 	own = km_sys_open(path, O_RDONLY);
 	if (own >= 0)
@@ -124,12 +134,12 @@ int kvmem_source_file(int fd, uint64_t offset, uint64_t bytes, uint32_t flags,
 
 	if (!ret_source)
 		return km_fail(EINVAL, "source: ret_source is NULL");
-	r = km_flags_check(flags, KVMEM_SOURCE_BUFFERED, "kvmem_source_file: flags");
+	r = km_flags_check(flags, ALL_FLAGS, "kvmem_source_file: flags");
 	if (!r)
 		r = check_fd(fd, &mode, &st);
 	if (r)
 		return r;
-	own = open_own(fd, mode);
+	own = open_own(fd, mode, flags);
 	if (own < 0)
 		return (int)own;
 	r = file_size(fd, (int)own, &st, &size);
@@ -144,11 +154,13 @@ int kvmem_source_file(int fd, uint64_t offset, uint64_t bytes, uint32_t flags,
 	}
 	s->fd = (int)own;
 	s->offset = offset;
-	s->flags = flags;
+	/* What is borrowed is never opened again either, with O_DIRECT. */
+	s->flags = flags | (flags & KVMEM_SOURCE_BORROW ? KVMEM_SOURCE_BUFFERED : 0);
 	*ret_source = s;
 	return 0;
 err:
-	km_sys_close((int)own);
+	if (!(flags & KVMEM_SOURCE_BORROW))
+		km_sys_close((int)own);
 	return r;
 }
 
@@ -215,7 +227,8 @@ int kvmem_source_free(struct kvmem_source *s)
 			       users);
 	if (s->kind == KM_SOURCE_CALLBACK && s->ops.close)
 		s->ops.close(s->arg);
-	km_sys_close(s->fd);
+	if (!(s->flags & KVMEM_SOURCE_BORROW))
+		km_sys_close(s->fd);
 	km_sys_free(s);
 	return 0;
 }
@@ -244,8 +257,14 @@ static int check_not_shrunk(struct kvmem_source *s)
 static int file_extent(struct kvmem_source *s, uint64_t offset, struct kvmem_extent *e)
 {
 	uint64_t from = s->offset + offset, end = s->offset + s->bytes;
-	int64_t data = km_sys_lseek(s->fd, from, SEEK_DATA), next;
+	int64_t data, next;
 
+	if (s->flags & KVMEM_SOURCE_ALL_DATA) {
+		e->kind = KVMEM_EXTENT_DATA;
+		e->bytes = end - from;
+		return 0;
+	}
+	data = km_sys_lseek(s->fd, from, SEEK_DATA);
 	if (data == -ENXIO) {
 		int r = check_not_shrunk(s);
 
@@ -344,10 +363,12 @@ int km_source_extent(struct kvmem_source *s, uint64_t offset, struct kvmem_exten
 int km_source_run(struct kvmem_source *s, uint64_t offset, uint64_t enough, struct kvmem_extent *e)
 {
 	struct kvmem_extent next = KVMEM_EXTENT_INIT;
+	struct km_detail kept;
 	int r = km_source_extent(s, offset, e);
 
 	if (r || s->kind != KM_SOURCE_CALLBACK)
 		return r;
+	km_detail_save(&kept);
 	for (unsigned int i = 1; i < MOST_EXTENTS; i++) {
 		if (e->bytes >= enough || offset + e->bytes >= s->bytes)
 			break;
@@ -355,6 +376,7 @@ int km_source_run(struct kvmem_source *s, uint64_t offset, uint64_t enough, stru
 			break;
 		e->bytes += next.bytes;
 	}
+	km_detail_restore(&kept);
 	return 0;
 }
 

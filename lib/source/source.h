@@ -21,7 +21,7 @@ struct kvmem_source {
 	enum km_source_kind kind;
 	uint64_t bytes;
 	_Atomic unsigned int users;
-	int fd; /* FILE: ours; offset within it */
+	int fd; /* FILE: ours, or with KVMEM_SOURCE_BORROW the caller's; offset within it */
 	uint64_t offset;
 	uint32_t flags;
 	const uint8_t *base;	     /* MEMORY */

@@ -572,6 +572,17 @@ TEST(the_given_vm_gets_no_slot)
 }
 END
 
+/* KVM's stay open across exec: a program started meanwhile would inherit the probes'. */
+TEST(k12_37_every_guest_memfd_is_closed_on_exec)
+{
+	fake_kvm_reset();
+	probe();
+	ck_assert_uint_gt(kvm.gmems, 3);
+	ck_assert_uint_eq(fake.count.fcntl_cloexec, kvm.gmems);
+	kvmem_caps_free(caps);
+}
+END
+
 HARNESS_MAIN(T(every_id_has_its_line), T(every_line_is_settled_by_its_probe_alone), T(bad_input), T(formats),
 	     T(no_kvm_at_all), T(a_kernel_before_guest_memfd), T(a_kernel_whose_guest_memfd_cannot_be_mapped),
 	     T(linux_6_18), T(write_population_in_every_revision), T(a_flag_that_takes_away_more_than_it_gives),
@@ -580,4 +591,4 @@ HARNESS_MAIN(T(every_id_has_its_line), T(every_line_is_settled_by_its_probe_alon
 	     T(threads_ask_and_one_probes), T(whichever_call_fails_the_table_is_whole),
 	     T(a_userfaultfd_mode_is_unknown_when_its_probe_fails),
 	     T(too_many_open_files_say_nothing_of_the_kernel),
-	     T(the_given_vm_gets_no_slot))
+	     T(k12_37_every_guest_memfd_is_closed_on_exec), T(the_given_vm_gets_no_slot))

@@ -160,11 +160,11 @@ END
 	static void
 	expect_nothing_leaks(struct kvmem_region_opts o)
 {
-	int r = -1;
+	int r;
 
 	o.size = sizeof(o);
 	o.bytes = BYTES;
-	for (unsigned long n = 1; r; n++) {
+	for (unsigned long n = 1; n == 1 || fake.failed; n++) {
 		fresh_vm();
 		kvmem_region_plan(vm, &o, &(struct kvmem_plan)KVMEM_PLAN_INIT);
 		fake.fail_at = fake.calls + n;

@@ -187,7 +187,7 @@ TEST(bad_files_are_refused)
 	wr = open("/dev/null", O_WRONLY | O_CLOEXEC);
 	fds = harness_count_fds();
 	ck_assert_int_eq(kvmem_source_file(fd, 0, 0, 0, NULL), -EINVAL);
-	ck_assert_int_eq(kvmem_source_file(fd, 0, 0, 2, &s), -EINVAL);
+	ck_assert_int_eq(kvmem_source_file(fd, 0, 0, 8, &s), -EINVAL);
 	ck_assert_int_eq(kvmem_source_file(-1, 0, 0, 0, &s), -EBADF);
 	ck_assert_int_eq(kvmem_source_file(wr, 0, 0, 0, &s), -EBADF);
 	ck_assert_int_eq(kvmem_source_file(pipes[0], 0, 0, 0, &s), -ESPIPE);
@@ -537,12 +537,77 @@ TEST(k10_30_only_private_anonymous_memory_is_read_in_place)
 }
 END
 
+/* For file systems whose SEEK_HOLE does not tell the truth. */
+static int64_t lying_lseek(int fd, uint64_t off, int whence)
+{
+	return whence == SEEK_DATA ? -ENXIO : km_real_lseek(fd, off, whence);
+}
+
+TEST(k12_42_all_of_a_file_can_be_taken_for_data)
+{
+	struct kvmem_source *s;
+	int fd = sparse_file();
+
+	fake_reset();
+	fake.lseek = lying_lseek;
+	s = file_source(fd, 0, 0);
+	expect_extent(s, 2 * PAGE, KVMEM_EXTENT_HOLE, 14 * PAGE); /* which is a lie */
+	ck_assert_int_eq(kvmem_source_free(s), 0);
+	fake_reset();
+	ck_assert_int_eq(kvmem_source_file(fd, PAGE, 0, KVMEM_SOURCE_ALL_DATA, &s), 0);
+	expect_extent(s, 0, KVMEM_EXTENT_DATA, 15 * PAGE);
+	expect_extent(s, 5 * PAGE + 1, KVMEM_EXTENT_DATA, 10 * PAGE - 1);
+	ck_assert_uint_eq(fake.count.lseek, 0);
+	ck_assert_int_eq(kvmem_source_free(s), 0);
+	close(fd);
+}
+END
+
+TEST(k12_40_a_borrowed_file_is_neither_opened_nor_closed)
+{
+	struct kvmem_source *s;
+	int fd = sparse_file(), r;
+
+	fake_reset();
+	ck_assert_int_eq(kvmem_source_file(fd, 0, 0, KVMEM_SOURCE_BORROW, &s), 0);
+	ck_assert_uint_eq(fake.count.open + fake.count.dup, 0);
+	ck_assert_int_eq(s->fd, fd);
+	ck_assert(s->flags & KVMEM_SOURCE_BUFFERED); /* which keeps populate from opening it */
+	ck_assert_int_eq(kvmem_source_free(s), 0);
+	ck_assert_int_ge(fcntl(fd, F_GETFD), 0);
+	r = kvmem_source_file(fd, 0, 17 * PAGE, KVMEM_SOURCE_BORROW, &s);
+	ck_assert_int_eq(r, -ENODATA);
+	ck_assert_int_ge(fcntl(fd, F_GETFD), 0);
+	close(fd);
+}
+END
+
+/* What fails behind the run asked for is no failure of the call. */
+TEST(k2_13_a_run_that_ends_at_a_failure_leaves_the_detail)
+{
+	struct kvmem_source_ops ops = KVMEM_SOURCE_OPS_INIT;
+	struct script sc = { .odd_extent = 2 * PAGE };
+	struct kvmem_source *s = NULL;
+
+	ops.read = script_read;
+	ops.extent = script_extent;
+	ck_assert_int_eq(kvmem_source_callback(&ops, &sc, 8 * PAGE, &s), 0);
+	km_fail(EPERM, "before");
+	expect_extent(s, 0, KVMEM_EXTENT_DATA, 2 * PAGE);
+	ck_assert_str_eq(kvmem_error_detail(), "before");
+	ck_assert_int_eq(kvmem_source_free(s), 0);
+}
+END
+
 HARNESS_MAIN(T(extents_of_a_file_are_clipped_to_the_source),
 	     T(the_file_position_of_the_caller_stays), T(without_proc_a_duplicate_serves),
 	     T(a_file_system_without_holes_is_all_data), T(a_file_that_shrank_is_no_data),
 	     T(short_reads_go_on_and_errors_come_through), T(bad_files_are_refused),
 	     T(nothing_leaks_whichever_call_fails), T(memory_is_read_where_it_lies),
 	     T(a_source_in_use_is_busy), T(callbacks_give_content_extents_and_errors),
+	     T(k12_42_all_of_a_file_can_be_taken_for_data),
+	     T(k12_40_a_borrowed_file_is_neither_opened_nor_closed),
+	     T(k2_13_a_run_that_ends_at_a_failure_leaves_the_detail),
 	     T(a_callback_struct_from_the_future_is_refused),
 	     T(k6_22_one_call_joins_a_bounded_number_of_extents),
 	     T(k9_27_a_source_is_not_freed_from_its_own_callback),
