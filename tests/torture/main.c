@@ -1,0 +1,318 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+/* The supervisor: one process for each round, its storms, its watchdog, and what is said about it. */
+#include "torture.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "crc32c.h"
+
+#define SHRINK_TRIES 12
+
+struct options options = { .seed = 1, .seconds = 60, .mask = UINT64_MAX, .kind = -1, .hang_seconds = 30 };
+
+/* ---- a round ---- */
+
+static uint64_t round_seed(unsigned int round)
+{
+	return guest_pattern(options.seed, round);
+}
+
+static enum kind round_kind(unsigned int round)
+{
+	static const enum kind kinds[] = { KIND_MIX,  KIND_FAULTS, KIND_MIX, KIND_RING, KIND_MIX,
+					   KIND_FAULTS, KIND_MIX,	 KIND_FAULTS };
+
+	return options.kind >= 0 ? (enum kind)options.kind : kinds[round % (sizeof(kinds) / sizeof(kinds[0]))];
+}
+
+static void print_file(const char *path)
+{
+	char line[200];
+	FILE *f = fopen(path, "re");
+
+	while (f && fgets(line, sizeof(line), f))
+		fprintf(stderr, "    %.*s\n", (int)strcspn(line, "\n"), line);
+	if (f)
+		fclose(f);
+}
+
+/* Where its threads are in the kernel. */
+static void print_threads(pid_t pid)
+{
+	char path[100];
+	struct dirent *d;
+	DIR *dir;
+
+	snprintf(path, sizeof(path), "/proc/%d/task", pid);
+	dir = opendir(path);
+	while (dir && (d = readdir(dir))) {
+		if (d->d_name[0] == '.')
+			continue;
+		fprintf(stderr, "  thread %.16s\n", d->d_name);
+		snprintf(path, sizeof(path), "/proc/%d/task/%.16s/wchan", pid, d->d_name);
+		print_file(path);
+		snprintf(path, sizeof(path), "/proc/%d/task/%.16s/stack", pid, d->d_name);
+		print_file(path);
+	}
+	if (dir)
+		closedir(dir);
+}
+
+static bool hangs(void)
+{
+	uint64_t limit = (uint64_t)(options.hang_seconds * 1e9), now = now_ns();
+
+	for (unsigned int i = 0; i < MAX_THREADS; i++) {
+		uint64_t since = report->trace[i].busy_since;
+
+		if (since && now > since && now - since > limit) {
+			snprintf(report->failure, sizeof(report->failure), "%s hangs in %s", report->trace[i].name,
+				 operation_name((enum operation)report->trace[i]
+							.event[(report->trace[i].events - 1) % TRACE_EVENTS]
+							.op));
+			return true;
+		}
+	}
+	return false;
+}
+
+static bool end_hanging(pid_t pid, unsigned int round)
+{
+	int status;
+
+	if (!options.shrink || options.verbose) {
+		report_print_failure(round);
+		print_threads(pid);
+	}
+	if (options.hold) {
+		fprintf(stderr, "torture: process %d is left as it is\n", pid);
+		exit(1);
+	}
+	kill(pid, SIGKILL);
+	waitpid(pid, &status, 0);
+	return false;
+}
+
+static bool ended_well(int status, unsigned int round)
+{
+	if (WIFEXITED(status) && !WEXITSTATUS(status) && !report->failed)
+		return true;
+	if (WIFSIGNALED(status) && !report->failed)
+		snprintf(report->failure, sizeof(report->failure), "ended by signal %d", WTERMSIG(status));
+	else if (!report->failed)
+		snprintf(report->failure, sizeof(report->failure), "ended with %d", WEXITSTATUS(status));
+	if (!options.shrink || options.verbose)
+		report_print_failure(round);
+	return false;
+}
+
+static bool supervise(pid_t pid, unsigned int round)
+{
+	struct storm storm;
+	uint64_t next_look = 0;
+	int status;
+
+	storm_open(&storm, round_seed(round));
+	for (;;) {
+		uint64_t sleep_ns = storm_step(&storm, pid);
+
+		if (waitpid(pid, &status, WNOHANG) == pid)
+			return ended_well(status, round);
+		if (now_ns() > next_look) {
+			if (hangs())
+				return end_hanging(pid, round);
+			next_look = now_ns() + 100000000;
+		}
+		usleep((useconds_t)(sleep_ns / 1000));
+	}
+}
+
+static bool do_round(unsigned int round)
+{
+	pid_t pid;
+
+	report_clear();
+	fflush(NULL);
+	pid = fork();
+	if (pid < 0) {
+		perror("torture: fork");
+		exit(2);
+	}
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		run_round(round_seed(round), round_kind(round));
+		exit(0);
+	}
+	return supervise(pid, round);
+}
+
+/* ---- shrinking ---- */
+
+static bool fails_still(unsigned int round)
+{
+	for (unsigned int i = 0; i < SHRINK_TRIES; i++)
+		if (!do_round(round))
+			return true;
+	return false;
+}
+
+/* Leaves out one kind of operation after the other, as long as the round still fails without it. */
+static void shrink(unsigned int round)
+{
+	options.shrink = true;
+	for (unsigned int op = 0; op < OP_COUNT; op++) {
+		uint64_t before = options.mask;
+
+		if (op == OP_SETUP || op == OP_CLOSE || op == OP_COMMIT || op == OP_AUDIT || !report->done[op])
+			continue;
+		options.mask &= ~(UINT64_C(1) << op);
+		if (!fails_still(round))
+			options.mask = before;
+		fprintf(stderr, "torture: %s %s\n", operation_name((enum operation)op),
+			options.mask == before ? "is needed" : "is not needed");
+	}
+	for (unsigned int op = 0; op < OP_COUNT; op++)
+		if (!report->done[op])
+			options.mask &= ~(UINT64_C(1) << op);
+	options.shrink = false;
+	fprintf(stderr, "torture: what is left:\n");
+	for (unsigned int i = 0; i < SHRINK_TRIES && do_round(round); i++)
+		;
+}
+
+/* ---- options ---- */
+
+static void usage(FILE *to)
+{
+	fprintf(to, "usage: torture [options]\n\n"
+		    "Random operations on guest memory, by several threads and running guests, compared with a model.\n\n"
+		    "  --seed N           what is done (1)\n"
+		    "  --seconds S        how long (60)\n"
+		    "  --minutes M\n"
+		    "  --rounds N         how many rounds at most\n"
+		    "  --round N          this round only, until it fails or the time is over\n"
+		    "  --kind K           only rounds of this kind: mix, faults, ring\n"
+		    "  --without OP,...   leave operations out\n"
+		    "  --only OP,...      leave all others out\n"
+		    "  --shrink           after a failure, find out which operations it needs\n"
+		    "  --hang S           an operation that takes longer hangs (30)\n"
+		    "  --hold             leave a round that hangs to a debugger\n"
+		    "  --verbose          a line for each round\n\n"
+		    "operations:");
+	for (unsigned int op = 0; op < OP_COUNT; op++)
+		fprintf(to, " %s", operation_name((enum operation)op));
+	fprintf(to, "\n");
+}
+
+static uint64_t mask_of(char *names)
+{
+	uint64_t mask = 0;
+
+	for (char *name = strtok(names, ","); name; name = strtok(NULL, ",")) {
+		unsigned int op = 0;
+
+		while (op < OP_COUNT && strcmp(name, operation_name((enum operation)op)) != 0)
+			op++;
+		if (op == OP_COUNT) {
+			fprintf(stderr, "torture: no operation '%s'\n", name);
+			exit(2);
+		}
+		mask |= UINT64_C(1) << op;
+	}
+	return mask;
+}
+
+static int kind_of(const char *name)
+{
+	static const char *const kinds[] = { "mix", "faults", "ring" };
+
+	for (int i = 0; i < KIND_COUNT; i++)
+		if (!strcmp(name, kinds[i]))
+			return i;
+	fprintf(stderr, "torture: no kind '%s'\n", name);
+	exit(2);
+}
+
+static void parse(int argc, char **argv)
+{
+	static const struct option longs[] = {
+		{ "seed", 1, NULL, 's' },    { "seconds", 1, NULL, 't' }, { "minutes", 1, NULL, 'm' },
+		{ "rounds", 1, NULL, 'n' },  { "round", 1, NULL, 'r' },	  { "kind", 1, NULL, 'k' },
+		{ "without", 1, NULL, 'w' }, { "only", 1, NULL, 'o' },	  { "shrink", 0, NULL, 'S' },
+		{ "hang", 1, NULL, 'H' },    { "hold", 0, NULL, 'h' },	  { "verbose", 0, NULL, 'v' },
+		{ "help", 0, NULL, '?' },    { NULL, 0, NULL, 0 },
+	};
+	int c;
+
+	while ((c = getopt_long(argc, argv, "", longs, NULL)) != -1) {
+		switch (c) {
+		case 's': options.seed = strtoull(optarg, NULL, 0); break;
+		case 't': options.seconds = strtod(optarg, NULL); break;
+		case 'm': options.seconds = strtod(optarg, NULL) * 60; break;
+		case 'n': options.rounds = (unsigned int)strtoul(optarg, NULL, 0); break;
+		case 'r':
+			options.first_round = (unsigned int)strtoul(optarg, NULL, 0);
+			options.one_round = true;
+			break;
+		case 'k': options.kind = kind_of(optarg); break;
+		case 'w': options.mask &= ~mask_of(optarg); break;
+		case 'o':
+			options.mask = mask_of(optarg) | UINT64_C(1) << OP_HARVEST | UINT64_C(1) << OP_COMMIT |
+				       UINT64_C(1) << OP_AUDIT | UINT64_C(1) << OP_SETUP | UINT64_C(1) << OP_CLOSE;
+			break;
+		case 'S': options.want_shrink = true; break;
+		case 'H': options.hang_seconds = strtod(optarg, NULL); break;
+		case 'h': options.hold = true; break;
+		case 'v': options.verbose = true; break;
+		default:
+			usage(optopt ? stderr : stdout);
+			exit(optopt ? 2 : 0);
+		}
+	}
+}
+
+static void say_round(unsigned int round, double seconds)
+{
+	if (options.verbose)
+		printf("%6.1f s  round %u%s\n", seconds, round, report->setup);
+}
+
+int main(int argc, char **argv)
+{
+	uint64_t start = now_ns();
+	unsigned int round;
+	double seconds;
+	bool ok;
+
+	parse(argc, argv);
+	if (access("/dev/kvm", R_OK | W_OK)) {
+		fprintf(stderr, "torture: /dev/kvm cannot be opened: %s\n", strerror(errno));
+		return 77;
+	}
+	crc32c_init();
+	report_open();
+	round = options.first_round;
+	do {
+		ok = do_round(round);
+		seconds = (double)(now_ns() - start) / 1e9;
+		say_round(round, seconds);
+		if (ok && !options.one_round)
+			round++;
+	} while (ok && seconds < options.seconds && (!options.rounds || round - options.first_round < options.rounds));
+	if (!ok && options.want_shrink)
+		shrink(round);
+	printf("torture: seed %llu, rounds %u to %u: %s\n", (unsigned long long)options.seed, options.first_round,
+	       round, ok ? "ok" : "FAILED");
+	report_print_counts(seconds);
+	return ok ? 0 : 1;
+}

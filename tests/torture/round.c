@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+/* The life of a round: threads, phases, and the checks between them. */
+#include "torture.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static struct round the_round;
+static struct thread threads[MAX_THREADS];
+static unsigned int thread_count;
+
+static void open_trace(struct thread *thread, const char *name)
+{
+	thread->trace = &report->trace[thread->index];
+	snprintf(thread->trace->name, sizeof(thread->trace->name), "%s", name);
+}
+
+static void *thread_main(void *arg)
+{
+	struct thread *thread = arg;
+
+	atomic_store(&thread->trace->tid, (int32_t)syscall(SYS_gettid));
+	thread->body(thread);
+	atomic_store(&thread->trace->tid, 0);
+	return NULL;
+}
+
+struct thread *thread_start(const char *name, void (*body)(struct thread *), struct vmm_vcpu *vcpu)
+{
+	struct thread *thread = &threads[thread_count];
+
+	if (thread_count == MAX_THREADS)
+		fail(NULL, -1, "too many threads");
+	thread->index = thread_count++;
+	thread->round = &the_round;
+	thread->body = body;
+	thread->vcpu = vcpu;
+	thread->rng = rng_of(the_round.seed, 100 + thread->index);
+	open_trace(thread, name);
+	if (pthread_create(&thread->id, NULL, thread_main, thread))
+		fail(NULL, -1, "no thread");
+	return thread;
+}
+
+static void start_actor(const char *name, void (*body)(struct thread *), struct vmm_vcpu *vcpu)
+{
+	the_round.running++;
+	thread_start(name, body, vcpu);
+}
+
+/* ---- parking ---- */
+
+bool go_on(struct thread *thread)
+{
+	struct round *round = thread->round;
+	bool end;
+
+	pthread_mutex_lock(&round->lock);
+	if (round->park) {
+		round->running--;
+		pthread_cond_broadcast(&round->change);
+		while (round->park)
+			pthread_cond_wait(&round->change, &round->lock);
+		round->running++;
+	}
+	end = round->end;
+	if (end) {
+		round->running--;
+		pthread_cond_broadcast(&round->change);
+	}
+	pthread_mutex_unlock(&round->lock);
+	return !end;
+}
+
+void park_actors(struct round *round)
+{
+	pthread_mutex_lock(&round->lock);
+	round->park = true;
+	while (round->running)
+		pthread_cond_wait(&round->change, &round->lock);
+	pthread_mutex_unlock(&round->lock);
+}
+
+void unpark_actors(struct round *round)
+{
+	pthread_mutex_lock(&round->lock);
+	round->park = false;
+	pthread_cond_broadcast(&round->change);
+	pthread_mutex_unlock(&round->lock);
+}
+
+static void end_actors(struct round *round)
+{
+	pthread_mutex_lock(&round->lock);
+	round->end = true;
+	while (round->running)
+		pthread_cond_wait(&round->change, &round->lock);
+	pthread_mutex_unlock(&round->lock);
+	for (unsigned int i = 1; i < thread_count; i++)
+		if (threads[i].id) {
+			pthread_join(threads[i].id, NULL);
+			threads[i].id = 0;
+		}
+}
+
+/* ---- phases ---- */
+
+static void sleep_ms(uint64_t ms)
+{
+	uint64_t until = now_ns() + ms * 1000000;
+
+	while (now_ns() < until)
+		usleep(2000);
+}
+
+static void check_all(struct thread *thread, const char *when)
+{
+	struct round *round = thread->round;
+
+	for (unsigned int i = 0; i < round->areas; i++) {
+		op_begin(thread, OP_HOST_CHECK, &round->area[i], 0, round->area[i].pages, 0);
+		check_pages(&round->area[i], 0, round->area[i].pages, when);
+		op_end(thread, 0);
+	}
+}
+
+static void start_actors(struct round *round)
+{
+	static const char *const guests[] = { "guest0", "guest1" };
+
+	for (unsigned int i = 0; i < round->vcpus; i++)
+		start_actor(guests[i], guest_actor, round->vcpu[i]);
+	start_actor("host0", host_actor, NULL);
+	start_actor("host1", host_actor, NULL);
+	if (round->dirty && round->tracking)
+		start_actor("harvester", harvester, NULL);
+	atomic_store(&report->storming, 1);
+}
+
+/* What the record calls missing has the next source's content from here on. */
+static void next_generation(struct area *area)
+{
+	struct kvmem_run run;
+	uint64_t at = 0;
+
+	area->generation = 1;
+	area->source = area->sources[1];
+	while (at < (uint64_t)area->pages * PAGE && must(kvmem_region_next_missing(area->region, at, &run)) == 1) {
+		for (uint64_t page = run.offset / PAGE; page < (run.offset + run.bytes) / PAGE; page++) {
+			struct page *p = &area->page[page];
+
+			if (p->exists || p->base == BASE_ZERO)
+				fail(area, (int64_t)page, "area %d page %llu has content, and is handed back as missing",
+				     area->index, (unsigned long long)page);
+			p->base = BASE_SOURCE;
+			p->generation = 1;
+			harvest_forget(area, (uint32_t)page);
+		}
+		at = run.offset + run.bytes;
+	}
+}
+
+/* From one pager to the next, with another source for what is missing. No vCPU runs meanwhile. */
+static bool hand_over(struct round *round, struct thread *thread)
+{
+	park_actors(round);
+	event_loop_stop(round);
+	op_begin(thread, OP_HAND_BACK, NULL, 0, 0, 0);
+	must(kvmem_pager_stop(round->pager, KVMEM_STOP_HAND_BACK));
+	op_end(thread, 0);
+	pager_close(round);
+	for (unsigned int i = 0; i < round->areas; i++)
+		next_generation(&round->area[i]);
+	if (!pager_open(round, thread))
+		fail(NULL, -1, "no second pager: %s", kvmem_error_detail());
+	unpark_actors(round);
+	return true;
+}
+
+static bool may_fail(void)
+{
+	return allowed(OP_POISON) || allowed(OP_GUEST_POISON);
+}
+
+/* Under guests and actors that go on. */
+static void stop_filling(struct round *round, struct thread *thread)
+{
+	int r;
+
+	event_loop_stop(round);
+	atomic_store(&round->pager_state, PAGER_STOPPING);
+	op_begin(thread, OP_STOP_FILL, NULL, 0, 0, 0);
+	r = kvmem_pager_stop(round->pager, KVMEM_STOP_FILL);
+	if (r != -EREMOTEIO || !may_fail())
+		must(r);
+	op_end(thread, r);
+	for (unsigned int i = 0; i < round->areas; i++)
+		atomic_store(&round->area[i].paged, PAGED_NO);
+	atomic_store(&round->populated, 1);
+	pthread_rwlock_wrlock(&round->pager_gate);
+	pager_close(round);
+	pthread_rwlock_unlock(&round->pager_gate);
+}
+
+static void mix(struct round *round, struct thread *thread)
+{
+	bool paged;
+
+	round_open(round, thread);
+	if (round->dirty && allowed(OP_POPULATE) && allowed(OP_MARK) && one_in(&round->rng, 2))
+		dirty_start(round);
+	mark_some(round, thread);
+	paged = pager_open(round, thread);
+	if (round->dirty && !round->tracking)
+		dirty_start(round);
+	start_actors(round);
+	sleep_ms(between(&round->rng, 50, 400));
+	if (paged && allowed(OP_HAND_BACK) && one_in(&round->rng, 3)) {
+		hand_over(round, thread);
+		sleep_ms(between(&round->rng, 50, 300));
+	}
+	if (paged) {
+		stop_filling(round, thread);
+		sleep_ms(between(&round->rng, 20, 200));
+	}
+	park_actors(round);
+	if (round->tracking)
+		harvest_last(thread);
+	check_all(thread, "at the end");
+	atomic_store(&report->storming, 0);
+	unpark_actors(round);
+	end_actors(round);
+	if (round->tracking)
+		harvest_last(thread);
+	check_all(thread, "after all");
+	round_close(round, thread);
+}
+
+void run_round(uint64_t seed, enum kind kind)
+{
+	struct thread *thread = &threads[thread_count++];
+	struct round *round = &the_round;
+
+	thread->round = round;
+	round->seed = seed;
+	round->kind = kind;
+	round->rng = rng_of(seed, 1);
+	thread->rng = rng_of(seed, 2);
+	open_trace(thread, "main");
+	atomic_store(&thread->trace->tid, (int32_t)syscall(SYS_gettid));
+	pthread_mutex_init(&round->lock, NULL);
+	pthread_cond_init(&round->change, NULL);
+	pthread_rwlock_init(&round->pager_gate, NULL);
+	pthread_rwlock_init(&round->dirty_gate, NULL);
+	guest_signals_open();
+	count(COUNT_ROUNDS, 1);
+	switch (kind) {
+	case KIND_FAULTS:
+		hammer_faults(round, thread);
+		break;
+	case KIND_RING:
+		hammer_ring(round, thread);
+		break;
+	default:
+		mix(round, thread);
+		break;
+	}
+}
