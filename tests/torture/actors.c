@@ -435,7 +435,7 @@ static void reattach(struct thread *thread)
 	struct area *area = some_area(thread);
 	unsigned int index = (unsigned int)below(&thread->rng, MAX_PIECES), other = MAX_PIECES;
 	struct piece *piece = &area->piece[index];
-	uint64_t how = below(&thread->rng, 4);
+	uint64_t how = below(&thread->rng, 3);
 	struct span span;
 
 	/* Not while it is empty: nobody else makes a piece of this index but under its own claim. */
@@ -469,7 +469,7 @@ bool heal(struct thread *thread, struct span *span, bool by_discard)
 {
 	int r;
 
-	if (by_discard && span->area->unit == 1) {
+	if (by_discard && allowed(OP_DISCARD) && span->area->unit == 1) {
 		must(kvmem_region_discard(span->area->region, (uint64_t)span->first * PAGE,
 					  (uint64_t)span->count * PAGE));
 		model_zeroed(span);
@@ -592,7 +592,7 @@ void host_actor(struct thread *thread)
 	while (go_on(thread)) {
 		unsigned int i = (unsigned int)below(&thread->rng, sizeof(acts) / sizeof(acts[0]));
 
-		if (allowed(acts[i].op) && below(&thread->rng, 20) < acts[i].weight)
+		if (is_turn(thread, acts[i].op, acts[i].weight, 20))
 			acts[i].act(thread);
 		if (one_in(&thread->rng, 8))
 			usleep((useconds_t)below(&thread->rng, 200));

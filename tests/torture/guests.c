@@ -242,7 +242,7 @@ void guest_actor(struct thread *thread)
 	while (go_on(thread)) {
 		unsigned int i = (unsigned int)below(&thread->rng, sizeof(acts) / sizeof(acts[0]));
 
-		if (allowed(acts[i].op) && below(&thread->rng, 40) < acts[i].weight)
+		if (is_turn(thread, acts[i].op, acts[i].weight, 40))
 			acts[i].act(thread);
 	}
 	my_vcpu = NULL;

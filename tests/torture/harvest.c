@@ -201,7 +201,8 @@ static void restart(struct thread *thread)
 void harvester(struct thread *thread)
 {
 	struct busy_ring *ring = allowed(OP_URING) && one_in(&thread->rng, 2) ? busy_ring_open() : NULL;
-	uint64_t pause_us = one_in(&thread->rng, 2) ? 0 : between(&thread->rng, 50, 3000);
+	static const unsigned int pauses_us[] = { 0, 0, 500, 3000, 20000, 60000 };
+	uint64_t pause_us = pauses_us[below(&thread->rng, 6)];
 
 	while (go_on(thread)) {
 		harvest_and_audit(thread, ring);

@@ -29,8 +29,8 @@ static uint64_t round_seed(unsigned int round)
 
 static enum kind round_kind(unsigned int round)
 {
-	static const enum kind kinds[] = { KIND_MIX,  KIND_FAULTS, KIND_MIX, KIND_RING, KIND_MIX,
-					   KIND_FAULTS, KIND_MIX,	 KIND_FAULTS };
+	static const enum kind kinds[] = { KIND_MIX,   KIND_FAULTS, KIND_MIX,    KIND_RING,
+					   KIND_SLOTS, KIND_MIX,    KIND_FAULTS, KIND_MIX };
 
 	return options.kind >= 0 ? (enum kind)options.kind : kinds[round % (sizeof(kinds) / sizeof(kinds[0]))];
 }
@@ -142,6 +142,7 @@ static bool do_round(unsigned int round)
 	pid_t pid;
 
 	report_clear();
+	swarm_open(round_seed(round));
 	fflush(NULL);
 	pid = fork();
 	if (pid < 0) {
@@ -201,7 +202,7 @@ static void usage(FILE *to)
 		    "  --minutes M\n"
 		    "  --rounds N         how many rounds at most\n"
 		    "  --round N          this round only, until it fails or the time is over\n"
-		    "  --kind K           only rounds of this kind: mix, faults, ring\n"
+		    "  --kind K           only rounds of this kind: mix, faults, ring, slots\n"
 		    "  --without OP,...   leave operations out\n"
 		    "  --only OP,...      leave all others out\n"
 		    "  --shrink           after a failure, find out which operations it needs\n"
@@ -234,7 +235,7 @@ static uint64_t mask_of(char *names)
 
 static int kind_of(const char *name)
 {
-	static const char *const kinds[] = { "mix", "faults", "ring" };
+	static const char *const kinds[] = { "mix", "faults", "ring", "slots" };
 
 	for (int i = 0; i < KIND_COUNT; i++)
 		if (!strcmp(name, kinds[i]))

@@ -168,7 +168,7 @@ static void print_last(const char *title, int area, int page, unsigned int most)
 		for (uint64_t k = first_kept(trace); k < trace->events; k++) {
 			const struct event *e = &trace->event[k % TRACE_EVENTS];
 
-			if (area < 0 || concerns(e, area, page))
+			if ((area < 0 && page < 0) || concerns(e, area, page))
 				lines[n++] = (struct line){ trace, e };
 		}
 	}
@@ -200,18 +200,14 @@ void report_print_failure(unsigned int round)
 {
 	fprintf(stderr, "torture: FAILED: seed %llu, round %u\n  %s\n  %s\n", (unsigned long long)options.seed,
 		round, report->setup, report->failure[0] ? report->failure : "(no message)");
-	if (report->fail_area >= 0) {
-		if (report->fail_page >= 0)
-			print_last("what was done with the page:", report->fail_area, report->fail_page, 40);
-		print_last("last in the area:", report->fail_area, -1, 30);
-	} else {
-		print_last("last of all:", -1, -1, 60);
-	}
+	if (report->fail_page >= 0)
+		print_last("what was done with the page:", report->fail_area, report->fail_page, 40);
+	print_last(report->fail_area < 0 ? "last of all:" : "last in the area:", report->fail_area, -1, 30);
 	print_pending();
 	fprintf(stderr, "again: torture --seed %llu --round %u%s", (unsigned long long)options.seed, round,
 		options.mask == UINT64_MAX ? "" : " --without");
 	for (unsigned int op = 0, n = 0; op < OP_COUNT; op++)
-		if (!allowed(op))
+		if (!(options.mask >> op & 1))
 			fprintf(stderr, "%c%s", n++ ? ',' : ' ', operation_name(op));
 	fprintf(stderr, "\n");
 }

@@ -266,6 +266,9 @@ void run_round(uint64_t seed, enum kind kind)
 	case KIND_RING:
 		hammer_ring(round, thread);
 		break;
+	case KIND_SLOTS:
+		hammer_slots(round, thread);
+		break;
 	default:
 		mix(round, thread);
 		break;

@@ -22,6 +22,26 @@ void describe(const char *format, ...)
 	va_end(args);
 }
 
+struct swarm swarm = { .mask = UINT64_MAX, .often = OP_COUNT };
+
+void swarm_open(uint64_t seed)
+{
+	struct rng rng = rng_of(seed, 3);
+
+	swarm.mask = UINT64_MAX;
+	swarm.often = OP_COUNT;
+	for (unsigned int op = 0; op < OP_HARVEST; op++)
+		if (one_in(&rng, 4))
+			swarm.mask &= ~(UINT64_C(1) << op);
+	if (one_in(&rng, 2))
+		swarm.often = (enum operation)below(&rng, OP_FORK);
+}
+
+bool is_turn(struct thread *thread, enum operation op, unsigned int weight, unsigned int of)
+{
+	return allowed(op) && (op == swarm.often || below(&thread->rng, of) < weight);
+}
+
 uint64_t gpa_of(const struct area *area, uint32_t page, bool other)
 {
 	return area->gpa + (other ? AREA_GPA_BYTES : 0) + (uint64_t)page * PAGE;
@@ -244,6 +264,11 @@ void round_open(struct round *round, struct thread *thread)
 {
 	struct kvmem_vm_opts o = KVMEM_VM_OPTS_INIT;
 
+	for (unsigned int op = 0; op < OP_HARVEST; op++)
+		if (!allowed((enum operation)op) && options.mask >> op & 1)
+			describe("%s%s", report->setup[0] ? "," : "left out: ", operation_name((enum operation)op));
+	if (swarm.often < OP_COUNT)
+		describe("; often: %s", operation_name(swarm.often));
 	op_begin(thread, OP_SETUP, NULL, 0, 0, 0);
 	o.first_slot = 1;
 	must(kvmem_vm_create(&o, &round->vm));

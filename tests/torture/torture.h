@@ -87,7 +87,7 @@ enum operation {
 };
 
 /* What a round is for. */
-enum kind { KIND_MIX, KIND_FAULTS, KIND_RING, KIND_COUNT };
+enum kind { KIND_MIX, KIND_FAULTS, KIND_RING, KIND_SLOTS, KIND_COUNT };
 
 struct options {
 	uint64_t seed;
@@ -102,9 +102,20 @@ struct options {
 
 extern struct options options;
 
+/*
+ * Each round leaves some kinds of operations out, by its seed, and does one kind more often: what hides a
+ * fault is often another operation that mends it in time.
+ */
+struct swarm {
+	uint64_t mask;
+	enum operation often;
+};
+
+extern struct swarm swarm;
+
 static inline bool allowed(enum operation op)
 {
-	return (options.mask >> op & 1) != 0;
+	return (options.mask & swarm.mask & UINT64_C(1) << op) != 0;
 }
 
 /* ---- report.c: what the supervisor sees of a round ---- */
@@ -369,6 +380,8 @@ void main_thread_open(struct thread *thread, const char *name);
 /* setup.c */
 void round_open(struct round *round, struct thread *thread);
 void round_close(struct round *round, struct thread *thread);
+void swarm_open(uint64_t seed);
+bool is_turn(struct thread *thread, enum operation op, unsigned int weight, unsigned int of);
 void open_tracker(struct round *round); /* round->dirty stays NULL where there is none */
 void open_guest(struct round *round);
 /* False: this memory takes no pager. */
@@ -397,6 +410,7 @@ void harvest_last(struct thread *thread);
 void harvest_forget(const struct area *area, uint32_t page);
 void hammer_faults(struct round *round, struct thread *thread);
 void hammer_ring(struct round *round, struct thread *thread);
+void hammer_slots(struct round *round, struct thread *thread);
 
 struct storm {
 	struct rng rng;
