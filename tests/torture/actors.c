@@ -14,12 +14,15 @@ static struct area *some_area(struct thread *thread)
 	return &thread->round->area[below(&thread->rng, thread->round->areas)];
 }
 
-static bool claim_some(struct thread *thread, enum claim how, unsigned int flags, uint32_t most, struct span *span)
+static bool claim_some(struct thread *thread, enum claim how, unsigned int flags, uint32_t most,
+		       struct span *span)
 {
-	return claim(some_area(thread), &thread->rng, how, flags, (uint32_t)between(&thread->rng, 1, most), span);
+	return claim(some_area(thread), &thread->rng, how, flags,
+		     (uint32_t)between(&thread->rng, 1, most), span);
 }
 
-static void begin(struct thread *thread, enum operation op, const struct span *span, uint64_t argument)
+static void begin(struct thread *thread, enum operation op, const struct span *span,
+		  uint64_t argument)
 {
 	op_begin(thread, op, span->area, span->first, span->count, argument);
 }
@@ -37,7 +40,8 @@ static struct span some_pages(struct thread *thread, uint32_t most)
 	uint32_t first = (uint32_t)below(&thread->rng, area->pages);
 	uint32_t n = (uint32_t)between(&thread->rng, 1, most);
 
-	return (struct span){ area, first, n < area->pages - first ? n : area->pages - first, CLAIM_SHARED, 0 };
+	return (struct span){ area, first, n < area->pages - first ? n : area->pages - first,
+			      CLAIM_SHARED, 0 };
 }
 
 /* ---- content ---- */
@@ -51,8 +55,9 @@ void merge_span(struct round *round, const struct span *span)
 	memset(bitmap, 0xff, sizeof(bitmap));
 	pthread_rwlock_rdlock(&round->dirty_gate);
 	if (round->tracking)
-		must(kvmem_dirty_merge(round->dirty, span->area->region, (uint64_t)span->first * PAGE,
-				       (uint64_t)span->count * PAGE, 12, bitmap));
+		must(kvmem_dirty_merge(round->dirty, span->area->region,
+				       (uint64_t)span->first * PAGE, (uint64_t)span->count * PAGE,
+				       12, bitmap));
 	pthread_rwlock_unlock(&round->dirty_gate);
 }
 
@@ -68,8 +73,8 @@ static void host_write(struct thread *thread)
 	begin(thread, OP_HOST_WRITE, &span, 0);
 	n = write_stamps(span.area, span.first, span.count, seed);
 	if (n < span.count)
-		fail(span.area, span.first + n, "area %d page %u cannot be written: %s", span.area->index,
-		     span.first + n, strerror(errno));
+		fail(span.area, span.first + n, "area %d page %u cannot be written: %s",
+		     span.area->index, span.first + n, strerror(errno));
 	model_written(&span, seed, (uint64_t)span.first * PAGE);
 	merge_span(thread->round, &span);
 	end(thread, &span, 0);
@@ -103,7 +108,8 @@ static int populate_pages(struct thread *thread, const struct span *span)
 	o.threads = (uint32_t)between(&thread->rng, 0, 2);
 	o.chunk_bytes = one_in(&thread->rng, 2) ? 0 : between(&thread->rng, 1, 32) * PAGE;
 	o.flags = one_in(&thread->rng, 4) ? KVMEM_POPULATE_KEEP_ZERO : 0;
-	return kvmem_populate(span->area->region, (uint64_t)span->first * PAGE, source->handle, &o, NULL);
+	return kvmem_populate(span->area->region, (uint64_t)span->first * PAGE, source->handle, &o,
+			      NULL);
 }
 
 /* Without a claim: it fills what is absent with what is its content already, or finds it there. */
@@ -134,7 +140,8 @@ static void prefetch(struct thread *thread)
 
 		if (!s.area->paged)
 			return;
-		runs[i] = (struct kvmem_run){ s.area->region, (uint64_t)s.first * PAGE, (uint64_t)s.count * PAGE };
+		runs[i] = (struct kvmem_run){ s.area->region, (uint64_t)s.first * PAGE,
+					      (uint64_t)s.count * PAGE };
 		if (s.area->unit > 1)
 			runs[i].offset = runs[i].offset / s.area->unit / PAGE * s.area->unit * PAGE;
 	}
@@ -176,7 +183,8 @@ static void discard(struct thread *thread)
 	if (!claim_some(thread, CLAIM_EXCLUSIVE, CLAIM_UNITS, 70, &span))
 		return;
 	begin(thread, OP_DISCARD, &span, 0);
-	r = kvmem_region_discard(span.area->region, (uint64_t)span.first * PAGE, (uint64_t)span.count * PAGE);
+	r = kvmem_region_discard(span.area->region, (uint64_t)span.first * PAGE,
+				 (uint64_t)span.count * PAGE);
 	must(r);
 	model_zeroed(&span);
 	end(thread, &span, 0);
@@ -185,20 +193,26 @@ static void discard(struct thread *thread)
 enum after { KEEPS, ZEROES };
 
 /* What becomes of a page that had content, and of one that was absent, by the kernel's rules and the manual. */
-static void balloon_rules(enum operation op, const struct area *area, enum after *present, enum after *absent)
+static void balloon_rules(enum operation op, const struct area *area, enum after *present,
+			  enum after *absent)
 {
-	bool anonymous = area->backing == KVMEM_BACKING_ANONYMOUS, told = area->paged == PAGED_EVENTS;
+	bool anonymous = area->backing == KVMEM_BACKING_ANONYMOUS,
+	     told = area->paged == PAGED_EVENTS;
 
 	*present = op == OP_DONTNEED && !anonymous ? KEEPS : ZEROES;
 	*absent = op != OP_PUNCH && told ? ZEROES : KEEPS;
 }
 
-static void balloon_page(const struct area *area, uint32_t page, enum after present, enum after absent)
+static void balloon_page(const struct area *area, uint32_t page, enum after present,
+			 enum after absent)
 {
 	struct page *p = &area->page[page];
-	bool may_be_absent = area->paged && !p->exists && p->base != BASE_ZERO && p->generation == area->generation;
-	bool may_be_present = !may_be_absent || source_may_be_read(area->source, source_offset_of(area, page), PAGE);
-	enum after one = may_be_present ? present : absent, other = may_be_absent ? absent : present;
+	bool may_be_absent = area->paged && !p->exists && p->base != BASE_ZERO &&
+			     p->generation == area->generation;
+	bool may_be_present = !may_be_absent ||
+			      source_may_be_read(area->source, source_offset_of(area, page), PAGE);
+	enum after one = may_be_present ? present : absent,
+		   other = may_be_absent ? absent : present;
 
 	if (one == KEEPS && other == KEEPS)
 		return;
@@ -238,7 +252,8 @@ static void balloon(struct thread *thread, enum operation op)
 
 	if (!claim_some(thread, CLAIM_EXCLUSIVE, CLAIM_UNITS, 70, &span))
 		return;
-	if (span.area->backing == KVMEM_BACKING_GUEST_MEMFD || (op != OP_DONTNEED && span.area->fd < 0) ||
+	if (span.area->backing == KVMEM_BACKING_GUEST_MEMFD ||
+	    (op != OP_DONTNEED && span.area->fd < 0) ||
 	    (!span.area->paged && !thread->round->populated)) {
 		unclaim(&span);
 		return;
@@ -285,13 +300,15 @@ static void punch(struct thread *thread)
 
 static void advise(struct thread *thread)
 {
-	static const int advices[] = { MADV_DONTDUMP, MADV_DODUMP,     MADV_HUGEPAGE, MADV_NOHUGEPAGE,
-				       MADV_RANDOM,   MADV_SEQUENTIAL, MADV_NORMAL,   MADV_DONTDUMP };
+	static const int advices[] = { MADV_DONTDUMP,	MADV_DODUMP,  MADV_HUGEPAGE,
+				       MADV_NOHUGEPAGE, MADV_RANDOM,  MADV_SEQUENTIAL,
+				       MADV_NORMAL,	MADV_DONTDUMP };
 	struct span span = some_pages(thread, 200);
 	int advice = advices[below(&thread->rng, 8)], r;
 
 	begin(thread, OP_ADVISE, &span, (uint64_t)advice);
-	r = madvise(span.area->memory + (size_t)span.first * PAGE, (size_t)span.count * PAGE, advice);
+	r = madvise(span.area->memory + (size_t)span.first * PAGE, (size_t)span.count * PAGE,
+		    advice);
 	op_end(thread, r ? -errno : 0);
 }
 
@@ -308,7 +325,8 @@ static void lock(struct thread *thread)
 	if (one_in(&thread->rng, 2))
 		r = munlock(at, (size_t)span.count * PAGE);
 	else
-		r = mlock2(at, (size_t)span.count * PAGE, one_in(&thread->rng, 2) ? MLOCK_ONFAULT : 0);
+		r = mlock2(at, (size_t)span.count * PAGE,
+			   one_in(&thread->rng, 2) ? MLOCK_ONFAULT : 0);
 	end(thread, &span, r ? -errno : 0);
 }
 
@@ -336,8 +354,8 @@ static void protect(struct thread *thread)
 
 static void policy(struct thread *thread)
 {
-	static const uint32_t modes[] = { KVMEM_POLICY_DEFAULT, KVMEM_POLICY_BIND, KVMEM_POLICY_PREFERRED,
-					  KVMEM_POLICY_INTERLEAVE };
+	static const uint32_t modes[] = { KVMEM_POLICY_DEFAULT, KVMEM_POLICY_BIND,
+					  KVMEM_POLICY_PREFERRED, KVMEM_POLICY_INTERLEAVE };
 	struct span span = some_pages(thread, 200);
 	struct area *area = span.area;
 	uint32_t mode = modes[below(&thread->rng, 4)];
@@ -348,7 +366,8 @@ static void policy(struct thread *thread)
 	span.count = (span.count + area->unit - 1) / area->unit * area->unit;
 	pthread_mutex_lock(&area->policy_lock);
 	begin(thread, OP_POLICY, &span, mode);
-	r = kvmem_region_set_policy(area->region, (uint64_t)span.first * PAGE, (uint64_t)span.count * PAGE, mode,
+	r = kvmem_region_set_policy(area->region, (uint64_t)span.first * PAGE,
+				    (uint64_t)span.count * PAGE, mode,
 				    mode == KVMEM_POLICY_DEFAULT ? NULL : &node,
 				    mode == KVMEM_POLICY_DEFAULT ? 0 : 8, KVMEM_POLICY_FUTURE);
 	if (r != -EOPNOTSUPP)
@@ -364,11 +383,12 @@ void attach_piece(struct area *area, struct piece *piece, uint32_t slot)
 	uint64_t gpa = piece->gpa + (uint64_t)piece->first * PAGE;
 	int r;
 
-	r = kvmem_region_attach(area->region, (uint64_t)piece->first * PAGE, (uint64_t)piece->count * PAGE, gpa,
-				slot, 0, &piece->slot);
+	r = kvmem_region_attach(area->region, (uint64_t)piece->first * PAGE,
+				(uint64_t)piece->count * PAGE, gpa, slot, 0, &piece->slot);
 	if ((r == -EEXIST || r == -EBUSY) && slot != KVMEM_SLOT_ANY)
 		r = kvmem_region_attach(area->region, (uint64_t)piece->first * PAGE,
-					(uint64_t)piece->count * PAGE, gpa, KVMEM_SLOT_ANY, 0, &piece->slot);
+					(uint64_t)piece->count * PAGE, gpa, KVMEM_SLOT_ANY, 0,
+					&piece->slot);
 	must(r);
 	pthread_mutex_lock(&area->lock);
 	piece->attached = true;
@@ -418,7 +438,8 @@ static void join_piece(struct area *area, struct piece *piece)
 	for (unsigned int i = 0; i < MAX_PIECES; i++) {
 		struct piece *next = &area->piece[i];
 
-		if (!next->count || next->first != piece->first + piece->count || !claim_piece(area, i, &span))
+		if (!next->count || next->first != piece->first + piece->count ||
+		    !claim_piece(area, i, &span))
 			continue;
 		must(kvmem_region_detach(area->region, next->slot));
 		pthread_mutex_lock(&area->lock);
@@ -480,7 +501,8 @@ bool heal(struct thread *thread, struct span *span, bool by_discard)
 	}
 	for (uint32_t i = 0; i < span->count; i++)
 		span->area->page[span->first + i].bad = 0;
-	check_pages(span->area, span->first, span->count, by_discard ? "healed by discard" : "healed");
+	check_pages(span->area, span->first, span->count,
+		    by_discard ? "healed by discard" : "healed");
 	return true;
 }
 
@@ -545,10 +567,12 @@ static void check_missing(struct span *span)
 		struct kvmem_run run;
 
 		/* A page can be accessed a moment before the record says so. */
-		while (area->page[i].exists && must(kvmem_region_next_missing(area->region, (uint64_t)i * PAGE, &run)) &&
+		while (area->page[i].exists &&
+		       must(kvmem_region_next_missing(area->region, (uint64_t)i * PAGE, &run)) &&
 		       run.offset <= (uint64_t)i * PAGE) {
 			if (now_ns() > until)
-				fail(area, i, "area %d page %u has content, and counts as missing", area->index, i);
+				fail(area, i, "area %d page %u has content, and counts as missing",
+				     area->index, i);
 			usleep(100);
 		}
 	}
@@ -566,8 +590,8 @@ static void query(struct thread *thread)
 	begin(thread, OP_QUERY, &span, 0);
 	placement.nodes = nodes;
 	placement.node_count = 4;
-	must(kvmem_region_placement(span.area->region, (uint64_t)span.first * PAGE, (uint64_t)span.count * PAGE,
-				    &placement));
+	must(kvmem_region_placement(span.area->region, (uint64_t)span.first * PAGE,
+				    (uint64_t)span.count * PAGE, &placement));
 	must(kvmem_region_get_plan(span.area->region, &plan));
 	if (span.area->paged)
 		check_missing(&span);
@@ -579,12 +603,24 @@ static const struct {
 	unsigned int weight;
 	void (*act)(struct thread *thread);
 } acts[] = {
-	{ OP_HOST_WRITE, 10, host_write }, { OP_HOST_CHECK, 20, host_check }, { OP_POPULATE, 4, populate },
-	{ OP_PREFETCH, 10, prefetch },	   { OP_WAIT, 3, wait_pager },	      { OP_DISCARD, 12, discard },
-	{ OP_DONTNEED, 12, dontneed },	   { OP_REMOVE, 8, remove_ },	      { OP_PUNCH, 10, punch },
-	{ OP_ADVISE, 5, advise },	   { OP_LOCK, 4, lock },	      { OP_PROTECT, 4, protect },
-	{ OP_POLICY, 4, policy },	   { OP_REATTACH, 6, reattach },      { OP_POISON, 4, poison },
-	{ OP_SLOW, 1, slow },		   { OP_FORK, 1, fork_ },	      { OP_QUERY, 4, query },
+	{ OP_HOST_WRITE, 10, host_write },
+	{ OP_HOST_CHECK, 20, host_check },
+	{ OP_POPULATE, 4, populate },
+	{ OP_PREFETCH, 10, prefetch },
+	{ OP_WAIT, 3, wait_pager },
+	{ OP_DISCARD, 12, discard },
+	{ OP_DONTNEED, 12, dontneed },
+	{ OP_REMOVE, 8, remove_ },
+	{ OP_PUNCH, 10, punch },
+	{ OP_ADVISE, 5, advise },
+	{ OP_LOCK, 4, lock },
+	{ OP_PROTECT, 4, protect },
+	{ OP_POLICY, 4, policy },
+	{ OP_REATTACH, 6, reattach },
+	{ OP_POISON, 4, poison },
+	{ OP_SLOW, 1, slow },
+	{ OP_FORK, 1, fork_ },
+	{ OP_QUERY, 4, query },
 };
 
 void host_actor(struct thread *thread)

@@ -10,7 +10,7 @@
 #include "crc32c.h"
 
 #define TABLE_OFFSET 1024u /* of the guest's table of sums, behind its mailbox */
-#define CHECK_PAGES 64u
+#define CHECK_PAGES  64u
 
 static _Thread_local struct vmm_vcpu *my_vcpu;
 static _Thread_local volatile sig_atomic_t memory_error;
@@ -74,7 +74,8 @@ static struct guest_mailbox *command(struct thread *thread, uint32_t what, const
 		.page = PAGE,
 		.step = STAMP_STRIDE,
 		.seed = guest_random(&thread->rng.state) | 1,
-		.table = GUEST_MAILBOXES + vmm_vcpu_index(thread->vcpu) * GUEST_MAILBOX_BYTES + TABLE_OFFSET,
+		.table = GUEST_MAILBOXES + vmm_vcpu_index(thread->vcpu) * GUEST_MAILBOX_BYTES +
+			 TABLE_OFFSET,
 	};
 	return box;
 }
@@ -82,7 +83,8 @@ static struct guest_mailbox *command(struct thread *thread, uint32_t what, const
 static void run_claimed(struct thread *thread, const struct span *span)
 {
 	if (!run(thread))
-		fail(span->area, -1, "%s: memory error in area %d pages %u+%u, whose source does not fail: %s",
+		fail(span->area, -1,
+		     "%s: memory error in area %d pages %u+%u, whose source does not fail: %s",
 		     thread->trace->name, span->area->index, span->first, span->count, vmm_error());
 }
 
@@ -162,9 +164,11 @@ static void compare_sums(struct area *area, const struct span *span, const uint3
 			expected_page(area, page, settled, content);
 		}
 		if (crc32c(0, content, PAGE) != sums[i]) {
-			if (read_pages(area, page, 1, content) == 1 && !page_matches(area, page, content))
+			if (read_pages(area, page, 1, content) == 1 &&
+			    !page_matches(area, page, content))
 				fail_content(area, page, content, "guest and host");
-			fail(area, page, "the guest sees other content than the host in area %d page %u",
+			fail(area, page,
+			     "the guest sees other content than the host in area %d page %u",
 			     area->index, page);
 		}
 		p->base = (uint8_t)settled;
@@ -180,7 +184,8 @@ static void check_span(struct thread *thread, const struct span *span)
 	box->flags = one_in(&thread->rng, 2) ? GUEST_RANDOM : 0;
 	run_claimed(thread, span);
 	compare_sums(span->area, span,
-		     (const uint32_t *)(const void *)((const char *)vmm_mailbox(thread->vcpu) + TABLE_OFFSET));
+		     (const uint32_t *)(const void *)((const char *)vmm_mailbox(thread->vcpu) +
+						      TABLE_OFFSET));
 }
 
 static void guest_check(struct thread *thread)
@@ -209,12 +214,13 @@ static void guest_poison(struct thread *thread)
 	struct span span;
 
 	if (!area->paged || area->source->kind != SOURCE_CALLBACK ||
-	    !claim(area, &thread->rng, CLAIM_EXCLUSIVE, CLAIM_ATTACHED, (uint32_t)between(&thread->rng, 1, 12),
-		   &span))
+	    !claim(area, &thread->rng, CLAIM_EXCLUSIVE, CLAIM_ATTACHED,
+		   (uint32_t)between(&thread->rng, 1, 12), &span))
 		return;
 	op_begin(thread, OP_GUEST_POISON, area, span.first, span.count, span.gpa);
 	set_bad(&span, 1);
-	source_fail(area->source, thread->index, source_offset_of(area, span.first), (uint64_t)span.count * PAGE);
+	source_fail(area->source, thread->index, source_offset_of(area, span.first),
+		    (uint64_t)span.count * PAGE);
 	command(thread, GUEST_READ, &span);
 	while (!run(thread)) {
 		source_recover(area->source, thread->index);
@@ -232,8 +238,9 @@ static const struct {
 	unsigned int weight;
 	void (*act)(struct thread *thread);
 } acts[] = {
-	{ OP_GUEST_WRITE, 40, guest_write }, { OP_GUEST_CHECK, 25, guest_check }, { OP_GUEST_READ, 20, guest_read },
-	{ OP_GUEST_SPIN, 8, guest_spin },    { OP_GUEST_POISON, 2, guest_poison },
+	{ OP_GUEST_WRITE, 40, guest_write },  { OP_GUEST_CHECK, 25, guest_check },
+	{ OP_GUEST_READ, 20, guest_read },    { OP_GUEST_SPIN, 8, guest_spin },
+	{ OP_GUEST_POISON, 2, guest_poison },
 };
 
 void guest_actor(struct thread *thread)

@@ -10,8 +10,8 @@
 #include <unistd.h>
 
 #define FAULT_PAGES 4096u
-#define RING_PAGES 4096u
-#define SECONDS 2
+#define RING_PAGES  4096u
+#define SECONDS	    2
 
 static void begin_guest(struct round *round, unsigned int i, struct guest_mailbox command)
 {
@@ -90,17 +90,27 @@ static void touch_all(struct round *round, const struct fault_lap *lap)
 	uint64_t bytes = (uint64_t)FAULT_PAGES * PAGE, half = bytes / 2;
 	bool both = one_in(&round->rng, 3);
 
-	begin_guest(round, 0, (struct guest_mailbox){ .command = GUEST_VERIFY, .gpa = GPA, .step = PAGE,
-						      .bytes = both ? bytes : half, .seed = lap->seed });
-	begin_guest(round, 1, (struct guest_mailbox){ .command = GUEST_VERIFY, .gpa = GPA + half, .step = PAGE,
-						      .bytes = half, .seed = lap->seed });
+	begin_guest(round, 0,
+		    (struct guest_mailbox){ .command = GUEST_VERIFY,
+					    .gpa = GPA,
+					    .step = PAGE,
+					    .bytes = both ? bytes : half,
+					    .seed = lap->seed });
+	begin_guest(round, 1,
+		    (struct guest_mailbox){ .command = GUEST_VERIFY,
+					    .gpa = GPA + half,
+					    .step = PAGE,
+					    .bytes = half,
+					    .seed = lap->seed });
 	wait_guests(round);
 	for (unsigned int i = 0; i < 2; i++) {
 		const struct guest_mailbox *box = vmm_mailbox(round->vcpu[i]);
 
 		if (box->result)
-			fail(NULL, -1, "vCPU %u: %llu pages differ from their source, the first is %llu", i,
-			     (unsigned long long)box->result, (unsigned long long)(box->bad_gpa - GPA) / PAGE);
+			fail(NULL, -1,
+			     "vCPU %u: %llu pages differ from their source, the first is %llu", i,
+			     (unsigned long long)box->result,
+			     (unsigned long long)(box->bad_gpa - GPA) / PAGE);
 		count(COUNT_GUEST_PAGES, box->bytes / PAGE);
 	}
 }
@@ -122,7 +132,8 @@ static void close_lap(struct round *round, struct fault_lap *lap)
 {
 	unsigned char *memory = kvmem_region_base(lap->region);
 
-	must(kvmem_pager_stop(lap->pager, one_in(&round->rng, 2) ? KVMEM_STOP_FILL : KVMEM_STOP_HAND_BACK));
+	must(kvmem_pager_stop(lap->pager,
+			      one_in(&round->rng, 2) ? KVMEM_STOP_FILL : KVMEM_STOP_HAND_BACK));
 	count_pager(lap->pager);
 	must(kvmem_pager_free(lap->pager));
 	if (memcmp(memory, lap->content, (size_t)FAULT_PAGES * PAGE))
@@ -138,7 +149,8 @@ static void take_out(struct round *round, struct fault_lap *lap)
 
 	must(kvmem_region_get_plan(lap->region, &plan));
 	for (unsigned int i = 0; i < 2 && plan.backing == KVMEM_BACKING_MEMFD; i++) {
-		if (madvise(kvmem_region_base(lap->region), (size_t)FAULT_PAGES * PAGE, MADV_DONTNEED))
+		if (madvise(kvmem_region_base(lap->region), (size_t)FAULT_PAGES * PAGE,
+			    MADV_DONTNEED))
 			fail(NULL, -1, "MADV_DONTNEED");
 		touch_all(round, lap);
 	}
@@ -146,7 +158,8 @@ static void take_out(struct round *round, struct fault_lap *lap)
 
 void hammer_faults(struct round *round, struct thread *thread)
 {
-	uint64_t until = now_ns() + SECONDS * UINT64_C(1000000000), bytes = (uint64_t)FAULT_PAGES * PAGE;
+	uint64_t until = now_ns() + SECONDS * UINT64_C(1000000000),
+		 bytes = (uint64_t)FAULT_PAGES * PAGE;
 	struct kvmem_source *source;
 	struct fault_lap lap = { .seed = round->seed | 1 };
 
@@ -195,7 +208,8 @@ static int64_t sync_words(struct round *round, struct ring_lap *lap)
 		return 0;
 	must(kvmem_dirty_commit(round->dirty, batch));
 	while (must(kvmem_batch_next(batch, &run)) == 1)
-		for (uint64_t page = run.offset / PAGE; page < (run.offset + run.bytes) / PAGE; page++)
+		for (uint64_t page = run.offset / PAGE; page < (run.offset + run.bytes) / PAGE;
+		     page++)
 			lap->copy[page] = word_of(lap, page);
 	kvmem_batch_free(batch);
 	return pages;
@@ -207,20 +221,25 @@ static bool guests_running(struct round *round)
 }
 
 /* vCPUs rewrite their pages, harvests go on all the while; then every page is as it was reported last. */
-static void ring_lap(struct round *round, struct thread *thread, struct ring_lap *lap, struct busy_ring *ring)
+static void ring_lap(struct round *round, struct thread *thread, struct ring_lap *lap,
+		     struct busy_ring *ring)
 {
 	uint32_t pages = (uint32_t)between(&round->rng, 64, RING_PAGES / 2), gap = RING_PAGES / 2;
 	uint64_t passes = between(&round->rng, 5, 60);
-	useconds_t pause = one_in(&round->rng, 3) ? 0 : (useconds_t)between(&round->rng, 100, 10000);
+	useconds_t pause = one_in(&round->rng, 3) ? 0
+						  : (useconds_t)between(&round->rng, 100, 10000);
 
 	pages = one_in(&round->rng, 4) ? pages : (pages % 300) + 8;
 	op_begin(thread, OP_GUEST_SPIN, NULL, 0, 2 * pages, passes);
 	for (unsigned int i = 0; i < 2; i++)
-		begin_guest(round, i, (struct guest_mailbox){ .command = one_in(&round->rng, 6) ? GUEST_FILL : GUEST_SPIN,
-							      .gpa = GPA + (uint64_t)i * gap * PAGE,
-							      .bytes = (uint64_t)pages * PAGE, .step = PAGE,
-							      .seed = guest_random(&round->rng.state) | 1,
-							      .rounds = passes });
+		begin_guest(round, i,
+			    (struct guest_mailbox){ .command = one_in(&round->rng, 6) ? GUEST_FILL
+										      : GUEST_SPIN,
+						    .gpa = GPA + (uint64_t)i * gap * PAGE,
+						    .bytes = (uint64_t)pages * PAGE,
+						    .step = PAGE,
+						    .seed = guest_random(&round->rng.state) | 1,
+						    .rounds = passes });
 	while (guests_running(round)) {
 		if (ring)
 			busy_ring_arm(ring, &round->rng);
@@ -234,7 +253,8 @@ static void ring_lap(struct round *round, struct thread *thread, struct ring_lap
 		;
 	for (uint64_t page = 0; page < RING_PAGES; page++)
 		if (lap->copy[page] != word_of(lap, page))
-			fail(NULL, -1, "page %llu: its last write was not reported (%llx, copied %llx)",
+			fail(NULL, -1,
+			     "page %llu: its last write was not reported (%llx, copied %llx)",
 			     (unsigned long long)page, (unsigned long long)word_of(lap, page),
 			     (unsigned long long)lap->copy[page]);
 	count(COUNT_HOST_PAGES, RING_PAGES);
@@ -244,7 +264,8 @@ static void ring_lap(struct round *round, struct thread *thread, struct ring_lap
 void hammer_ring(struct round *round, struct thread *thread)
 {
 	uint64_t until = now_ns() + SECONDS * UINT64_C(1000000000);
-	struct busy_ring *ring = allowed(OP_URING) && one_in(&round->rng, 2) ? busy_ring_open() : NULL;
+	struct busy_ring *ring = allowed(OP_URING) && one_in(&round->rng, 2) ? busy_ring_open()
+									     : NULL;
 	struct ring_lap lap;
 
 	open_vm(round, true);

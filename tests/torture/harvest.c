@@ -15,7 +15,8 @@
 
 static struct copy {
 	unsigned char *bytes;
-	uint8_t *valid; /* 0: not known what the copy has to be, until the page is copied or looked at */
+	uint8_t *
+		valid; /* 0: not known what the copy has to be, until the page is copied or looked at */
 } copies[MAX_AREAS];
 
 void harvest_open(struct round *round)
@@ -30,7 +31,8 @@ void harvest_open(struct round *round)
 		if (!copies[i].bytes || !copies[i].valid)
 			fail(NULL, -1, "no memory for the copy");
 		for (uint32_t page = 0; page < area->pages; page++) {
-			expected_page(area, page, area->page[page].base, copies[i].bytes + (size_t)page * PAGE);
+			expected_page(area, page, area->page[page].base,
+				      copies[i].bytes + (size_t)page * PAGE);
 			copies[i].valid[page] = area->page[page].base != BASE_EITHER;
 		}
 	}
@@ -91,7 +93,8 @@ static void copy_batch(struct round *round, struct kvmem_batch *batch, uint64_t 
 		if (!run.bytes || run.offset % PAGE || run.bytes % PAGE ||
 		    run.offset + run.bytes > (uint64_t)area->pages * PAGE)
 			fail(area, -1, "a run of %llu bytes at %llu in a region of %u pages",
-			     (unsigned long long)run.bytes, (unsigned long long)run.offset, area->pages);
+			     (unsigned long long)run.bytes, (unsigned long long)run.offset,
+			     area->pages);
 		if (area == last_area && run.offset <= last)
 			fail(area, -1, "runs not in order, or not merged");
 		if (!area->tracked)
@@ -102,8 +105,8 @@ static void copy_batch(struct round *round, struct kvmem_batch *batch, uint64_t 
 		copy_pages(area, (uint32_t)(run.offset / PAGE), (uint32_t)(run.bytes / PAGE));
 	}
 	if (sum != pages || kvmem_batch_pages(batch) != pages)
-		fail(NULL, -1, "harvest said %llu pages, the runs have %llu", (unsigned long long)pages,
-		     (unsigned long long)sum);
+		fail(NULL, -1, "harvest said %llu pages, the runs have %llu",
+		     (unsigned long long)pages, (unsigned long long)sum);
 }
 
 /* Pages copied, or -1 when the batch was given back without a commit. */
@@ -200,7 +203,8 @@ static void restart(struct thread *thread)
 
 void harvester(struct thread *thread)
 {
-	struct busy_ring *ring = allowed(OP_URING) && one_in(&thread->rng, 2) ? busy_ring_open() : NULL;
+	struct busy_ring *ring = allowed(OP_URING) && one_in(&thread->rng, 2) ? busy_ring_open()
+									      : NULL;
 	static const unsigned int pauses_us[] = { 0, 0, 500, 3000, 20000, 60000 };
 	uint64_t pause_us = pauses_us[below(&thread->rng, 6)];
 

@@ -18,7 +18,9 @@
 
 #define SHRINK_TRIES 12
 
-struct options options = { .seed = 1, .seconds = 60, .mask = UINT64_MAX, .kind = -1, .hang_seconds = 30 };
+struct options options = {
+	.seed = 1, .seconds = 60, .mask = UINT64_MAX, .kind = -1, .hang_seconds = 30
+};
 
 /* ---- a round ---- */
 
@@ -29,10 +31,11 @@ static uint64_t round_seed(unsigned int round)
 
 static enum kind round_kind(unsigned int round)
 {
-	static const enum kind kinds[] = { KIND_MIX,   KIND_FAULTS, KIND_MIX,    KIND_RING,
+	static const enum kind kinds[] = { KIND_MIX,   KIND_FAULTS, KIND_MIX,	 KIND_RING,
 					   KIND_SLOTS, KIND_MIX,    KIND_FAULTS, KIND_MIX };
 
-	return options.kind >= 0 ? (enum kind)options.kind : kinds[round % (sizeof(kinds) / sizeof(kinds[0]))];
+	return options.kind >= 0 ? (enum kind)options.kind
+				 : kinds[round % (sizeof(kinds) / sizeof(kinds[0]))];
 }
 
 static void print_file(const char *path)
@@ -76,10 +79,13 @@ static bool hangs(void)
 		uint64_t since = report->trace[i].busy_since;
 
 		if (since && now > since && now - since > limit) {
-			snprintf(report->failure, sizeof(report->failure), "%s hangs in %s", report->trace[i].name,
-				 operation_name((enum operation)report->trace[i]
-							.event[(report->trace[i].events - 1) % TRACE_EVENTS]
-							.op));
+			snprintf(
+				report->failure, sizeof(report->failure), "%s hangs in %s",
+				report->trace[i].name,
+				operation_name(
+					(enum operation)report->trace[i]
+						.event[(report->trace[i].events - 1) % TRACE_EVENTS]
+						.op));
 			return true;
 		}
 	}
@@ -108,9 +114,11 @@ static bool ended_well(int status, unsigned int round)
 	if (WIFEXITED(status) && !WEXITSTATUS(status) && !report->failed)
 		return true;
 	if (WIFSIGNALED(status) && !report->failed)
-		snprintf(report->failure, sizeof(report->failure), "ended by signal %d", WTERMSIG(status));
+		snprintf(report->failure, sizeof(report->failure), "ended by signal %d",
+			 WTERMSIG(status));
 	else if (!report->failed)
-		snprintf(report->failure, sizeof(report->failure), "ended with %d", WEXITSTATUS(status));
+		snprintf(report->failure, sizeof(report->failure), "ended with %d",
+			 WEXITSTATUS(status));
 	if (!options.shrink || options.verbose)
 		report_print_failure(round);
 	return false;
@@ -174,7 +182,8 @@ static void shrink(unsigned int round)
 	for (unsigned int op = 0; op < OP_COUNT; op++) {
 		uint64_t before = options.mask;
 
-		if (op == OP_SETUP || op == OP_CLOSE || op == OP_COMMIT || op == OP_AUDIT || !report->done[op])
+		if (op == OP_SETUP || op == OP_CLOSE || op == OP_COMMIT || op == OP_AUDIT ||
+		    !report->done[op])
 			continue;
 		options.mask &= ~(UINT64_C(1) << op);
 		if (!fails_still(round))
@@ -195,21 +204,22 @@ static void shrink(unsigned int round)
 
 static void usage(FILE *to)
 {
-	fprintf(to, "usage: torture [options]\n\n"
-		    "Random operations on guest memory, by several threads and running guests, compared with a model.\n\n"
-		    "  --seed N           what is done (1)\n"
-		    "  --seconds S        how long (60)\n"
-		    "  --minutes M\n"
-		    "  --rounds N         how many rounds at most\n"
-		    "  --round N          this round only, until it fails or the time is over\n"
-		    "  --kind K           only rounds of this kind: mix, faults, ring, slots\n"
-		    "  --without OP,...   leave operations out\n"
-		    "  --only OP,...      leave all others out\n"
-		    "  --shrink           after a failure, find out which operations it needs\n"
-		    "  --hang S           an operation that takes longer hangs (30)\n"
-		    "  --hold             leave a round that hangs to a debugger\n"
-		    "  --verbose          a line for each round\n\n"
-		    "operations:");
+	fprintf(to,
+		"usage: torture [options]\n\n"
+		"Random operations on guest memory, by several threads and running guests, compared with a model.\n\n"
+		"  --seed N           what is done (1)\n"
+		"  --seconds S        how long (60)\n"
+		"  --minutes M\n"
+		"  --rounds N         how many rounds at most\n"
+		"  --round N          this round only, until it fails or the time is over\n"
+		"  --kind K           only rounds of this kind: mix, faults, ring, slots\n"
+		"  --without OP,...   leave operations out\n"
+		"  --only OP,...      leave all others out\n"
+		"  --shrink           after a failure, find out which operations it needs\n"
+		"  --hang S           an operation that takes longer hangs (30)\n"
+		"  --hold             leave a round that hangs to a debugger\n"
+		"  --verbose          a line for each round\n\n"
+		"operations:");
 	for (unsigned int op = 0; op < OP_COUNT; op++)
 		fprintf(to, " %s", operation_name((enum operation)op));
 	fprintf(to, "\n");
@@ -247,34 +257,57 @@ static int kind_of(const char *name)
 static void parse(int argc, char **argv)
 {
 	static const struct option longs[] = {
-		{ "seed", 1, NULL, 's' },    { "seconds", 1, NULL, 't' }, { "minutes", 1, NULL, 'm' },
-		{ "rounds", 1, NULL, 'n' },  { "round", 1, NULL, 'r' },	  { "kind", 1, NULL, 'k' },
-		{ "without", 1, NULL, 'w' }, { "only", 1, NULL, 'o' },	  { "shrink", 0, NULL, 'S' },
-		{ "hang", 1, NULL, 'H' },    { "hold", 0, NULL, 'h' },	  { "verbose", 0, NULL, 'v' },
+		{ "seed", 1, NULL, 's' },    { "seconds", 1, NULL, 't' },
+		{ "minutes", 1, NULL, 'm' }, { "rounds", 1, NULL, 'n' },
+		{ "round", 1, NULL, 'r' },   { "kind", 1, NULL, 'k' },
+		{ "without", 1, NULL, 'w' }, { "only", 1, NULL, 'o' },
+		{ "shrink", 0, NULL, 'S' },  { "hang", 1, NULL, 'H' },
+		{ "hold", 0, NULL, 'h' },    { "verbose", 0, NULL, 'v' },
 		{ "help", 0, NULL, '?' },    { NULL, 0, NULL, 0 },
 	};
 	int c;
 
 	while ((c = getopt_long(argc, argv, "", longs, NULL)) != -1) {
 		switch (c) {
-		case 's': options.seed = strtoull(optarg, NULL, 0); break;
-		case 't': options.seconds = strtod(optarg, NULL); break;
-		case 'm': options.seconds = strtod(optarg, NULL) * 60; break;
-		case 'n': options.rounds = (unsigned int)strtoul(optarg, NULL, 0); break;
+		case 's':
+			options.seed = strtoull(optarg, NULL, 0);
+			break;
+		case 't':
+			options.seconds = strtod(optarg, NULL);
+			break;
+		case 'm':
+			options.seconds = strtod(optarg, NULL) * 60;
+			break;
+		case 'n':
+			options.rounds = (unsigned int)strtoul(optarg, NULL, 0);
+			break;
 		case 'r':
 			options.first_round = (unsigned int)strtoul(optarg, NULL, 0);
 			options.one_round = true;
 			break;
-		case 'k': options.kind = kind_of(optarg); break;
-		case 'w': options.mask &= ~mask_of(optarg); break;
-		case 'o':
-			options.mask = mask_of(optarg) | UINT64_C(1) << OP_HARVEST | UINT64_C(1) << OP_COMMIT |
-				       UINT64_C(1) << OP_AUDIT | UINT64_C(1) << OP_SETUP | UINT64_C(1) << OP_CLOSE;
+		case 'k':
+			options.kind = kind_of(optarg);
 			break;
-		case 'S': options.want_shrink = true; break;
-		case 'H': options.hang_seconds = strtod(optarg, NULL); break;
-		case 'h': options.hold = true; break;
-		case 'v': options.verbose = true; break;
+		case 'w':
+			options.mask &= ~mask_of(optarg);
+			break;
+		case 'o':
+			options.mask = mask_of(optarg) | UINT64_C(1) << OP_HARVEST |
+				       UINT64_C(1) << OP_COMMIT | UINT64_C(1) << OP_AUDIT |
+				       UINT64_C(1) << OP_SETUP | UINT64_C(1) << OP_CLOSE;
+			break;
+		case 'S':
+			options.want_shrink = true;
+			break;
+		case 'H':
+			options.hang_seconds = strtod(optarg, NULL);
+			break;
+		case 'h':
+			options.hold = true;
+			break;
+		case 'v':
+			options.verbose = true;
+			break;
 		default:
 			usage(optopt ? stderr : stdout);
 			exit(optopt ? 2 : 0);
@@ -309,11 +342,12 @@ int main(int argc, char **argv)
 		say_round(round, seconds);
 		if (ok && !options.one_round)
 			round++;
-	} while (ok && seconds < options.seconds && (!options.rounds || round - options.first_round < options.rounds));
+	} while (ok && seconds < options.seconds &&
+		 (!options.rounds || round - options.first_round < options.rounds));
 	if (!ok && options.want_shrink)
 		shrink(round);
-	printf("torture: seed %llu, rounds %u to %u: %s\n", (unsigned long long)options.seed, options.first_round,
-	       round, ok ? "ok" : "FAILED");
+	printf("torture: seed %llu, rounds %u to %u: %s\n", (unsigned long long)options.seed,
+	       options.first_round, round, ok ? "ok" : "FAILED");
 	report_print_counts(seconds);
 	return ok ? 0 : 1;
 }

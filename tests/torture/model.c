@@ -73,7 +73,8 @@ static bool is_free(const struct area *area, uint32_t page, enum claim how)
 }
 
 /* How far from `first` on the pages can be claimed, with the lock held. */
-static uint32_t free_run(struct area *area, uint32_t first, enum claim how, unsigned int flags, uint32_t most)
+static uint32_t free_run(struct area *area, uint32_t first, enum claim how, unsigned int flags,
+			 uint32_t most)
 {
 	struct piece *home = piece_of(area, first);
 	uint32_t n = 0;
@@ -103,7 +104,8 @@ bool claim(struct area *area, struct rng *rng, enum claim how, unsigned int flag
 		n = free_run(area, first, how, flags, most);
 	}
 	for (uint32_t i = first; i < first + n; i++)
-		area->claims[i] = how == CLAIM_SHARED ? (int16_t)(area->claims[i] + 1) : (int16_t)-1;
+		area->claims[i] = how == CLAIM_SHARED ? (int16_t)(area->claims[i] + 1)
+						      : (int16_t)-1;
 	*ret_span = (struct span){ area, first, n, how, 0 };
 	if (n && flags & CLAIM_ATTACHED)
 		ret_span->gpa = piece_of(area, first)->gpa + (uint64_t)first * PAGE;
@@ -203,7 +205,8 @@ void expected_page(const struct area *area, uint32_t page, enum base base, void 
 	unsigned char *bytes = to;
 
 	if (base == BASE_SOURCE)
-		source_content(area->sources[p->generation], source_offset_of(area, page), to, PAGE);
+		source_content(area->sources[p->generation], source_offset_of(area, page), to,
+			       PAGE);
 	else
 		memset(to, 0, PAGE);
 	for (uint32_t at = 0; p->seed && at < PAGE; at += STAMP_STRIDE) {
@@ -261,9 +264,9 @@ void fail_content(struct area *area, uint32_t page, const void *content, const c
 	for (uint32_t i = 0; i < PAGE; i++)
 		differs += got[i] != want[i];
 	fail(area, page,
-	     "%s: area %d page %u: must be %s%s, is %s: %u bytes differ, the first at %u (%02x, must be %02x)", who,
-	     area->index, page, bases[base], p->seed ? " and what was written" : "", like, differs, at,
-	     got[at % PAGE], want[at % PAGE]);
+	     "%s: area %d page %u: must be %s%s, is %s: %u bytes differ, the first at %u (%02x, must be %02x)",
+	     who, area->index, page, bases[base], p->seed ? " and what was written" : "", like,
+	     differs, at, got[at % PAGE], want[at % PAGE]);
 }
 
 /* ---- access from the host ---- */
@@ -274,8 +277,10 @@ uint32_t read_pages(const struct area *area, uint32_t first, uint32_t count_, vo
 	uint32_t done = 0;
 
 	while (done < count_) {
-		struct iovec local = { (unsigned char *)to + (size_t)done * PAGE, (size_t)(count_ - done) * PAGE };
-		struct iovec remote = { area->memory + (size_t)(first + done) * PAGE, local.iov_len };
+		struct iovec local = { (unsigned char *)to + (size_t)done * PAGE,
+				       (size_t)(count_ - done) * PAGE };
+		struct iovec remote = { area->memory + (size_t)(first + done) * PAGE,
+					local.iov_len };
 		long n = syscall(SYS_process_vm_readv, getpid(), &local, 1ul, &remote, 1ul, 0ul);
 
 		if (n < (long)PAGE)
@@ -298,8 +303,8 @@ uint32_t write_stamps(const struct area *area, uint32_t first, uint32_t count_, 
 			local[i] = (struct iovec){ &words[i], 8 };
 			remote[i] = (struct iovec){ area->memory + at, 8 };
 		}
-		if (syscall(SYS_process_vm_writev, getpid(), local, PAGE / STAMP_STRIDE + 0ul, remote,
-			    PAGE / STAMP_STRIDE + 0ul, 0ul) != PAGE / STAMP_STRIDE * 8)
+		if (syscall(SYS_process_vm_writev, getpid(), local, PAGE / STAMP_STRIDE + 0ul,
+			    remote, PAGE / STAMP_STRIDE + 0ul, 0ul) != PAGE / STAMP_STRIDE * 8)
 			return page - first;
 	}
 	return count_;
@@ -310,7 +315,8 @@ void check_pages(struct area *area, uint32_t first, uint32_t count_, const char 
 	static _Thread_local unsigned char content[16 * PAGE];
 
 	while (count_) {
-		uint32_t most = count_ < 16 ? count_ : 16, n = read_pages(area, first, most, content);
+		uint32_t most = count_ < 16 ? count_ : 16,
+			 n = read_pages(area, first, most, content);
 
 		for (uint32_t i = 0; i < n; i++) {
 			if (!page_matches(area, first + i, content + (size_t)i * PAGE))
@@ -322,8 +328,8 @@ void check_pages(struct area *area, uint32_t first, uint32_t count_, const char 
 		count_ -= n;
 		if (n < most) {
 			if (!area->page[first].bad)
-				fail(area, first, "%s: area %d page %u cannot be read: %s", who, area->index, first,
-				     strerror(errno));
+				fail(area, first, "%s: area %d page %u cannot be read: %s", who,
+				     area->index, first, strerror(errno));
 			first++;
 			count_--;
 		}

@@ -33,7 +33,8 @@ uint64_t now_ns(void)
 
 void report_open(void)
 {
-	report = mmap(NULL, sizeof(*report), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	report = mmap(NULL, sizeof(*report), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
+		      0);
 	if (report == MAP_FAILED) {
 		perror("torture: mmap");
 		exit(2);
@@ -61,8 +62,8 @@ void count(enum counter counter, uint64_t n)
 	atomic_fetch_add_explicit(&report->counter[counter], n, memory_order_relaxed);
 }
 
-void op_begin(struct thread *thread, enum operation op, const struct area *area, uint32_t first, uint32_t pages,
-	      uint64_t argument)
+void op_begin(struct thread *thread, enum operation op, const struct area *area, uint32_t first,
+	      uint32_t pages, uint64_t argument)
 {
 	struct trace *trace = thread->trace;
 	uint64_t n = atomic_load_explicit(&trace->events, memory_order_relaxed);
@@ -109,8 +110,8 @@ int64_t must_be(int64_t result, const char *call, const char *file, int line)
 	const char *slash = strrchr(file, '/');
 
 	if (result < 0)
-		fail(NULL, -1, "%s:%d: %s: %lld (%s): %s", slash ? slash + 1 : file, line, call, (long long)result,
-		     strerror((int)-result), kvmem_error_detail());
+		fail(NULL, -1, "%s:%d: %s: %lld (%s): %s", slash ? slash + 1 : file, line, call,
+		     (long long)result, strerror((int)-result), kvmem_error_detail());
 	return result;
 }
 
@@ -123,8 +124,9 @@ static uint64_t first_kept(const struct trace *trace)
 
 static bool concerns(const struct event *e, int area, int page)
 {
-	return e->area == area && (page < 0 || !e->count ||
-				   (e->first <= (uint32_t)page && (uint32_t)page < e->first + e->count));
+	return e->area == area &&
+	       (page < 0 || !e->count ||
+		(e->first <= (uint32_t)page && (uint32_t)page < e->first + e->count));
 }
 
 static void print_event(const struct trace *trace, const struct event *e, uint64_t end)
@@ -198,14 +200,17 @@ static void print_pending(void)
 
 void report_print_failure(unsigned int round)
 {
-	fprintf(stderr, "torture: FAILED: seed %llu, round %u\n  %s\n  %s\n", (unsigned long long)options.seed,
-		round, report->setup, report->failure[0] ? report->failure : "(no message)");
+	fprintf(stderr, "torture: FAILED: seed %llu, round %u\n  %s\n  %s\n",
+		(unsigned long long)options.seed, round, report->setup,
+		report->failure[0] ? report->failure : "(no message)");
 	if (report->fail_page >= 0)
-		print_last("what was done with the page:", report->fail_area, report->fail_page, 40);
-	print_last(report->fail_area < 0 ? "last of all:" : "last in the area:", report->fail_area, -1, 30);
+		print_last("what was done with the page:", report->fail_area, report->fail_page,
+			   40);
+	print_last(report->fail_area < 0 ? "last of all:" : "last in the area:", report->fail_area,
+		   -1, 30);
 	print_pending();
-	fprintf(stderr, "again: torture --seed %llu --round %u%s", (unsigned long long)options.seed, round,
-		options.mask == UINT64_MAX ? "" : " --without");
+	fprintf(stderr, "again: torture --seed %llu --round %u%s", (unsigned long long)options.seed,
+		round, options.mask == UINT64_MAX ? "" : " --without");
 	for (unsigned int op = 0, n = 0; op < OP_COUNT; op++)
 		if (!(options.mask >> op & 1))
 			fprintf(stderr, "%c%s", n++ ? ',' : ' ', operation_name(op));
@@ -214,9 +219,16 @@ void report_print_failure(unsigned int round)
 
 void report_print_counts(double seconds)
 {
-	static const char *const names[] = { "faults",	"pages compared by guests", "pages compared by the host",
-					     "entries", "resets", "short resets", "poisoned", "signals",
-					     "stops", "rounds" };
+	static const char *const names[] = { "faults",
+					     "pages compared by guests",
+					     "pages compared by the host",
+					     "entries",
+					     "resets",
+					     "short resets",
+					     "poisoned",
+					     "signals",
+					     "stops",
+					     "rounds" };
 	unsigned int n = 0;
 
 	printf("operations:");
@@ -229,6 +241,8 @@ void report_print_counts(double seconds)
 		printf("%s: %llu%s", names[i], (unsigned long long)report->counter[i],
 		       i + 1 < COUNT_COUNTERS ? ", " : "\n");
 	printf("%.0f s: %.0f faults, %.0f entries, %.0f pages compared a second\n", seconds,
-	       (double)report->counter[COUNT_FAULTS] / seconds, (double)report->counter[COUNT_ENTRIES] / seconds,
-	       (double)(report->counter[COUNT_GUEST_PAGES] + report->counter[COUNT_HOST_PAGES]) / seconds);
+	       (double)report->counter[COUNT_FAULTS] / seconds,
+	       (double)report->counter[COUNT_ENTRIES] / seconds,
+	       (double)(report->counter[COUNT_GUEST_PAGES] + report->counter[COUNT_HOST_PAGES]) /
+		       seconds);
 }

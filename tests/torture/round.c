@@ -150,12 +150,15 @@ static void next_generation(struct area *area)
 
 	area->generation = 1;
 	area->source = area->sources[1];
-	while (at < (uint64_t)area->pages * PAGE && must(kvmem_region_next_missing(area->region, at, &run)) == 1) {
-		for (uint64_t page = run.offset / PAGE; page < (run.offset + run.bytes) / PAGE; page++) {
+	while (at < (uint64_t)area->pages * PAGE &&
+	       must(kvmem_region_next_missing(area->region, at, &run)) == 1) {
+		for (uint64_t page = run.offset / PAGE; page < (run.offset + run.bytes) / PAGE;
+		     page++) {
 			struct page *p = &area->page[page];
 
 			if (p->exists || p->base == BASE_ZERO)
-				fail(area, (int64_t)page, "area %d page %llu has content, and is handed back as missing",
+				fail(area, (int64_t)page,
+				     "area %d page %llu has content, and is handed back as missing",
 				     area->index, (unsigned long long)page);
 			p->base = BASE_SOURCE;
 			p->generation = 1;

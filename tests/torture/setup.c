@@ -81,7 +81,8 @@ void open_tracker(struct round *round)
 		return;
 	}
 	must(r);
-	describe("; %s of %u%s%s", kvmem_dirty_get_mode(round->dirty) == KVMEM_DIRTY_RING ? "ring" : "bitmap",
+	describe("; %s of %u%s%s",
+		 kvmem_dirty_get_mode(round->dirty) == KVMEM_DIRTY_RING ? "ring" : "bitmap",
 		 o.ring_entries, o.flags & KVMEM_DIRTY_REAPER ? ", reaper" : "",
 		 o.flags & KVMEM_DIRTY_FIRST_ALL ? ", first-all" : "");
 }
@@ -107,9 +108,9 @@ void count_dirty(const struct kvmem_dirty *dirty)
 
 static uint32_t some_backing(struct round *round)
 {
-	static const uint32_t backings[] = { KVMEM_BACKING_MEMFD,	 KVMEM_BACKING_MEMFD,
-					     KVMEM_BACKING_MEMFD,	 KVMEM_BACKING_MEMFD,
-					     KVMEM_BACKING_ANONYMOUS,	 KVMEM_BACKING_ANONYMOUS,
+	static const uint32_t backings[] = { KVMEM_BACKING_MEMFD,	KVMEM_BACKING_MEMFD,
+					     KVMEM_BACKING_MEMFD,	KVMEM_BACKING_MEMFD,
+					     KVMEM_BACKING_ANONYMOUS,	KVMEM_BACKING_ANONYMOUS,
 					     KVMEM_BACKING_GUEST_MEMFD, KVMEM_BACKING_HUGETLB };
 
 	return backings[below(&round->rng, sizeof(backings) / sizeof(backings[0]))];
@@ -177,16 +178,16 @@ static void open_sources(struct round *round, struct area *area)
 	}
 	area->source_offset = from;
 	for (unsigned int i = 0; i < 2; i++) {
-		source_open(&round->source[area->index][i], kind, guest_random(&round->rng.state) | 1, from + bytes,
-			    &round->rng);
+		source_open(&round->source[area->index][i], kind,
+			    guest_random(&round->rng.state) | 1, from + bytes, &round->rng);
 		area->sources[i] = &round->source[area->index][i];
 	}
 	area->source = area->sources[0];
-	describe("; area %d: %u pages of %u, %s source%s of %llu from %llu%s", area->index, area->pages,
-		 area->backing,
-		 kind == SOURCE_CALLBACK ? "callback" :
-		 kind == SOURCE_MEMORY	 ? "memory" :
-					   "file",
+	describe("; area %d: %u pages of %u, %s source%s of %llu from %llu%s", area->index,
+		 area->pages, area->backing,
+		 kind == SOURCE_CALLBACK ? "callback"
+		 : kind == SOURCE_MEMORY ? "memory"
+					 : "file",
 		 area->source->holes ? " with holes" : "", (unsigned long long)area->source->bytes,
 		 (unsigned long long)from, area->tracked ? ", tracked" : "");
 }
@@ -196,7 +197,8 @@ static void attach_area(struct round *round, struct area *area)
 	uint32_t n = (uint32_t)between(&round->rng, 1, 4), units = area->pages / area->unit, at = 0;
 
 	for (uint32_t i = 0; i < n && at < units; i++) {
-		uint32_t most = units - at, take = i + 1 == n ? most : (uint32_t)between(&round->rng, 1, most);
+		uint32_t most = units - at,
+			 take = i + 1 == n ? most : (uint32_t)between(&round->rng, 1, most);
 
 		area->piece[i] = (struct piece){ .first = at * area->unit,
 						 .count = take * area->unit,
@@ -213,7 +215,8 @@ static void open_area(struct round *round, unsigned int index)
 	area->index = (int)index;
 	area->own_fd = area->fd = -1;
 	area->gpa = GPA + index * 2 * AREA_GPA_BYTES;
-	create_memory(round, area, (uint32_t)between(&round->rng, 100, one_in(&round->rng, 3) ? 3000 : 600));
+	create_memory(round, area,
+		      (uint32_t)between(&round->rng, 100, one_in(&round->rng, 3) ? 3000 : 600));
 	area_model_open(area);
 	open_sources(round, area);
 	attach_area(round, area);
@@ -228,11 +231,13 @@ void mark_some(struct round *round, struct thread *thread)
 		struct area *area = &round->area[below(&round->rng, round->areas)];
 		uint64_t seed = guest_random(&round->rng.state) | 1;
 
-		if (one_in(&round->rng, 2) || !claim(area, &round->rng, CLAIM_EXCLUSIVE, CLAIM_UNITS, 30, &span))
+		if (one_in(&round->rng, 2) ||
+		    !claim(area, &round->rng, CLAIM_EXCLUSIVE, CLAIM_UNITS, 30, &span))
 			continue;
 		op_begin(thread, OP_MARK, area, span.first, span.count, 0);
 		if (write_stamps(area, span.first, span.count, seed) != span.count)
-			fail(area, span.first, "area %u cannot be written: %s", area->index, strerror(errno));
+			fail(area, span.first, "area %u cannot be written: %s", area->index,
+			     strerror(errno));
 		must(kvmem_region_mark_present(area->region, (uint64_t)span.first * PAGE,
 					       (uint64_t)span.count * PAGE));
 		model_zeroed(&span);
@@ -266,7 +271,8 @@ void round_open(struct round *round, struct thread *thread)
 
 	for (unsigned int op = 0; op < OP_HARVEST; op++)
 		if (!allowed((enum operation)op) && options.mask >> op & 1)
-			describe("%s%s", report->setup[0] ? "," : "left out: ", operation_name((enum operation)op));
+			describe("%s%s", report->setup[0] ? "," : "left out: ",
+				 operation_name((enum operation)op));
 	if (swarm.often < OP_COUNT)
 		describe("; often: %s", operation_name(swarm.often));
 	op_begin(thread, OP_SETUP, NULL, 0, 0, 0);
@@ -363,7 +369,8 @@ static enum kvmem_fail_action on_fail(void *arg, const struct kvmem_fail *f)
 	const struct round *round = arg;
 
 	if (f->error != -EREMOTEIO)
-		fail(NULL, -1, "fill of %llu bytes at %llu failed with %d, which the source did not say",
+		fail(NULL, -1,
+		     "fill of %llu bytes at %llu failed with %d, which the source did not say",
 		     (unsigned long long)f->bytes, (unsigned long long)f->offset, f->error);
 	if (f->attempt > round->retries)
 		return KVMEM_FAIL_POISON;
@@ -377,15 +384,15 @@ static void choose_pager(struct round *round, struct kvmem_pager_opts *o)
 	o->flags = (allowed(OP_BACKGROUND) && one_in(&round->rng, 2) ? KVMEM_PAGER_BACKGROUND : 0) |
 		   (allowed(OP_EVENT_LOOP) && one_in(&round->rng, 4) ? KVMEM_PAGER_NO_THREADS : 0);
 	o->workers = o->flags & KVMEM_PAGER_NO_THREADS ? 0 : (uint32_t)between(&round->rng, 1, 4);
-	o->fault_around = !allowed(OP_AROUND) || one_in(&round->rng, 3) ? PAGE :
-			  one_in(&round->rng, 2)			 ? between(&round->rng, 2, 64) * PAGE :
-									   0;
+	o->fault_around = !allowed(OP_AROUND) || one_in(&round->rng, 3) ? PAGE
+			  : one_in(&round->rng, 2) ? between(&round->rng, 2, 64) * PAGE
+						   : 0;
 	o->fail = one_in(&round->rng, 2) ? on_fail : NULL;
 	o->arg = round;
 	describe("; pager: %u x %u%s%s, around %llu%s", o->shards, o->workers,
 		 o->flags & KVMEM_PAGER_BACKGROUND ? ", background" : "",
-		 o->flags & KVMEM_PAGER_NO_THREADS ? ", event loop" : "", (unsigned long long)o->fault_around,
-		 o->fail ? ", fail" : "");
+		 o->flags & KVMEM_PAGER_NO_THREADS ? ", event loop" : "",
+		 (unsigned long long)o->fault_around, o->fail ? ", fail" : "");
 }
 
 static bool add_area(struct round *round, struct thread *thread, struct area *area)
@@ -398,7 +405,8 @@ static bool add_area(struct round *round, struct thread *thread, struct area *ar
 	if (r == -EOPNOTSUPP)
 		return false;
 	must(r);
-	atomic_store(&area->paged, round->pager_flags & KVMEM_PAGER_NO_THREADS ? PAGED_NO_EVENTS : PAGED_EVENTS);
+	atomic_store(&area->paged,
+		     round->pager_flags & KVMEM_PAGER_NO_THREADS ? PAGED_NO_EVENTS : PAGED_EVENTS);
 	for (uint32_t page = 0; page < area->pages && !area->generation; page++) {
 		if (area->page[page].exists)
 			continue;
@@ -411,7 +419,8 @@ static bool add_area(struct round *round, struct thread *thread, struct area *ar
 static void populate_area(struct thread *thread, struct area *area)
 {
 	struct kvmem_populate_opts o = KVMEM_POPULATE_OPTS_INIT;
-	uint64_t there = area->source->bytes - area->source_offset, bytes = (uint64_t)area->pages * PAGE;
+	uint64_t there = area->source->bytes - area->source_offset,
+		 bytes = (uint64_t)area->pages * PAGE;
 
 	o.source_offset = area->source_offset;
 	o.bytes = there < bytes ? there : bytes;
@@ -421,7 +430,8 @@ static void populate_area(struct thread *thread, struct area *area)
 	op_end(thread, 0);
 	for (uint32_t page = 0; page < area->pages; page++)
 		if (!area->page[page].exists)
-			area->page[page].base = (uint64_t)page * PAGE < o.bytes ? BASE_SOURCE : BASE_ZERO;
+			area->page[page].base = (uint64_t)page * PAGE < o.bytes ? BASE_SOURCE
+										: BASE_ZERO;
 }
 
 bool pager_open(struct round *round, struct thread *thread)
@@ -440,7 +450,8 @@ bool pager_open(struct round *round, struct thread *thread)
 	for (unsigned int i = 0; i < round->areas; i++) {
 		struct area *area = &round->area[i];
 
-		if (wanted && (area->paged || !area->generation || i == 0) && add_area(round, thread, area))
+		if (wanted && (area->paged || !area->generation || i == 0) &&
+		    add_area(round, thread, area))
 			any = true;
 		else if (!area->generation)
 			populate_area(thread, area);

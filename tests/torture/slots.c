@@ -7,8 +7,8 @@
 
 #include <errno.h>
 
-#define PAGES 400u
-#define SLOTS 3u
+#define PAGES	400u
+#define SLOTS	3u
 #define SECONDS 1
 
 static struct {
@@ -29,7 +29,8 @@ static uint64_t gpa_of_page(unsigned int slot, uint32_t page)
 static bool is_attached(uint32_t first, uint32_t count_)
 {
 	for (unsigned int i = 0; i < SLOTS; i++)
-		if (s.slot[i].count && first < s.slot[i].first + s.slot[i].count && s.slot[i].first < first + count_)
+		if (s.slot[i].count && first < s.slot[i].first + s.slot[i].count &&
+		    s.slot[i].first < first + count_)
 			return true;
 	return false;
 }
@@ -45,8 +46,8 @@ static void attach(struct thread *thread, unsigned int i)
 	if (is_attached(first, n))
 		return;
 	op_begin(thread, OP_REATTACH, NULL, first, n, number);
-	r = kvmem_region_attach(s.region, (uint64_t)first * PAGE, (uint64_t)n * PAGE, gpa_of_page(i, first), number,
-				0, &s.slot[i].number);
+	r = kvmem_region_attach(s.region, (uint64_t)first * PAGE, (uint64_t)n * PAGE,
+				gpa_of_page(i, first), number, 0, &s.slot[i].number);
 	if (number == KVMEM_SLOT_ANY || (r && r != -EEXIST && r != -EBUSY))
 		must(r);
 	op_end(thread, r);
@@ -67,7 +68,8 @@ static void write_pages(struct thread *thread, unsigned int i)
 {
 	struct vmm_vcpu *vcpu = thread->round->vcpu[below(&thread->rng, thread->round->vcpus)];
 	uint32_t at = s.slot[i].first + (uint32_t)below(&thread->rng, s.slot[i].count);
-	uint32_t most = s.slot[i].first + s.slot[i].count - at, n = (uint32_t)between(&thread->rng, 1, 6);
+	uint32_t most = s.slot[i].first + s.slot[i].count - at,
+		 n = (uint32_t)between(&thread->rng, 1, 6);
 	uint64_t seed = guest_random(&thread->rng.state) | 1;
 
 	n = n < most ? n : most;
@@ -99,7 +101,8 @@ static int64_t sync_(struct thread *thread)
 	op_begin(thread, OP_COMMIT, NULL, 0, 0, (uint64_t)pages);
 	op_end(thread, must(kvmem_dirty_commit(round->dirty, batch)));
 	while (must(kvmem_batch_next(batch, &run)) == 1)
-		for (uint64_t page = run.offset / PAGE; page < (run.offset + run.bytes) / PAGE; page++)
+		for (uint64_t page = run.offset / PAGE; page < (run.offset + run.bytes) / PAGE;
+		     page++)
 			s.copy[page] = s.memory[page * (PAGE / 8)];
 	kvmem_batch_free(batch);
 	return pages;

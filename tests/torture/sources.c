@@ -30,7 +30,8 @@ static uint64_t word_at(const struct source *source, uint64_t index)
 	return guest_pattern(source->seed, offset);
 }
 
-static void words_to(const struct source *source, uint64_t offset, unsigned char *to, uint64_t bytes)
+static void words_to(const struct source *source, uint64_t offset, unsigned char *to,
+		     uint64_t bytes)
 {
 	while (bytes) {
 		uint64_t word = word_at(source, offset / 8), skip = offset % 8;
@@ -72,8 +73,9 @@ static int read_source(void *arg, uint64_t offset, void *buf, uint64_t bytes)
 	struct timespec pause = { .tv_nsec = (long)slow };
 
 	if (!bytes || offset >= source->bytes || bytes > source->bytes - offset)
-		fail(NULL, -1, "the source was asked for %llu bytes at %llu of %llu", (unsigned long long)bytes,
-		     (unsigned long long)offset, (unsigned long long)source->bytes);
+		fail(NULL, -1, "the source was asked for %llu bytes at %llu of %llu",
+		     (unsigned long long)bytes, (unsigned long long)offset,
+		     (unsigned long long)source->bytes);
 	if (slow)
 		nanosleep(&pause, NULL);
 	if (is_bad(source, offset, bytes)) {
@@ -91,8 +93,9 @@ static int extent_of(void *arg, uint64_t offset, struct kvmem_extent *ret_extent
 	const struct source *source = arg;
 	uint64_t from = offset / HOLE_BYTES * HOLE_BYTES;
 
-	ret_extent->kind = !is_hole(source, offset) ? KVMEM_EXTENT_DATA :
-			   from / HOLE_BYTES % 8 == 3 ? KVMEM_EXTENT_HOLE : KVMEM_EXTENT_ZERO;
+	ret_extent->kind = !is_hole(source, offset)	? KVMEM_EXTENT_DATA
+			   : from / HOLE_BYTES % 8 == 3 ? KVMEM_EXTENT_HOLE
+							: KVMEM_EXTENT_ZERO;
 	ret_extent->offset = from;
 	ret_extent->bytes = HOLE_BYTES;
 	return 0;
@@ -155,7 +158,8 @@ static void open_file(struct source *source, uint64_t before)
 	must(kvmem_source_file(source->fd, before, source->bytes, 0, &source->handle));
 }
 
-void source_open(struct source *source, enum source_kind kind, uint64_t seed, uint64_t bytes, struct rng *rng)
+void source_open(struct source *source, enum source_kind kind, uint64_t seed, uint64_t bytes,
+		 struct rng *rng)
 {
 	memset(source, 0, sizeof(*source));
 	source->kind = kind;
@@ -173,7 +177,8 @@ void source_open(struct source *source, enum source_kind kind, uint64_t seed, ui
 		must(kvmem_source_memory(source->content, bytes, &source->handle));
 		break;
 	case SOURCE_FILE:
-		open_file(source, below(rng, 3) * 4096 + (allowed(OP_RAGGED) ? below(rng, 2) * 512 : 0));
+		open_file(source,
+			  below(rng, 3) * 4096 + (allowed(OP_RAGGED) ? below(rng, 2) * 512 : 0));
 		break;
 	}
 }

@@ -21,11 +21,12 @@ void storm_open(struct storm *storm, uint64_t seed)
 static void next_storm(struct storm *storm, uint64_t now)
 {
 	storm->what = (int)below(&storm->rng, KINDS);
-	if ((storm->what == SIGNALS && !allowed(OP_SIGNALS)) || (storm->what == STOPS && !allowed(OP_STOPS)))
+	if ((storm->what == SIGNALS && !allowed(OP_SIGNALS)) ||
+	    (storm->what == STOPS && !allowed(OP_STOPS)))
 		storm->what = CALM;
 	storm->until = now + between(&storm->rng, 20, 120) * 1000000;
-	storm->pause_ns = storm->what == SIGNALS ? between(&storm->rng, 30, 400) * 1000 :
-						   between(&storm->rng, 1, 8) * 1000000;
+	storm->pause_ns = storm->what == SIGNALS ? between(&storm->rng, 30, 400) * 1000
+						 : between(&storm->rng, 1, 8) * 1000000;
 }
 
 static void send_signal(struct storm *storm, pid_t pid)

@@ -27,13 +27,14 @@
 #include "vmm.h"
 
 #define PAGE 4096u
-#define GPA (UINT64_C(4) << 30)
-#define AREA_GPA_BYTES (UINT64_C(64) << 20) /* an area may appear at either of two addresses, so far apart */
-#define STAMP_STRIDE 512u		    /* bytes between two words that a guest writes into a page */
-#define MAX_AREAS 2
-#define MAX_PIECES 12
-#define MAX_THREADS 16
-#define MAX_VCPUS 2
+#define GPA  (UINT64_C(4) << 30)
+#define AREA_GPA_BYTES \
+	(UINT64_C(64) << 20) /* an area may appear at either of two addresses, so far apart */
+#define STAMP_STRIDE 512u    /* bytes between two words that a guest writes into a page */
+#define MAX_AREAS    2
+#define MAX_PIECES   12
+#define MAX_THREADS  16
+#define MAX_VCPUS    2
 
 /* Kinds of operations: what --without and --only name, what is counted, and what traces show. */
 #define OPERATIONS(X) \
@@ -83,7 +84,7 @@ enum operation {
 #define X(id, name) OP_##id,
 	OPERATIONS(X)
 #undef X
-	OP_COUNT
+		OP_COUNT
 };
 
 /* What a round is for. */
@@ -120,7 +121,7 @@ static inline bool allowed(enum operation op)
 
 /* ---- report.c: what the supervisor sees of a round ---- */
 
-#define TRACE_EVENTS 2048
+#define TRACE_EVENTS   2048
 #define RESULT_PENDING INT64_MIN
 
 struct event {
@@ -180,8 +181,8 @@ void report_print_counts(double seconds);
 void count(enum counter counter, uint64_t n);
 
 /* Around an operation of the calling thread. */
-void op_begin(struct thread *thread, enum operation op, const struct area *area, uint32_t first, uint32_t pages,
-	      uint64_t argument);
+void op_begin(struct thread *thread, enum operation op, const struct area *area, uint32_t first,
+	      uint32_t pages, uint64_t argument);
 int64_t op_end(struct thread *thread, int64_t result);
 
 /* The round ends here, and with it the process. The first failure is the one told. */
@@ -216,14 +217,15 @@ struct source {
 	enum source_kind kind;
 	bool holes;
 	uint64_t seed, bytes;
-	_Atomic uint64_t slow_ns;	  /* how long a read takes */
+	_Atomic uint64_t slow_ns;	   /* how long a read takes */
 	struct bad_range bad[MAX_THREADS]; /* one for each actor */
-	_Atomic uint8_t *read_done;	  /* a byte a page: a read that returned 0 has covered it */
+	_Atomic uint8_t *read_done; /* a byte a page: a read that returned 0 has covered it */
 	unsigned char *content;
 	int fd;
 };
 
-void source_open(struct source *source, enum source_kind kind, uint64_t seed, uint64_t bytes, struct rng *rng);
+void source_open(struct source *source, enum source_kind kind, uint64_t seed, uint64_t bytes,
+		 struct rng *rng);
 void source_close(struct source *source);
 /* What the source holds; beyond its end, zeros. */
 void source_content(const struct source *source, uint64_t offset, void *to, uint64_t bytes);
@@ -246,7 +248,7 @@ struct page {
 	uint8_t generation; /* which source it had, or will have */
 	_Atomic uint8_t base;
 	_Atomic uint8_t exists; /* somebody has accessed it, and nobody has taken it away since */
-	_Atomic uint8_t bad;	/* its source fails or has failed: an access may be a memory error */
+	_Atomic uint8_t bad; /* its source fails or has failed: an access may be a memory error */
 };
 
 /* A part of an area that has a slot of its own. */
@@ -263,16 +265,16 @@ struct area {
 	struct kvmem_region *region;
 	uint32_t backing;
 	unsigned char *memory;
-	int fd; /* -1: none */
-	int own_fd; /* of an adopted file */
+	int fd;		      /* -1: none */
+	int own_fd;	      /* of an adopted file */
 	uint32_t pages, unit; /* pages that are discarded together */
 	bool tracked;
 	uint64_t gpa;
-	struct source *source;	  /* what absent pages have now */
+	struct source *source;	   /* what absent pages have now */
 	struct source *sources[2]; /* by generation */
 	uint8_t generation;
 	uint64_t source_offset;
-	_Atomic int paged; /* enum paged */
+	_Atomic int paged;    /* enum paged */
 	pthread_mutex_t lock; /* over the claims and pieces */
 	pthread_cond_t changed;
 	int16_t *claims; /* < 0: exclusive; > 0: so many share the page */
@@ -285,7 +287,7 @@ enum paged { PAGED_NO, PAGED_EVENTS, PAGED_NO_EVENTS };
 
 enum claim { CLAIM_SHARED, CLAIM_EXCLUSIVE };
 #define CLAIM_ATTACHED 1u /* all in one slot */
-#define CLAIM_UNITS 2u	  /* whole units */
+#define CLAIM_UNITS    2u /* whole units */
 
 struct span {
 	struct area *area;
