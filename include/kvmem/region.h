@@ -172,6 +172,14 @@ KVMEM_API int kvmem_region_attach(struct kvmem_region *region, uint64_t offset, 
  */
 KVMEM_API int kvmem_region_detach(struct kvmem_region *region, uint32_t slot);
 
+/*
+ * Pages that exist although nothing has announced them: a guest ran without a pager, or the VMM wrote by
+ * hand and did not call kvmem_region_mark_present(). kvmem_populate() and kvmem_pager_add() refuse them
+ * (-EEXIST, the detail has their number) unless a flag says what they are.
+ */
+#define KVMEM_FILL_KEEP	     (1u << 8) /* content: they are present from now on */
+#define KVMEM_FILL_OVERWRITE (1u << 9) /* nothing: they are dropped, and filled from the source */
+
 /**
  * kvmem_region_discard() - give the pages of a range back to the host; they read as zero afterwards.
  *

@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#define TICK_NS	     50000000u
 #define MOST_THREADS 256u
 #define AUTO_THREADS 8u		 /* beyond, they wait for each other in the kernel */
 #define AUTO_SHARE   (16u << 20) /* bytes that make another thread worth its start */
@@ -25,187 +24,6 @@ const char *kvmem_file_method_name(uint32_t method)
 	static const char *const names[] = { "auto", "io_uring+O_DIRECT", "io_uring", "pread" };
 
 	return method < KM_ARRAY_SIZE(names) ? names[method] : NULL;
-}
-
-bool km_fill_stopped(struct km_fill *f)
-{
-	return atomic_load_explicit(&f->stop, memory_order_relaxed);
-}
-
-void km_fill_fail(struct km_fill *f, int error)
-{
-	int none = 0;
-
-	if (atomic_compare_exchange_strong(&f->error, &none, error))
-		snprintf(f->detail, sizeof(f->detail), "%s", kvmem_error_detail());
-	atomic_store(&f->stop, 1);
-}
-
-/* ---- progress ---- */
-
-static void tick(struct km_fill *f, bool last)
-{
-	struct kvmem_progress p = { .size = sizeof(p), .total = f->end - f->offset };
-	uint64_t now;
-
-	if (!f->opts.progress)
-		return;
-	now = km_sys_now_ns();
-	if (!last && now - f->tick_ns < TICK_NS)
-		return;
-	f->tick_ns = now;
-	p.elapsed_ns = now - f->start_ns;
-	for (unsigned int i = 0; i < f->threads; i++)
-		p.done += atomic_load_explicit(&f->fillers[i].done, memory_order_relaxed);
-	if (f->opts.progress(f->opts.progress_arg, &p) && !last)
-		km_fill_fail(f,
-			     km_fail(ECANCELED,
-				     "populate: canceled by the progress callback after 0x%" PRIx64
-				     " of 0x%" PRIx64 " bytes",
-				     p.done, p.total));
-}
-
-/* ---- threads ---- */
-
-static void fill(struct km_filler *w)
-{
-	struct km_fill *f = w->f;
-	struct km_piece p;
-	int r;
-
-	km_numa_save(&w->numa);
-	for (;;) {
-		if (!w->index)
-			tick(f, false);
-		r = km_fill_next(w, &p);
-		if (r <= 0)
-			break;
-		r = km_fill_start(w, &p);
-		if (!r)
-			r = km_fill_piece(w, &p);
-		if (r < 0)
-			break;
-	}
-	if (r < 0)
-		km_fill_fail(f, r);
-	r = km_fill_drain(w);
-	if (r < 0)
-		km_fill_fail(f, r);
-	km_fill_release(w);
-	km_numa_leave(&w->numa);
-	km_sys_free(w->buf);
-	w->buf = NULL;
-	w->numa_from = w->numa_end = 0;
-}
-
-/* Where the first page of its share is to be: what it stores is then near. Never the caller's
- * thread. */
-static void go_near(struct km_filler *w)
-{
-	struct km_fill *f = w->f;
-	uint64_t page = f->first_page + w->first * f->chunk_pages;
-	int node = km_numa_node_at(f->r, page << f->r->page_shift);
-
-	if (node >= 0)
-		km_sys_run_near_node(node);
-}
-
-static void *thread_main(void *arg)
-{
-	go_near(arg);
-	fill(arg);
-	return NULL;
-}
-
-static unsigned int threads_for(const struct km_fill *f)
-{
-	uint64_t n = f->opts.threads, cpus = km_sys_cpus();
-
-	if (!n) {
-		n = 1 + (f->end - f->offset) / AUTO_SHARE;
-		n = n < cpus ? n : cpus;
-		n = n < AUTO_THREADS ? n : AUTO_THREADS;
-	}
-	return (unsigned int)(n < f->chunks ? n : f->chunks);
-}
-
-static void share_out(struct km_fill *f)
-{
-	for (unsigned int i = 0; i < f->threads; i++) {
-		struct km_filler *w = &f->fillers[i];
-
-		w->f = f;
-		w->index = i;
-		w->first = f->chunks * i / f->threads;
-		atomic_store(&w->next, w->first);
-		w->end = f->chunks * (i + 1) / f->threads;
-	}
-}
-
-/* A thread that cannot be had is done without: the others take its share. */
-static unsigned int run(struct km_fill *f)
-{
-	unsigned int started = 1;
-	char name[16];
-
-	for (unsigned int i = 1; i < f->threads; i++) {
-		struct km_filler *w = &f->fillers[i];
-
-		snprintf(name, sizeof(name), "kvmem-fill-%u", i % 1000u);
-		w->started = km_sys_thread_create(&w->thread, name, thread_main, w) >= 0;
-		started += w->started;
-	}
-	fill(&f->fillers[0]);
-	for (unsigned int i = 1; i < f->threads; i++)
-		if (f->fillers[i].started)
-			km_sys_thread_join(f->fillers[i].thread);
-	return started;
-}
-
-/* ---- pages that others had claimed ---- */
-
-static uint64_t take_deferred(struct km_fill *f)
-{
-	uint64_t sum = 0;
-
-	for (unsigned int i = 0; i < f->threads; i++) {
-		sum += f->fillers[i].deferred;
-		f->fillers[i].deferred = 0;
-	}
-	return sum;
-}
-
-static void wait_for_others(struct km_fill *f)
-{
-	uint64_t page = f->first_page, end = f->first_page + f->pages;
-	enum km_page_state state;
-
-	while (page < end && !km_fill_stopped(f)) {
-		uint64_t n = km_presence_run(&f->r->presence, page, end - page, &state);
-
-		if (state != KM_CLAIMED) {
-			page += n;
-			continue;
-		}
-		km_sys_yield();
-		tick(f, false);
-	}
-}
-
-/* Wait until they are filled; fill what was given up. */
-static void settle(struct km_fill *f)
-{
-	struct km_filler *w = &f->fillers[0];
-
-	while (!km_fill_stopped(f) && take_deferred(f)) {
-		wait_for_others(f);
-		for (unsigned int i = 0; i < f->threads; i++)
-			f->fillers[i].end = 0;
-		atomic_store(&w->next, 0);
-		w->end = f->chunks;
-		w->recount = true;
-		fill(w);
-	}
 }
 
 /* ---- result ---- */
@@ -250,12 +68,30 @@ static void sum_up(struct km_fill *f, unsigned int threads, struct kvmem_populat
 
 /* ---- arguments ---- */
 
+static unsigned int threads_for(const struct km_fill *f)
+{
+	uint64_t n = f->opts.threads, cpus = km_sys_cpus();
+
+	if (!n) {
+		n = 1 + (f->end - f->offset) / AUTO_SHARE;
+		n = n < cpus ? n : cpus;
+		n = n < AUTO_THREADS ? n : AUTO_THREADS;
+	}
+	return (unsigned int)(n < f->chunks ? n : f->chunks);
+}
+
 static int check_opts(const struct kvmem_populate_opts *o)
 {
-	int r = km_flags_check(o->flags, KVMEM_POPULATE_KEEP_ZERO, "kvmem_populate_opts.flags");
+	const uint64_t both = KVMEM_FILL_KEEP | KVMEM_FILL_OVERWRITE;
+	int r = km_flags_check(o->flags, KVMEM_POPULATE_KEEP_ZERO | both,
+			       "kvmem_populate_opts.flags");
 
 	if (r)
 		return r;
+	if ((o->flags & both) == both)
+		return km_fail(
+			EINVAL,
+			"populate: KVMEM_FILL_KEEP and KVMEM_FILL_OVERWRITE exclude each other");
 	if (o->method >= KM_FILL_METHODS || o->file_method >= KM_FILE_METHODS)
 		return km_fail(EINVAL, "populate: method %u, file method %u: one is unknown",
 			       o->method, o->file_method);
@@ -324,13 +160,19 @@ static int lay_out(struct km_fill *f)
 
 /* ---- the whole ---- */
 
+/* What exists and nobody has announced is neither left in place nor overwritten unasked. */
+static int look_at_unannounced(struct km_fill *f)
+{
+	return km_pages_unannounced(f->r, f->first_page, f->pages,
+				    f->opts.flags & (KVMEM_FILL_KEEP | KVMEM_FILL_OVERWRITE),
+				    "populate");
+}
+
 /* From here until leave() no pager comes or goes. */
 static int enter(struct km_fill *f)
 {
-	pthread_mutex_lock(&f->r->lock);
-	atomic_fetch_add(&f->r->fillers, 1);
-	f->ops = f->r->fault_ops;
-	pthread_mutex_unlock(&f->r->lock);
+	km_pages_enter(f->r);
+	f->watched = km_pages_watched(f->r);
 	km_source_get(f->s);
 	f->in_place = km_source_in_place(f->s, f->source_offset, f->end - f->offset);
 	return km_region_store(f->r, &f->store);
@@ -339,7 +181,7 @@ static int enter(struct km_fill *f)
 static void leave(struct km_fill *f)
 {
 	km_source_put(f->s);
-	atomic_fetch_sub(&f->r->fillers, 1);
+	km_pages_leave(f->r);
 }
 
 static int fill_all(struct km_fill *f, struct kvmem_populate_result *res)
@@ -348,9 +190,11 @@ static int fill_all(struct km_fill *f, struct kvmem_populate_result *res)
 	int r = enter(f);
 
 	if (!r)
-		r = km_fill_choose(f);
+		r = km_method_choose(f);
 	if (!r)
-		r = km_fill_file_open(f);
+		r = km_flight_prepare(f);
+	if (!r)
+		r = look_at_unannounced(f);
 	if (r)
 		goto out;
 	f->fillers = km_sys_alloc(f->threads * sizeof(*f->fillers));
@@ -358,18 +202,15 @@ static int fill_all(struct km_fill *f, struct kvmem_populate_result *res)
 		r = km_fail(ENOMEM, "populate: no memory for the state of %u threads", f->threads);
 		goto out;
 	}
-	share_out(f);
-	threads = run(f);
-	settle(f);
-	r = atomic_load(&f->error);
+	r = km_fill_crew(f, &threads);
 	if (r)
 		km_fail(-r, "%s", f->detail);
 	else
-		tick(f, true);
+		km_fill_tick(f, true);
 	sum_up(f, threads, res);
 	km_sys_free(f->fillers);
 out:
-	km_fill_file_close(f);
+	km_flight_finish(f);
 	leave(f);
 	return r;
 }
@@ -383,7 +224,9 @@ int kvmem_populate(struct kvmem_region *region, uint64_t offset, struct kvmem_so
 
 	if (!region || !source)
 		return km_fail(EINVAL, "populate: %s is NULL", region ? "source" : "region");
-	r = ret_result ? km_result_check(ret_result, sizeof(res), "kvmem_populate_result") : 0;
+	r = km_callback_check("kvmem_populate", region);
+	if (!r && ret_result)
+		r = km_result_check(ret_result, sizeof(res), "kvmem_populate_result");
 	if (!r)
 		r = km_opts_copy(&f.opts, sizeof(f.opts), sizeof(f.opts), opts,
 				 "kvmem_populate_opts");

@@ -4,21 +4,28 @@
 
 /*
  * One kvmem_populate() is a struct km_fill; each of its threads a struct km_filler. A filler takes
- * chunks (populate_next.c: claims pages, leaves out what is present, hole or known zero) and gets
- * pieces: claimed pages that hold data. A piece is filled at once through a buffer
- * (populate_store.c) or by reads in flight straight into guest memory (populate_file.c).
+ * chunks and gets pieces: claimed pages that all hold data, or that all hold none. A piece is
+ * filled at once through a buffer or by reads in flight straight into guest memory.
+ *
+ * Each file calls only those below it:
+ *
+ *	populate.c	arguments, the whole, the result
+ *	crew.c		the threads, progress, waiting for the claims of others
+ *	next.c		chunks, claims: which piece is next
+ *	flight.c	reads straight into guest memory (io.c: io_uring)
+ *	buffer.c	a piece through a buffer, zeros found
+ *	method.c	how pages are made, and which way is the fastest
+ *	piece.c		a piece and the ends of its claim, extents of the source
  *
  * Positions (`pos`) are bytes into the region.
  */
 
 #include "populate/populate.h"
-#include "numa/numa.h"
 
 #define KM_FILL_METHODS (KVMEM_FILL_COPY + 1)
 #define KM_FILE_METHODS (KVMEM_FILE_PREAD + 1)
-#define KM_FILL_BLOCK \
-	(256u << 10) /* default chunk, and most that goes through a buffer at once \
-				      */
+#define KM_FILL_BLOCK	(256u << 10) /* default chunk, and most that goes through a buffer at once */
+#define KM_FILL_TICK_NS 50000000u    /* between two calls of `progress` */
 
 struct km_io;
 struct km_flight;
@@ -38,6 +45,7 @@ struct km_fill_counts {
 struct km_piece {
 	uint64_t page;
 	uint64_t pages;
+	bool data;   /* some of each page; else the source holds only zeros and holes here */
 	bool stored; /* of the first page, a part is in the kernel already */
 };
 
@@ -80,9 +88,9 @@ struct km_fill {
 	struct kvmem_region *r;
 	struct kvmem_source *s;
 	struct kvmem_populate_opts opts;
-	const struct km_fault_ops *ops; /* of the pager that serves the region, or NULL */
-	uint8_t *store;			/* where content is stored; NULL: only by ops->place() */
-	uint64_t offset, end;		/* the range asked for */
+	bool watched;	/* by a userfaultfd: a pager serves the region, or has handed it back */
+	uint8_t *store; /* where content is stored; NULL: only by km_pages_place() */
+	uint64_t offset, end; /* the range asked for */
 	uint64_t source_offset;
 	uint64_t first_page, pages; /* that it touches */
 	uint64_t chunk_pages, chunks;
@@ -103,39 +111,74 @@ struct km_fill {
 
 	int direct_fd;			    /* the source's file with O_DIRECT, or -1 */
 	_Atomic bool direct_off, uring_off; /* refused once: not tried again */
-	void *watch;			    /* the source's file mapped, for mincore() only */
-	uint64_t watch_bytes, watch_offset;
+	void *cached; /* the source's file mapped, for mincore() only: never touched */
+	uint64_t cached_bytes, cached_offset;
 };
 
-/* ---- populate.c ---- */
-void km_fill_fail(struct km_fill *f, int error); /* takes this thread's detail along */
-bool km_fill_stopped(struct km_fill *f);
+static inline bool km_fill_stopped(struct km_fill *f)
+{
+	return atomic_load_explicit(&f->stop, memory_order_relaxed);
+}
 
-/* ---- populate_next.c ---- */
+static inline uint64_t km_fill_pos(const struct km_fill *f, uint64_t page)
+{
+	return page << f->r->page_shift;
+}
+
+static inline uint64_t km_fill_source_pos(const struct km_fill *f, uint64_t pos)
+{
+	return pos - f->offset + f->source_offset;
+}
+
+/* Bytes of [from, to) that are asked for. */
+static inline uint64_t km_fill_clip(const struct km_fill *f, uint64_t from, uint64_t to)
+{
+	from = from > f->offset ? from : f->offset;
+	to = km_min(to, f->end);
+	return from < to ? to - from : 0;
+}
+
+/* ---- crew.c ---- */
+int km_fill_crew(struct km_fill *f, unsigned int *ret_threads); /* the error stays in f */
+void km_fill_tick(struct km_fill *f, bool last);
+
+/* ---- next.c ---- */
 int km_fill_next(struct km_filler *w, struct km_piece *p); /* 1, 0: no more, -errno */
 void km_fill_release(struct km_filler *w);		   /* what is claimed and not handed out */
-int km_fill_extent(struct km_filler *w, uint64_t pos, uint32_t *ret_kind, uint64_t *ret_end);
-uint64_t km_fill_clip(const struct km_fill *f, uint64_t from, uint64_t to); /* bytes asked for */
-uint64_t km_fill_source_pos(const struct km_fill *f, uint64_t pos);
 
-/* The first `pages` of the piece are done; on failure, those that the guest sees already. */
-int km_fill_publish(struct km_filler *w, struct km_piece *p, uint64_t pages, bool stored,
-		    bool mapped);
-/* The rest of the piece cannot be filled: zero and absent again. */
-void km_fill_abandon(struct km_filler *w, struct km_piece *p);
-void km_fill_forget(struct km_fill *f, uint64_t pos, uint64_t bytes); /* no page, hence zero */
-
-/* ---- populate_store.c ---- */
-int km_fill_choose(struct km_fill *f);
-int km_fill_piece(struct km_filler *w, struct km_piece *p); /* on failure the rest is abandoned */
-void km_fill_saw_zeros(struct km_filler *w, uint64_t zero, uint64_t bytes);
-int km_fill_zeros(struct km_filler *w, struct km_piece *p); /* store zeros all over it */
-
-/* ---- populate_file.c ---- */
-int km_fill_file_open(struct km_fill *f);
-void km_fill_file_close(struct km_fill *f);
+/* ---- flight.c ---- */
+int km_flight_prepare(struct km_fill *f);
+void km_flight_finish(struct km_fill *f);
 /* 1: the piece is in flight or done, 0: not its way, -errno (piece abandoned). */
-int km_fill_start(struct km_filler *w, const struct km_piece *p);
-int km_fill_drain(struct km_filler *w); /* wait for all that is in flight */
+int km_flight_start(struct km_filler *w, const struct km_piece *p);
+int km_flight_drain(struct km_filler *w); /* wait for all that is in flight */
+
+/* ---- buffer.c: on failure the rest of the piece is abandoned ---- */
+int km_buffer_fill(struct km_filler *w, struct km_piece *p);
+int km_buffer_zeros(struct km_filler *w, struct km_piece *p); /* store zeros all over it */
+void km_buffer_saw_zeros(struct km_filler *w, uint64_t zero, uint64_t bytes);
+
+/* ---- method.c ---- */
+int km_method_choose(struct km_fill *f);
+/*
+ * Store content (NULL: zeros) and count it. *ret_placed: bytes that are published already, on
+ * failure too.
+ */
+int km_method_store(struct km_filler *w, uint64_t pos, const uint8_t *src, uint64_t bytes,
+		    uint64_t *ret_placed);
+void km_method_uncount(struct km_filler *w, uint64_t pos,
+		       uint64_t end); /* it is not there after all */
+
+/* ---- piece.c ---- */
+int km_piece_extent(struct km_filler *w, uint64_t pos, uint32_t *ret_kind, uint64_t *ret_end);
+int km_piece_read(struct km_filler *w, uint64_t pos, void *to, uint64_t bytes);
+/* The first `pages` of the piece are stored; on failure those before are published. */
+int km_piece_stored(struct km_filler *w, struct km_piece *p, uint64_t pages);
+void km_piece_placed(struct km_filler *w, struct km_piece *p, uint64_t pages);
+int km_piece_zero(struct km_filler *w, struct km_piece *p, uint64_t pages);
+int km_piece_empty(struct km_filler *w,
+		   struct km_piece *p); /* all of it: holes and zeros counted */
+/* The rest of the piece cannot be filled: zero and absent again. */
+void km_piece_abandon(struct km_filler *w, struct km_piece *p);
 
 #endif

@@ -54,17 +54,17 @@ static int open_direct(struct km_fill *f)
 }
 
 /* Mapped only to ask what is in the page cache; without it, all counts as cached. */
-static void watch(struct km_fill *f)
+static void map_cached(struct km_fill *f)
 {
 	uint64_t from = f->s->offset + f->source_offset, page = f->grain;
 	int64_t r;
 
-	f->watch_offset = from & ~(page - 1);
-	f->watch_bytes = from + (f->end - f->offset) - f->watch_offset;
-	r = km_sys_mmap(f->watch_bytes, PROT_READ, MAP_SHARED | MAP_NORESERVE, f->s->fd,
-			f->watch_offset, &f->watch);
+	f->cached_offset = from & ~(page - 1);
+	f->cached_bytes = from + (f->end - f->offset) - f->cached_offset;
+	r = km_sys_mmap(f->cached_bytes, PROT_READ, MAP_SHARED | MAP_NORESERVE, f->s->fd,
+			f->cached_offset, &f->cached);
 	if (r < 0)
-		f->watch = NULL;
+		f->cached = NULL;
 }
 
 static int check_forced(struct km_fill *f)
@@ -84,7 +84,7 @@ static int check_forced(struct km_fill *f)
 		       kvmem_file_method_name(f->opts.file_method), why);
 }
 
-int km_fill_file_open(struct km_fill *f)
+int km_flight_prepare(struct km_fill *f)
 {
 	uint32_t want = f->opts.file_method;
 	uint32_t m = f->opts.method;
@@ -106,14 +106,14 @@ int km_fill_file_open(struct km_fill *f)
 	if (want != KVMEM_FILE_URING)
 		r = open_direct(f);
 	if (!r && want == KVMEM_FILE_AUTO)
-		watch(f);
+		map_cached(f);
 	return r;
 }
 
-void km_fill_file_close(struct km_fill *f)
+void km_flight_finish(struct km_fill *f)
 {
 	km_sys_close(f->direct_fd);
-	km_sys_munmap(f->watch, f->watch_bytes);
+	km_sys_munmap(f->cached, f->cached_bytes);
 }
 
 /* ---- which way ---- */
@@ -124,18 +124,18 @@ void km_fill_file_close(struct km_fill *f)
  */
 static bool cold(struct km_fill *f, uint64_t pos, uint64_t bytes)
 {
-	uint64_t from = f->s->offset + km_fill_source_pos(f, pos) - f->watch_offset;
+	uint64_t from = f->s->offset + km_fill_source_pos(f, pos) - f->cached_offset;
 	unsigned char vec[KM_FILL_BLOCK / 4096 + 1];
 	uint64_t pages, cached = 0;
 
-	if (!f->watch)
+	if (!f->cached)
 		return false;
 	bytes += from & (f->grain - 1);
 	from &= ~(f->grain - 1);
 	pages = (bytes + f->grain - 1) / f->grain;
 	if (pages > sizeof(vec))
 		pages = sizeof(vec);
-	if (km_sys_mincore((uint8_t *)f->watch + from, pages * f->grain, vec) < 0)
+	if (km_sys_mincore((uint8_t *)f->cached + from, pages * f->grain, vec) < 0)
 		return false;
 	for (uint64_t i = 0; i < pages; i++)
 		cached += vec[i] & 1u;
@@ -156,7 +156,7 @@ static bool whole(struct km_filler *w, uint64_t pos, uint64_t bytes)
 		return false;
 	if (f->page_bytes > f->grain && f->opts.file_method != KVMEM_FILE_AUTO)
 		return true;
-	return !km_fill_extent(w, pos, &kind, &end) && kind == KVMEM_EXTENT_DATA &&
+	return !km_piece_extent(w, pos, &kind, &end) && kind == KVMEM_EXTENT_DATA &&
 	       end - pos >= bytes;
 }
 
@@ -191,6 +191,14 @@ static void count_read(struct km_filler *w, uint32_t file, uint32_t method, uint
 	*(file ? &c->read : &c->copied) += bytes;
 }
 
+static int give_back(struct km_filler *w, struct km_piece *p, uint64_t pages)
+{
+	struct km_fill *f = w->f;
+	int r = km_store_forget(f->r, f->store, km_fill_pos(f, p->page), pages * f->page_bytes);
+
+	return r ? r : km_piece_zero(w, p, pages);
+}
+
 /* Pages that turned out to be zero are given back, unless all are to stay. */
 static int publish_read(struct km_filler *w, struct km_piece *p, uint32_t file, uint32_t method)
 {
@@ -205,10 +213,7 @@ static int publish_read(struct km_filler *w, struct km_piece *p, uint32_t file, 
 		while (n < p->pages &&
 		       (!f->keep_zero && km_is_zero(at + n * f->page_bytes, f->page_bytes)) == zero)
 			n++;
-		bytes = n * f->page_bytes;
-		if (zero)
-			km_fill_forget(f, p->page << f->r->page_shift, bytes);
-		r = km_fill_publish(w, p, n, !zero, false);
+		r = zero ? give_back(w, p, n) : km_piece_stored(w, p, n);
 		bytes = (left - p->pages) * f->page_bytes; /* on failure, those before it */
 		count_read(w, file, method, bytes, zero);
 		if (r < 0)
@@ -229,7 +234,7 @@ static int refused(struct km_filler *w, struct km_piece *p, bool direct, int err
 	uint32_t file = direct ? KVMEM_FILE_DIRECT : KVMEM_FILE_URING;
 
 	if (f->opts.file_method == file) {
-		km_fill_abandon(w, p);
+		km_piece_abandon(w, p);
 		return km_fail(
 			EOPNOTSUPP,
 			"populate: file method %s: reading into guest memory at offset "
@@ -240,7 +245,7 @@ static int refused(struct km_filler *w, struct km_piece *p, bool direct, int err
 						   : "");
 	}
 	atomic_store(direct ? &f->direct_off : &f->uring_off, true);
-	return km_fill_piece(w, p);
+	return km_buffer_fill(w, p);
 }
 
 static int land(struct km_filler *w, struct km_flight *fl)
@@ -260,11 +265,11 @@ static int land(struct km_filler *w, struct km_flight *fl)
 		r = publish_read(w, p, fl->direct ? KVMEM_FILE_DIRECT : KVMEM_FILE_URING,
 				 KVMEM_FILL_POPULATE_COPY);
 	if (r)
-		km_fill_abandon(w, p);
+		km_piece_abandon(w, p);
 	return r;
 }
 
-int km_fill_drain(struct km_filler *w)
+int km_flight_drain(struct km_filler *w)
 {
 	struct km_io_read *rd;
 	int r = 0, err;
@@ -339,7 +344,7 @@ static int take_off(struct km_filler *w, struct km_flight *fl, const struct km_p
 		r = km_store_map(f->r, f->store, pos,
 				 bytes); /* where it is refused, the read may be as well */
 	if (r < 0) {
-		km_fill_abandon(w, &fl->piece);
+		km_piece_abandon(w, &fl->piece);
 		return r;
 	}
 	fl->rd = (struct km_io_read){
@@ -390,19 +395,19 @@ static int read_in(struct km_filler *w, const struct km_piece *whole_piece)
 	if (method == KVMEM_FILL_POPULATE_COPY)
 		r = km_store_map(f->r, f->store, pos, bytes);
 	if (!r)
-		r = km_source_read(f->s, km_fill_source_pos(f, pos), f->store + pos, bytes);
+		r = km_piece_read(w, pos, f->store + pos, bytes);
 	if (r > 0 || r == -EFAULT)
 		return 0;
 	if (!r)
 		r = publish_read(w, &p, f->s->kind == KM_SOURCE_FILE ? KVMEM_FILE_PREAD : 0,
 				 method);
 	if (r)
-		km_fill_abandon(w, &p);
-	km_fill_saw_zeros(w, w->counts.zero - zero, bytes);
+		km_piece_abandon(w, &p);
+	km_buffer_saw_zeros(w, w->counts.zero - zero, bytes);
 	return r ? r : 1;
 }
 
-int km_fill_start(struct km_filler *w, const struct km_piece *p)
+int km_flight_start(struct km_filler *w, const struct km_piece *p)
 {
 	struct km_fill *f = w->f;
 	struct km_piece mine = *p;
@@ -418,7 +423,7 @@ int km_fill_start(struct km_filler *w, const struct km_piece *p)
 	while (r >= 0 && !(fl = free_flight(w)))
 		r = land(w, (struct km_flight *)km_io_wait(w->io));
 	if (r < 0) {
-		km_fill_abandon(w, &mine);
+		km_piece_abandon(w, &mine);
 		return r;
 	}
 	return take_off(w, fl, p, direct);
