@@ -21,6 +21,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#define KM_SYS_cachestat 451 /* on every architecture but alpha */
+
 #ifdef KM_SYS_REAL
 #define SYS(name)			 km_real_##name
 #define DECLARE_REAL(name, params, args) int64_t km_real_##name params;
@@ -144,6 +146,21 @@ int64_t SYS(madvise)(void *addr, size_t len, int advice)
 int64_t SYS(mincore)(void *addr, size_t len, unsigned char *vec)
 {
 	return result(mincore(addr, len, vec));
+}
+
+/* How many pages of the file are in the page cache; since 6.5. */
+int64_t SYS(cachestat)(int fd, uint64_t off, uint64_t len, uint64_t *ret_pages)
+{
+	struct {
+		uint64_t off, len;
+	} range = { off, len };
+	struct {
+		uint64_t cache, dirty, writeback, evicted, recently_evicted;
+	} count = { 0 };
+	int64_t r = result(syscall(KM_SYS_cachestat, fd, &range, &count, 0u));
+
+	*ret_pages = count.cache;
+	return r;
 }
 
 int64_t SYS(memfd_create)(const char *name, unsigned int flags)

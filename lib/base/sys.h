@@ -49,6 +49,8 @@ struct rlimit;
 	X(mprotect, (void *addr, size_t len, int prot), (addr, len, prot)) \
 	X(madvise, (void *addr, size_t len, int advice), (addr, len, advice)) \
 	X(mincore, (void *addr, size_t len, unsigned char *vec), (addr, len, vec)) \
+	X(cachestat, (int fd, uint64_t off, uint64_t len, uint64_t *ret_pages), \
+	  (fd, off, len, ret_pages)) \
 	X(memfd_create, (const char *name, unsigned int flags), (name, flags)) \
 	X(ftruncate, (int fd, uint64_t len), (fd, len)) \
 	X(fallocate, (int fd, int mode, uint64_t off, uint64_t len), (fd, mode, off, len)) \

@@ -99,14 +99,3 @@ bool km_pages_wait(struct kvmem_region *r, uint64_t page, uint64_t count, uint64
 {
 	return km_presence_wait(&r->presence, page, count, timeout_ns);
 }
-
-int km_pages_unannounced(struct kvmem_region *r, uint64_t page, uint64_t count, uint32_t how,
-			 const char *what)
-{
-	(void)r;
-	(void)page;
-	(void)count;
-	(void)how;
-	(void)what;
-	return 0;
-}
