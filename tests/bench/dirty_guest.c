@@ -441,27 +441,30 @@ static void few_pages(void)
 	machine_free(&library);
 }
 
+#define FEW_SIZES 4u
+
 static void few_by_size(void)
 {
-	double x[7], own[7], theirs[7];
-	size_t n = 0;
+	static const double sizes[FEW_SIZES] = { 1, 4, 16, 64 };
+	double own[FEW_SIZES] = { 0 }, theirs[FEW_SIZES] = { 0 };
+	size_t n = bench_quick() ? 2 : FEW_SIZES;
 
 	if (no_kvm("dirty-few-by-size"))
 		return;
-	for (uint64_t gib = 1; gib <= (bench_quick() ? 4 : 64); gib *= 4, n++) {
+	for (size_t i = 0; i < n; i++) {
+		uint64_t bytes = (uint64_t)sizes[i] * GIB;
 		struct machine m;
 		struct guest_arg a = { &m, FEW, true, 0, 0, 0 };
 
-		x[n] = (double)gib;
-		machine_make(&m, BY_LIBRARY, gib * GIB);
-		own[n] = bench_median(few_by_library, &a) / 1e3;
+		machine_make(&m, BY_LIBRARY, bytes);
+		own[i] = bench_median(few_by_library, &a) / 1e3;
 		machine_free(&m);
-		machine_make(&m, BY_BITMAP, gib * GIB);
-		theirs[n] = bench_median(few_by_bitmap, &a) / 1e3;
+		machine_make(&m, BY_BITMAP, bytes);
+		theirs[i] = bench_median(few_by_bitmap, &a) / 1e3;
 		machine_free(&m);
 	}
-	bench_series("dirty-few-by-size", "harvest", "GiB", "us", x, own, n);
-	bench_series("dirty-few-by-size", "KVM_GET_DIRTY_LOG", "GiB", "us", x, theirs, n);
+	bench_series("dirty-few-by-size", "harvest", "GiB", "us", sizes, own, n);
+	bench_series("dirty-few-by-size", "KVM_GET_DIRTY_LOG", "GiB", "us", sizes, theirs, n);
 }
 
 /* ---- what the API costs over the ioctls ---- */

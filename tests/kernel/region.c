@@ -308,7 +308,7 @@ END
 TEST(files_of_other_kinds)
 {
 	int null = open("/dev/null", O_RDWR), zero = open("/dev/zero", O_RDWR);
-	int file = open("/tmp", O_TMPFILE | O_RDWR, 0600), kvm = open("/dev/kvm", O_RDWR),
+	int file = open("/var/tmp", O_TMPFILE | O_RDWR, 0600), kvm = open("/dev/kvm", O_RDWR),
 	    closed = dup(null);
 	struct statfs fs;
 
