@@ -15,6 +15,7 @@
  *    raise SIGBUS.
  */
 
+#include "fill/store.h"
 #include "numa/numa.h"
 #include "region/region.h"
 #include "source/source.h"

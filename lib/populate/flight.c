@@ -13,7 +13,6 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "fill/store.h"
 #include "populate/io.h"
 
 #define DEPTH 16u /* reads in flight, of a chunk each, by each thread */

@@ -6,8 +6,6 @@
 #include <inttypes.h>
 #include <string.h>
 
-#include "fill/store.h"
-
 #define TRIAL_BYTES (768u << 10) /* by each method before they are compared */
 
 /* ---- methods: 0, KM_STORE_REFUSED or -errno ---- */

@@ -11,21 +11,6 @@
 #define AUTO_THREADS 8u		 /* beyond, they wait for each other in the kernel */
 #define AUTO_SHARE   (16u << 20) /* bytes that make another thread worth its start */
 
-const char *kvmem_fill_method_name(uint32_t method)
-{
-	static const char *const names[] = { "auto", "write", "uffd-copy", "populate+copy",
-					     "copy" };
-
-	return method < KM_ARRAY_SIZE(names) ? names[method] : NULL;
-}
-
-const char *kvmem_file_method_name(uint32_t method)
-{
-	static const char *const names[] = { "auto", "io_uring+O_DIRECT", "io_uring", "pread" };
-
-	return method < KM_ARRAY_SIZE(names) ? names[method] : NULL;
-}
-
 /* ---- result ---- */
 
 static uint32_t most(const uint64_t *bytes, unsigned int count)

@@ -16,6 +16,7 @@
  *	buffer.c	a piece through a buffer, zeros found
  *	method.c	how pages are made, and which way is the fastest
  *	piece.c		a piece and the ends of its claim, extents of the source
+ *	names.c		what the methods are called
  *
  * Positions (`pos`) are bytes into the region.
  */

@@ -9,6 +9,7 @@
 
 #include "harness.h"
 #include "fake_sys.h"
+#include "fill/fill.h"
 #include "numa/numa.h"
 #include "source/source.h"
 
