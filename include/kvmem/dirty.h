@@ -32,16 +32,33 @@ struct kvmem_dirty_opts {
 	uint32_t size;
 	uint32_t flags;	       /* KVMEM_DIRTY_* */
 	uint32_t mode;	       /* enum kvmem_dirty_mode: anything but AUTO is a requirement */
-	uint32_t ring_entries; /* per vCPU, a power of two; 0: chosen */
+	uint32_t ring_entries; /* per vCPU, a power of two, 16 bytes of kernel memory each; 0: chosen
+				* (65536: 1 MiB a vCPU) */
 	uint64_t
 		reap_min_ns; /* with REAPER: shortest and longest pause between reaps; 0: default */
 	uint64_t reap_max_ns;
+	/*
+	 * A ring entry of a slot that the library has not set: the VMM's own. `flags` is 0 or
+	 * KVMEM_FOREIGN_*. Called from whatever empties rings (harvest, ring_full, reaper, attach,
+	 * detach, stop...), with locks held: it writes the page down and calls nothing of this library.
+	 * NULL: such entries are counted and dropped.
+	 */
+	void (*foreign)(void *arg, uint32_t slot, uint64_t page, uint32_t flags);
+	void *arg;
 };
 
 #define KVMEM_DIRTY_REAPER \
 	(1u << 0) /* a thread that keeps rings from filling, period adapted to the rate */
 #define KVMEM_DIRTY_FIRST_ALL \
 	(1u << 1) /* a slot's first harvest reports all of it, written or not */
+#define KVMEM_DIRTY_WHOLE_VM \
+	(1u << 2) /* AUTO may turn on for an adopted VM what holds for all its slots */
+#define KVMEM_DIRTY_DETACH_STOPPED \
+	(1u << 3) /* the VMM detaches slots only while no vCPU is in KVM_RUN */
+
+#define KVMEM_FOREIGN_UNSURE \
+	(1u << 0) /* after a reset: the page may be left unprotected, its next writes unlogged */
+
 #define KVMEM_DIRTY_OPTS_INIT KVMEM_INIT_(struct kvmem_dirty_opts)
 
 /**
@@ -173,16 +190,23 @@ struct kvmem_dirty_stats {
 	uint32_t mode; /* enum kvmem_dirty_mode */
 	uint32_t vcpus;
 	uint32_t ring_entries;
+	uint32_t slots_tracked;	  /* slots whose writes are logged now */
+	uint32_t slots_untracked; /* slots the library set whose writes are not: not started, or regions
+				   * without KVMEM_WANT_DIRTY */
 	uint64_t harvests;
-	uint64_t pages;	       /* entries or set bits taken from the kernel's log */
-	uint64_t pages_merged; /* pages added by kvmem_dirty_merge() */
-	uint64_t resets;       /* reset (or clear) calls */
-	uint64_t short_resets; /* ... that reset fewer entries than were harvested */
-	uint64_t pages_kept;   /* pages of slots reported whole because of those */
-	uint64_t ring_full;    /* kvmem_dirty_ring_full() calls */
-	uint64_t reaps;	       /* rounds of the reaper thread */
-	uint64_t harvest_ns;   /* time in harvests */
-	uint64_t reset_ns;     /* time in resets */
+	uint64_t pages;		  /* entries or set bits taken from the kernel's log */
+	uint64_t pages_merged;	  /* pages added by kvmem_dirty_merge() */
+	uint64_t pages_changed;	  /* pages that the library itself changed: discard, populate,
+				   * mark_present */
+	uint64_t resets;	  /* reset (or clear) calls */
+	uint64_t short_resets;	  /* ... that returned before all marked entries were reset */
+	uint64_t pages_protected; /* protected again because a reset may have left them out */
+	uint64_t pages_kept;	  /* reported once more because they could not be */
+	uint64_t foreign_entries; /* ring entries of slots that the library has not set */
+	uint64_t ring_full;	  /* kvmem_dirty_ring_full() calls */
+	uint64_t reaps;		  /* rounds of the reaper thread */
+	uint64_t harvest_ns;	  /* time in harvests */
+	uint64_t reset_ns;	  /* time in resets */
 };
 
 #define KVMEM_DIRTY_STATS_INIT KVMEM_INIT_(struct kvmem_dirty_stats)

@@ -18,13 +18,19 @@ struct kvmem_vm;
 
 struct kvmem_vm_opts {
 	uint32_t size;
-	uint32_t flags;	     /* KVMEM_VM_KVM_FD */
+	uint32_t flags;	     /* KVMEM_VM_* */
 	uint64_t type;	     /* machine type for KVM_CREATE_VM; 0 is the default VM */
 	int32_t kvm_fd;	     /* with KVMEM_VM_KVM_FD: use this instead of opening /dev/kvm */
 	uint32_t first_slot; /* the library chooses slot numbers from here on (default 0) */
+	/* What the VMM has turned on for the whole VM, which KVM does not tell. */
+	uint64_t manual_protect; /* with KVMEM_VM_MANUAL_PROTECT: the value it has given
+				  * KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2; 0: none */
+	uint32_t ring_entries;	 /* of the dirty rings that it has turned on; 0: it has not */
+	uint32_t reserved;	 /* 0 */
 };
 
-#define KVMEM_VM_KVM_FD	   (1u << 0)
+#define KVMEM_VM_KVM_FD		(1u << 0)
+#define KVMEM_VM_MANUAL_PROTECT (1u << 1)
 #define KVMEM_VM_OPTS_INIT KVMEM_INIT_(struct kvmem_vm_opts)
 
 /**

@@ -3,29 +3,41 @@
 #define KM_DIRTY_INTERNAL_H
 
 /*
- * The tracker's parts, and who may touch what.
+ * The tracker's files, each of which calls only those above it:
  *
- *	dirty.c		create, start, stop, the slots it follows
- *	dirty_vcpu.c	vCPUs and their rings, ring-full, the reaper thread
- *	dirty_reset.c	resets, and what to do when one comes short
- *	dirty_log.c	the bitmap mode: get and clear
- *	dirty_batch.c	harvest, commit, and what a batch gives out; merge
- *	dirty_ring.c, dirty_bitmap.c, dirty_runs.c	readers and maps, free of system calls on
- *KVM
+ *	bitmap.c, runs.c	a bit a page, and the runs of set bits; know no KVM
+ *	ring.c			the reader of one vCPU's ring
+ *	regions.c		the two maps of a region
+ *	log.c			bitmap mode: turning it on, get and clear
+ *	protect.c		taking a run of pages out of KVM's mapping, so that the next write
+ *				to them is logged
+ *	doubt.c			the pages that a reset may have left unprotected
+ *	reset.c			emptying rings, and resets
+ *	repair.c		the last resort: logging off and on, and the slot reported whole
+ *	vcpus.c			vCPUs and their rings
+ *	full.c, reaper.c	who empties rings beside the harvest
+ *	slots.c			the slots that the tracker follows: its hooks
+ *	start.c			start and stop
+ *	harvest.c, batch.c	harvest and commit; what a batch gives out
+ *	merge.c			what others wrote
+ *	choose.c		ring or bitmap
+ *	dirty.c			create and free, statistics
  *
  * vm->lock, held for reading, keeps slots, regions and vCPUs in place: every call holds it so, and
- *the few that change one of these hold it for writing. Under it, a vCPU's lock guards its ring.
- *mark_lock inside that is held for reading while entries are marked for reset and for writing
- *during the reset itself: so the kernel's count can be held against ours exactly, and threads that
- *empty their own rings do not wait for each other (the kernel resets one at a time in any case).
+ * the few that change one of these hold it for writing. Under it, a vCPU's lock guards its ring.
+ * mark_lock, inside that, is held for reading while entries are marked for reset, and for writing
+ * during a reset and until what it left in doubt is protected again or written down. So nobody sees
+ * a ring without marked entries before the pages of these are safe, and threads that empty their
+ * own rings do not wait for each other (the kernel resets one at a time in any case). Inside
+ * mark_lock region->lock is only tried, never waited for.
  *
  * Of a region's two maps, `batch` belongs to the thread that harvests and hands out, `pending` to
- *all.
+ * all.
  */
 
 #include "dirty/bitmap.h"
-#include "dirty/ring.h"
 #include "dirty/dirty.h"
+#include "dirty/ring.h"
 
 struct km_dirty_region {
 	struct kvmem_region *region;
@@ -33,11 +45,11 @@ struct km_dirty_region {
 	struct km_dmap pending;
 };
 
+/* What the tracker adds to the record of a slot that it follows: km_slot.tracked. */
 struct km_dirty_slot {
-	struct km_ring_slot ring; /* first: km_ring_slots points here */
-	uint32_t id;
+	struct km_ring_slot ring; /* first: the ring's reader knows only this part */
 	struct km_dirty_region *dr;
-	bool suspect;  /* reset short: may have pages whose writes go unlogged */
+	bool suspect;  /* may have pages whose writes go unlogged, nobody knows which */
 	bool fetched;  /* bitmap mode: log[] waits to be cleared */
 	uint64_t *log; /* bitmap mode: as the kernel gave it */
 	size_t log_bytes;
@@ -48,15 +60,27 @@ struct km_dirty_vcpu {
 	pthread_mutex_t lock;
 	struct km_ring ring; /* entries is NULL in bitmap mode */
 	size_t map_bytes;
+	struct km_ring_run last; /* of the marked entries, before a reset */
 	_Atomic uint64_t pages;
 	_Atomic uint64_t ring_full;
 	_Atomic uint64_t rate;
 	uint64_t pages_then; /* at the last harvest */
 };
 
+/* 64 neighbouring pages of a region, some of which may be unprotected, through one slot. */
+struct km_doubt {
+	struct km_dirty_region *dr;
+	uint32_t slot;
+	uint64_t word;
+	uint64_t mask;
+};
+
+#define KM_DOUBTS 512
+
 enum km_batch_state { KM_BATCH_FREE, KM_BATCH_OUT, KM_BATCH_COMMITTED };
 
 #define KM_BATCH_RUNS 64
+#define KM_BATCHES    16
 
 struct kvmem_batch {
 	struct kvmem_dirty *dirty;
@@ -64,8 +88,7 @@ struct kvmem_batch {
 	uint64_t pages;
 	size_t region; /* where kvmem_batch_next() is */
 	uint64_t pos;
-	struct kvmem_run runs[KM_BATCH_RUNS];
-	size_t run_at, run_count;
+	size_t run_at, run_count; /* of kvmem_dirty.runs, which kvmem_batch_next() has in store */
 };
 
 struct km_reaper {
@@ -77,8 +100,8 @@ struct km_reaper {
 };
 
 struct km_dirty_counters {
-	_Atomic uint64_t harvests, pages, pages_merged, resets, short_resets, pages_kept, ring_full;
-	_Atomic uint64_t reaps, harvest_ns, reset_ns;
+	_Atomic uint64_t harvests, pages, pages_merged, pages_changed, resets, short_resets;
+	_Atomic uint64_t pages_protected, pages_kept, ring_full, reaps, harvest_ns, reset_ns;
 };
 
 struct kvmem_dirty {
@@ -87,24 +110,32 @@ struct kvmem_dirty {
 	uint32_t ring_entries;
 	unsigned int page_shift; /* of the page in which KVM logs */
 	uint32_t flags;
-	uint64_t manual; /* bitmap mode: KVM_DIRTY_LOG_* the kernel offers */
-	bool manual_on;
+	bool late_writes; /* a deleted slot may have had writes that no ring will show */
+	bool clears;	  /* bitmap mode: KVM_CLEAR_DIRTY_LOG is needed, or does no harm */
+	uint64_t offered; /* KVM_DIRTY_LOG_* that the kernel has */
+	uint64_t manual;  /* ... that are on for this VM now, as far as known */
 	bool started;
 	struct km_ring_slots table;
-	struct km_dirty_slot **slots;
-	size_t slot_count, slot_room;
 	struct km_dirty_region **regions;
 	size_t region_count, region_room;
 	struct km_dirty_vcpu **vcpus;
 	size_t vcpu_count, vcpu_room;
 	pthread_rwlock_t mark_lock;
-	_Atomic uint64_t marked; /* entries marked and not known to be reset */
-	_Atomic bool suspects;	 /* some slot is suspect */
-	uint64_t harvested_at;	 /* ns */
-	struct kvmem_batch batch;
+	struct km_doubt doubts[KM_DOUBTS]; /* under mark_lock */
+	size_t doubt_count;
+	int uffd;	       /* protects anonymous memory; -1: not opened, -errno: not to be had */
+	_Atomic bool suspects; /* some slot is suspect */
+	_Atomic bool untold;   /* a change of the library's own could not be written down */
+	uint64_t harvested_at; /* ns */
+	void (*foreign)(void *arg, uint32_t slot, uint64_t page, uint32_t flags);
+	void *arg;
+	struct kvmem_batch batches[KM_BATCHES];
+	unsigned int batch_turn;
+	struct kvmem_batch *batch; /* that is out; NULL: none */
+	struct kvmem_run runs[KM_BATCH_RUNS];
 	struct km_reaper reaper;
 	struct km_dirty_counters stats;
-	char reason[256];
+	char reason[512];
 };
 
 static inline void km_count_shared(_Atomic uint64_t *counter, uint64_t n)
@@ -112,31 +143,71 @@ static inline void km_count_shared(_Atomic uint64_t *counter, uint64_t n)
 	atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
 }
 
+/* regions.c; vm->lock held, for writing where something is made or freed. */
+
 /* A pointer more in a growing array: make room for it first, then add it without a chance to fail.
  */
 int km_dirty_room(void *array, size_t count, size_t *room);
-
-/* dirty.c; vm->lock held for writing. */
 int km_dirty_region_get(struct kvmem_dirty *d, struct kvmem_region *region,
 			struct km_dirty_region **ret);
 struct km_dirty_region *km_dirty_region_find(const struct kvmem_dirty *d,
 					     const struct kvmem_region *region);
+void km_dirty_region_free(struct kvmem_dirty *d, const struct kvmem_region *region);
+void km_dirty_regions_free(struct kvmem_dirty *d);
 
-/* dirty_vcpu.c */
-int km_dirty_rings_probe(struct kvmem_dirty *d, uint32_t entries, uint32_t mode);
+/* All of a slot's pages are to be reported. */
+void km_dirty_slot_whole(struct km_dirty_slot *s);
+
+/* log.c */
+int km_dirty_log_enable(struct kvmem_dirty *d);
+void km_dirty_log_disable(struct kvmem_dirty *d);
+int km_dirty_log_settle(struct kvmem_dirty *d);
+int km_dirty_log_fetch(struct kvmem_dirty *d);
+int km_dirty_log_clear(struct kvmem_dirty *d);
+
+/* protect.c: false when there is no safe way now. Pages of KVM's size. */
+bool km_dirty_protect(struct kvmem_dirty *d, struct kvmem_region *region, uint64_t first,
+		      uint64_t count);
+void km_dirty_protect_end(struct kvmem_dirty *d);
+
+/* doubt.c; vm->lock held, and mark_lock for writing where nothing else is said. */
+void km_doubt_run(struct kvmem_dirty *d, const struct km_ring_run *run);
+void km_doubt_all(struct kvmem_dirty *d);
+uint64_t km_doubt_pages(const struct kvmem_dirty *d);
+/* In a harvest, with what the rings held in `batch`: takes mark_lock itself. */
+void km_doubt_report(struct kvmem_dirty *d, bool batch_was_empty);
+/* A slot or region goes: its pages are pending, for the last time. */
+void km_doubt_slot_gone(struct kvmem_dirty *d, uint32_t slot);
+void km_doubt_forget(struct kvmem_dirty *d, const struct km_dirty_region *dr);
+
+/* reset.c; vm->lock held. */
+uint32_t km_dirty_take(struct kvmem_dirty *d, struct km_dirty_vcpu *v, bool shared);
 uint64_t km_dirty_take_all(struct kvmem_dirty *d, bool shared);
+/* With `always` the kernel is called even where nothing of ours is marked. */
+int km_dirty_reset(struct kvmem_dirty *d, bool always);
+bool km_dirty_unreset(struct kvmem_dirty *d, uint32_t slot);
+
+/* repair.c; without a lock held. Pages reported again, or -errno. */
+int64_t km_dirty_repair(struct kvmem_dirty *d);
+
+/* vcpus.c; vm->lock held. */
+struct km_dirty_vcpu *km_dirty_vcpu_find(const struct kvmem_dirty *d, int fd);
 void km_dirty_vcpus_free(struct kvmem_dirty *d);
+
+/* reaper.c */
 int km_dirty_reaper_start(struct kvmem_dirty *d);
 void km_dirty_reaper_stop(struct kvmem_dirty *d);
 
-/* dirty_reset.c; reset with vm->lock held, repair without. */
-int km_dirty_reset(struct kvmem_dirty *d);
-int64_t km_dirty_repair(struct kvmem_dirty *d);
+/* slots.c; vm->lock held for writing. */
+extern const struct km_slot_hooks km_dirty_hooks;
+int km_dirty_slots_follow(struct kvmem_dirty *d);
+void km_dirty_slots_forget(struct kvmem_dirty *d);
 
-/* dirty_log.c */
-int km_dirty_log_enable(struct kvmem_dirty *d);
-void km_dirty_log_disable(struct kvmem_dirty *d);
-int km_dirty_log_fetch(struct kvmem_dirty *d);
-int km_dirty_log_clear(struct kvmem_dirty *d);
+/* choose.c; vm->lock held for writing. */
+struct km_dirty_wish {
+	uint32_t mode, entries;
+	bool whole_vm; /* leave to turn on for all slots what AUTO would like */
+};
+int km_dirty_choose(struct kvmem_dirty *d, const struct km_dirty_wish *wish);
 
 #endif

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
-/* Resets, and what to do when one comes short. */
+/* Emptying the rings into the maps, and having the kernel reset what was taken. */
 #include "dirty/dirty_internal.h"
 
 #include <errno.h>
@@ -7,16 +7,55 @@
 
 #include "base/uapi/kvm.h"
 
-/* A reset that was cut short is taken up again this often before its rest is left to the next one.
- */
-#define RESET_TRIES 4
+/* Calls in a row that reset nothing, before the rest is left to the next reset. */
+#define IDLE_CALLS 200
 
-/*
- * A pending signal, even one of the freezer or a debugger, ends the kernel's reset loop after it
- * has counted the last run of pages and before it has protected them (seen on 6.18 and 7.2). All
- * signals are blocked here; what can still interrupt shows as fewer entries reset than were marked.
- */
-static int64_t reset_once(struct kvmem_dirty *d)
+/* Under mark_lock: no reset is under way, and one that follows finds the entries behind head. */
+uint32_t km_dirty_take(struct kvmem_dirty *d, struct km_dirty_vcpu *v, bool shared)
+{
+	uint32_t n;
+
+	if (!v->ring.entries)
+		return 0;
+	pthread_mutex_lock(&v->lock);
+	pthread_rwlock_rdlock(&d->mark_lock);
+	n = km_ring_take(&v->ring, &d->table, shared);
+	pthread_rwlock_unlock(&d->mark_lock);
+	pthread_mutex_unlock(&v->lock);
+	if (n) {
+		km_count_shared(&v->pages, n);
+		km_count_shared(&d->stats.pages, n);
+	}
+	return n;
+}
+
+uint64_t km_dirty_take_all(struct kvmem_dirty *d, bool shared)
+{
+	uint64_t n = 0;
+
+	for (size_t i = 0; i < d->vcpu_count; i++)
+		n += km_dirty_take(d, d->vcpus[i], shared);
+	return n;
+}
+
+static bool anything_marked(const struct kvmem_dirty *d)
+{
+	for (size_t i = 0; i < d->vcpu_count; i++)
+		if (d->vcpus[i]->ring.tail != d->vcpus[i]->ring.head)
+			return true;
+	return false;
+}
+
+bool km_dirty_unreset(struct kvmem_dirty *d, uint32_t slot)
+{
+	for (size_t i = 0; i < d->vcpu_count; i++)
+		if (km_ring_holds(&d->vcpus[i]->ring, slot))
+			return true;
+	return false;
+}
+
+/* Blocking signals spares the kernel most interruptions; doubt.c sees to the others. */
+static int64_t call_kernel(struct kvmem_dirty *d)
 {
 	uint64_t start = km_sys_now_ns();
 	sigset_t old;
@@ -30,92 +69,65 @@ static int64_t reset_once(struct kvmem_dirty *d)
 	return r;
 }
 
-/* Any slot that had an entry marked since the last complete reset may have unprotected pages now.
- */
-static void suspect_slots(struct kvmem_dirty *d)
+static void look_before(struct kvmem_dirty *d)
 {
-	for (size_t i = 0; i < d->slot_count; i++)
-		if (d->slots[i]->ring.epoch == d->table.epoch)
-			d->slots[i]->suspect = true;
-	atomic_store(&d->suspects, true);
-	km_count_shared(&d->stats.short_resets, 1);
+	for (size_t i = 0; i < d->vcpu_count; i++) {
+		struct km_dirty_vcpu *v = d->vcpus[i];
+
+		if (v->ring.entries)
+			v->last = km_ring_last_run(&v->ring, v->ring.head);
+	}
 }
 
-static int reset_marked(struct kvmem_dirty *d)
+/* True when some ring has moved on. */
+static bool look_after(struct kvmem_dirty *d)
 {
-	for (int i = 0; i < RESET_TRIES; i++) {
-		uint64_t marked = atomic_load(&d->marked);
-		int64_t r;
+	struct km_ring_run run;
+	bool any = false, overwritten;
 
-		if (!marked)
-			break;
-		r = reset_once(d);
+	for (size_t i = 0; i < d->vcpu_count; i++) {
+		struct km_dirty_vcpu *v = d->vcpus[i];
+
+		if (!v->ring.entries || !km_ring_reset_done(&v->ring, &v->last, &run, &overwritten))
+			continue;
+		any = true;
+		km_doubt_run(d, &run);
+		if (overwritten)
+			km_doubt_all(d);
+	}
+	return any;
+}
+
+static int reset_marked(struct kvmem_dirty *d, bool always)
+{
+	unsigned int idle = 0;
+
+	while ((always || anything_marked(d)) && idle < IDLE_CALLS) {
+		int64_t r;
+		bool moved;
+
+		look_before(d);
+		r = call_kernel(d);
+		moved = look_after(d);
 		if (r < 0)
 			return km_fail(EIO,
-				       "KVM_RESET_DIRTY_RINGS of %" PRIu64
-				       " entries failed with error %d: "
-				       "the pages are still the batch's, try again",
-				       marked, (int)-r);
-		if ((uint64_t)r < marked)
-			suspect_slots(d);
-		atomic_store(&d->marked, (uint64_t)r < marked ? marked - (uint64_t)r : 0);
-		if (!r)
-			break;
+				       "KVM_RESET_DIRTY_RINGS failed with error %d: the pages are "
+				       "still the batch's, try again",
+				       (int)-r);
+		if (anything_marked(d))
+			km_count_shared(&d->stats.short_resets, 1);
+		idle = moved ? 0 : idle + 1;
+		always = false;
 	}
-	if (!atomic_load(&d->marked))
-		d->table.epoch++;
 	return 0;
 }
 
-int km_dirty_reset(struct kvmem_dirty *d)
+int km_dirty_reset(struct kvmem_dirty *d, bool always)
 {
 	int r;
 
 	pthread_rwlock_wrlock(&d->mark_lock);
-	r = reset_marked(d);
+	r = reset_marked(d, always);
 	pthread_rwlock_unlock(&d->mark_lock);
 	return r;
-}
-
-/*
- * Logging off and on again protects every page of the slot. What is written in between is not
- * logged, so the whole slot is reported again.
- */
-static int64_t repair_slot(struct kvmem_dirty *d, struct km_dirty_slot *s)
-{
-	struct km_slot *slot = km_slot_find(d->vm, s->id);
-	int r = km_slot_set(d->vm, slot, false);
-
-	if (!r) {
-		slot->logged = false;
-		r = km_slot_set(d->vm, slot, true);
-	}
-	if (r)
-		return km_fail(EIO,
-			       "slot %" PRIu32
-			       " could not be protected again after a short reset, error %d: "
-			       "try again",
-			       s->id, -r);
-	slot->logged = true;
-	s->suspect = false;
-	km_dmap_set_range_shared(&s->dr->pending, s->ring.first, s->ring.pages);
-	km_count_shared(&d->stats.pages_kept, s->ring.pages);
-	return (int64_t)s->ring.pages;
-}
-
-int64_t km_dirty_repair(struct kvmem_dirty *d)
-{
-	int64_t pages = 0, r = 0;
-
-	if (!atomic_load(&d->suspects))
-		return 0;
-	pthread_rwlock_wrlock(&d->vm->lock);
-	for (size_t i = 0; i < d->slot_count && r >= 0; i++) {
-		r = d->slots[i]->suspect ? repair_slot(d, d->slots[i]) : 0;
-		pages += r;
-	}
-	if (r >= 0)
-		atomic_store(&d->suspects, false);
-	pthread_rwlock_unlock(&d->vm->lock);
-	return r < 0 ? r : pages;
 }

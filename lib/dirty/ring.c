@@ -20,7 +20,8 @@ struct cursor {
 	uint64_t want; /* what flags_slot of the slot's next entry reads */
 	uint64_t word;
 	uint64_t bits;
-	uint64_t strays; /* entries that belong to no page of ours */
+	bool foreign;  /* the library has not set the slot */
+	uint64_t strays, foreigners;
 };
 
 static inline void flush(struct cursor *c, bool shared)
@@ -34,29 +35,41 @@ static inline void flush(struct cursor *c, bool shared)
 	c->bits = 0;
 }
 
-static struct km_ring_slot *find_slot(const struct km_ring_slots *slots, uint32_t id)
+static struct km_slot *find_slot(const struct km_ring_slots *slots, uint32_t id)
 {
-	if (id >> 16 >= 2 || (id & 0xffff) >= slots->ids)
+	if (id >> 16 >= KM_SLOT_SPACES || (id & 0xffff) >= slots->ids || !slots->by_id[id >> 16])
 		return NULL;
 	return slots->by_id[id >> 16][id & 0xffff];
 }
 
-/* Entries of a slot we do not know get no pages, and so fail the bounds check one by one. */
+/* Entries of a slot we do not follow get no pages, and so fail the bounds check one by one. */
 static void switch_slot(struct cursor *c, struct km_ring_slots *slots, uint64_t flags_slot,
 			bool shared)
 {
-	struct km_ring_slot *s = find_slot(slots, (uint32_t)(flags_slot >> 32));
+	struct km_slot *slot = find_slot(slots, (uint32_t)(flags_slot >> 32));
+	struct km_ring_slot *s = slot ? slot->tracked : NULL;
 
 	flush(c, shared);
 	c->want = flags_slot;
+	c->foreign = !slot;
 	c->pages = 0;
 	if (!s)
 		return;
 	c->map = shared ? s->shared : s->own;
 	c->first = s->first;
 	c->pages = s->pages;
-	if (__atomic_load_n(&s->epoch, __ATOMIC_RELAXED) != slots->epoch)
-		__atomic_store_n(&s->epoch, slots->epoch, __ATOMIC_RELAXED);
+}
+
+/* No page of a slot that we follow. */
+static void pass_on(struct cursor *c, struct km_ring_slots *slots, uint64_t offset)
+{
+	if (!c->foreign) {
+		c->strays++;
+		return;
+	}
+	c->foreigners++;
+	if (slots->foreign)
+		slots->foreign(slots->arg, (uint32_t)(c->want >> 32), offset);
 }
 
 /*
@@ -164,7 +177,7 @@ static inline bool take_one(struct cursor *c, struct km_ring_entry *e, struct km
 	offset = load_offset(e);
 	mark(e);
 	if (offset >= c->pages) {
-		c->strays++;
+		pass_on(c, slots, offset);
 		return true;
 	}
 	page = c->first + offset;
@@ -223,6 +236,9 @@ static uint32_t take(struct km_ring *ring, struct km_ring_slots *slots, enum how
 	ring->head += done;
 	if (c.strays)
 		atomic_fetch_add_explicit(&slots->strays, c.strays, memory_order_relaxed);
+	if (c.foreigners)
+		atomic_fetch_add_explicit(&slots->foreign_entries, c.foreigners,
+					  memory_order_relaxed);
 	return done;
 }
 
@@ -239,7 +255,7 @@ static bool find_head(struct km_ring *ring)
 	for (uint32_t i = 0; i <= ring->mask; i++) {
 		if (!is_dirty(ring, i) || is_dirty(ring, i - 1))
 			continue;
-		ring->head = i;
+		ring->head = ring->tail = i;
 		ring->lost_head = false;
 		return true;
 	}
@@ -258,4 +274,115 @@ uint32_t km_ring_take(struct km_ring *ring, struct km_ring_slots *slots, bool sh
 	if (shared)
 		return take(ring, slots, SHARED);
 	return take(ring, slots, has_few(ring) ? OWN_FEW : OWN);
+}
+
+/* ---- after a reset ---- */
+
+static uint32_t slot_of(uint64_t flags_slot)
+{
+	return (uint32_t)(flags_slot >> 32);
+}
+
+static bool is_marked(const struct km_ring *ring, uint32_t i)
+{
+	return (uint32_t)__atomic_load_n(&ring->entries[i & ring->mask].flags_slot,
+					 __ATOMIC_ACQUIRE) == KM_RING_RESET;
+}
+
+/* Adds the page to the run, if it still fits into 64 pages. */
+static bool extend(struct km_ring_run *run, uint32_t slot, uint64_t page)
+{
+	uint64_t shift;
+
+	if (!run->mask) {
+		*run = (struct km_ring_run){ slot, page, 1 };
+		return true;
+	}
+	if (slot != run->slot)
+		return false;
+	if (page >= run->first) {
+		if (page - run->first >= 64)
+			return false;
+		run->mask |= 1ull << (page - run->first);
+		return true;
+	}
+	shift = run->first - page;
+	if (shift >= 64 || run->mask << shift >> shift != run->mask)
+		return false;
+	run->first = page;
+	run->mask = run->mask << shift | 1;
+	return true;
+}
+
+/* False when an entry of it has been overwritten, or the one behind, so that it may be next. */
+static bool read_run(const struct km_ring *ring, uint32_t end, struct km_ring_run *run)
+{
+	*run = (struct km_ring_run){ 0 };
+	for (uint32_t i = end; i != ring->tail; i--) {
+		const struct km_ring_entry *e = &ring->entries[(i - 1) & ring->mask];
+		uint32_t slot = slot_of(load_flags(e));
+		uint64_t page = load_offset(e);
+
+		__atomic_thread_fence(__ATOMIC_ACQUIRE);
+		if (is_dirty(ring, i - 1) || is_dirty(ring, i - 2))
+			return false;
+		if (!extend(run, slot, page))
+			break;
+	}
+	return true;
+}
+
+struct km_ring_run km_ring_last_run(const struct km_ring *ring, uint32_t end)
+{
+	struct km_ring_run run = { 0 };
+
+	for (uint32_t i = end; i != ring->tail; i--) {
+		const struct km_ring_entry *e = &ring->entries[(i - 1) & ring->mask];
+
+		if (!extend(&run, slot_of(load_flags(e)), load_offset(e)))
+			break;
+	}
+	return run;
+}
+
+/* Marked entries come after those that are not marked any more. */
+static uint32_t find_tail(const struct km_ring *ring)
+{
+	uint32_t lo = ring->tail, hi = ring->head;
+
+	if (lo == hi || !is_marked(ring, hi - 1))
+		return hi;
+	while (lo != hi) {
+		uint32_t mid = lo + (hi - lo) / 2;
+
+		if (is_marked(ring, mid))
+			hi = mid;
+		else
+			lo = mid + 1;
+	}
+	return lo;
+}
+
+bool km_ring_reset_done(struct km_ring *ring, const struct km_ring_run *before,
+			struct km_ring_run *ret_run, bool *ret_overwritten)
+{
+	uint32_t tail = find_tail(ring);
+	bool moved = tail != ring->tail;
+
+	*ret_run = (struct km_ring_run){ 0 };
+	*ret_overwritten = false;
+	if (moved && tail == ring->head)
+		*ret_run = *before;
+	else if (moved)
+		*ret_overwritten = !read_run(ring, tail, ret_run);
+	ring->tail = tail;
+	return moved;
+}
+
+bool km_ring_holds(const struct km_ring *ring, uint32_t slot)
+{
+	for (uint32_t i = ring->tail; i != ring->head; i++)
+		if (slot_of(load_flags(&ring->entries[i & ring->mask])) == slot)
+			return true;
+	return false;
 }

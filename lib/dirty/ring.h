@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "dirty/bitmap.h"
+#include "vm/vm.h"
 
 /*
  * The kernel's ring of one vCPU, read from user space. The kernel pushes {DIRTY, slot, offset}; we
@@ -22,28 +23,34 @@ struct km_ring_entry {
 	uint64_t offset;     /* page in the slot */
 };
 
+/*
+ * Entries [tail, head) have been marked and are not known to be reset; the kernel resets them in
+ * this order. Both are free-running.
+ */
 struct km_ring {
 	struct km_ring_entry *entries;
-	uint32_t mask;	/* entries - 1 */
-	uint32_t head;	/* the next entry to read; free-running */
+	uint32_t mask; /* entries - 1 */
+	uint32_t head; /* the next entry to read */
+	uint32_t tail;
 	bool lost_head; /* the ring was in use before us: find where it stands */
 };
 
-/* Where the pages of a slot go: a window of a region's map. */
+/* Where the pages of a slot go: a window of a region's map. km_slot.tracked points to one. */
 struct km_ring_slot {
 	struct km_dmap *own;	/* the harvesting thread's map */
 	struct km_dmap *shared; /* everyone's */
 	uint64_t first;		/* page of the map that is page 0 of the slot */
 	uint64_t pages;
-	uint64_t epoch; /* of the last harvest that saw the slot */
 };
 
-/* Slots by address space (2) and id. */
+/* The slots of a VM, and who takes the entries of slots that the library has not set. */
 struct km_ring_slots {
-	struct km_ring_slot **by_id[2];
-	uint32_t ids;
-	uint64_t epoch;		 /* written into each slot that a harvest sees */
-	_Atomic uint64_t strays; /* entries of slots that are not ours */
+	struct km_slot **const *by_id; /* [address space][number]: kvmem_vm.by_id */
+	uint32_t ids;		       /* numbers of an address space */
+	void (*foreign)(void *arg, uint32_t slot, uint64_t page); /* NULL: nobody */
+	void *arg;
+	_Atomic uint64_t foreign_entries;
+	_Atomic uint64_t strays; /* entries of our slots that are none of their pages */
 };
 
 /*
@@ -51,5 +58,32 @@ struct km_ring_slots {
  * reset. Returns how many entries were marked. The caller holds the ring's lock.
  */
 uint32_t km_ring_take(struct km_ring *ring, struct km_ring_slots *slots, bool shared);
+
+/* ---- after a reset ---- */
+
+/* Pages first + i of a slot, for each bit i of mask. An empty mask: no run. */
+struct km_ring_run {
+	uint32_t slot;
+	uint64_t first;
+	uint64_t mask;
+};
+
+/*
+ * The entries before `end`, as far back as the kernel may have joined them to one run of 64 pages
+ * that it protects at once: those of one slot within 64 pages. None when end is the tail.
+ */
+struct km_ring_run km_ring_last_run(const struct km_ring *ring, uint32_t end);
+
+/*
+ * Where the kernel's reset stands: moves the tail there and returns true when it moved. Nobody
+ * marks entries meanwhile. *ret_run is the run that was reset last, of which the kernel may have
+ * left the pages unprotected; `before` is km_ring_last_run(ring, ring->head) as it was before the
+ * reset. *ret_overwritten: it cannot be told any more, the vCPU has gone once around the ring.
+ */
+bool km_ring_reset_done(struct km_ring *ring, const struct km_ring_run *before,
+			struct km_ring_run *ret_run, bool *ret_overwritten);
+
+/* Some entry of the slot is marked and not reset yet. */
+bool km_ring_holds(const struct km_ring *ring, uint32_t slot);
 
 #endif

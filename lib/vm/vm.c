@@ -29,7 +29,14 @@ static int opts_check(struct kvmem_vm_opts *o, const struct kvmem_vm_opts *opts)
 	int r = km_opts_copy(o, sizeof(*o), sizeof(*o), opts, "kvmem_vm_opts");
 
 	if (!r)
-		r = km_flags_check(o->flags, KVMEM_VM_KVM_FD, "kvmem_vm_opts.flags");
+		r = km_flags_check(o->flags, KVMEM_VM_KVM_FD | KVMEM_VM_MANUAL_PROTECT,
+				   "kvmem_vm_opts.flags");
+	if (!r && o->ring_entries & (o->ring_entries - 1))
+		r = km_fail(EINVAL, "kvmem_vm_opts.ring_entries %" PRIu32 " is not a power of two",
+			    o->ring_entries);
+	if (!r && o->manual_protect && !(o->flags & KVMEM_VM_MANUAL_PROTECT))
+		r = km_fail(EINVAL,
+			    "kvmem_vm_opts.manual_protect is given without KVMEM_VM_MANUAL_PROTECT");
 	if (!r && o->flags & KVMEM_VM_KVM_FD &&
 	    km_sys_ioctl_val(o->kvm_fd, KVM_GET_API_VERSION, 0) != KVM_API_VERSION)
 		r = km_fail(EBADF, "kvmem_vm_opts.kvm_fd %d is not open, or not /dev/kvm",
@@ -55,7 +62,7 @@ static void init_lock(pthread_rwlock_t *lock)
 }
 
 /* Takes over vm_fd when it succeeds. kvm_fd may be -1. */
-static int vm_new(int kvm_fd, int vm_fd, int64_t slots, const struct kvmem_vm_opts *o,
+static int vm_new(int kvm_fd, int vm_fd, bool adopted, int64_t slots, const struct kvmem_vm_opts *o,
 		  struct kvmem_vm **ret_vm)
 {
 	struct kvmem_vm *vm;
@@ -73,6 +80,10 @@ static int vm_new(int kvm_fd, int vm_fd, int64_t slots, const struct kvmem_vm_op
 	vm->type = o->type;
 	vm->first_slot = o->first_slot;
 	vm->max_slots = (uint32_t)slots;
+	vm->adopted = adopted;
+	vm->manual_known = !adopted || o->flags & KVMEM_VM_MANUAL_PROTECT;
+	vm->manual = o->manual_protect;
+	vm->ring_entries = o->ring_entries;
 	r = km_caps_create(kvm_fd, vm_fd, o->type, &vm->caps);
 	if (r) {
 		km_sys_free(vm);
@@ -103,7 +114,7 @@ int kvmem_vm_create(const struct kvmem_vm_opts *opts, struct kvmem_vm **ret_vm)
 	} else {
 		int64_t slots = km_vm_slots((int)vm_fd, "kvmem_vm_create: the new VM");
 
-		r = slots < 0 ? (int)slots : vm_new(kvm, (int)vm_fd, slots, &o, ret_vm);
+		r = slots < 0 ? (int)slots : vm_new(kvm, (int)vm_fd, false, slots, &o, ret_vm);
 		if (r)
 			km_sys_close((int)vm_fd);
 	}
@@ -129,7 +140,7 @@ int kvmem_vm_adopt(int vm_fd, const struct kvmem_vm_opts *opts, struct kvmem_vm 
 	fd = km_sys_dup(vm_fd);
 	if (fd < 0)
 		return km_fail((int)-fd, "kvmem_vm_adopt: duplicate of %d: %m", vm_fd);
-	r = vm_new(o.flags & KVMEM_VM_KVM_FD ? o.kvm_fd : -1, (int)fd, slots, &o, ret_vm);
+	r = vm_new(o.flags & KVMEM_VM_KVM_FD ? o.kvm_fd : -1, (int)fd, true, slots, &o, ret_vm);
 	if (r)
 		km_sys_close((int)fd);
 	return r;

@@ -68,6 +68,9 @@ struct kvmem_vm {
 	uint64_t type;
 	uint32_t first_slot;
 	uint32_t max_slots;
+	bool adopted;
+	bool manual_known; /* `manual` is what KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 is set to */
+	uint64_t manual;
 	struct kvmem_caps *caps;
 	pthread_rwlock_t lock;	/* slots and hooks; prefers writers: never taken twice */
 	struct km_slot **slots; /* sorted by id */

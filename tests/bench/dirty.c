@@ -120,8 +120,9 @@ static double by_entry(void *arg)
 static double by_reader(void *arg)
 {
 	struct km_ring_slot slot = { .own = &map, .shared = &map, .pages = GUEST_PAGES };
-	struct km_ring_slot *table[SLOT + 1] = { NULL, &slot };
-	struct km_ring_slots slots = { .by_id = { table, table }, .ids = SLOT + 1, .epoch = 1 };
+	struct km_slot record = { .tracked = &slot };
+	struct km_slot *table[SLOT + 1] = { NULL, &record }, **by_id[] = { table, table };
+	struct km_ring_slots slots = { .by_id = by_id, .ids = SLOT + 1 };
 	uint64_t n = 0;
 	double start;
 

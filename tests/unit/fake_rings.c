@@ -5,7 +5,10 @@
 #include <check.h>
 #include <errno.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
+
+#include "base/uapi/userfaultfd.h"
 #include <unistd.h>
 
 struct fake_kvm fk;
@@ -17,14 +20,20 @@ static uint32_t entries_of(const struct kvm_enable_cap *cap)
 	return (uint32_t)(cap->args[0] / sizeof(struct kvm_dirty_gfn));
 }
 
+#define UFFD 900
+#define MEMFD 800
+
 static int64_t enable_cap(int fd, const struct kvm_enable_cap *cap)
 {
-	if (fd == SCRATCH_FD)
-		return -fk.scratch_errno;
 	if (cap->cap == KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) {
 		fk.enabled = *cap;
+		fk.manual_now = cap->args[0];
 		return 0;
 	}
+	if (fk.pml && entries_of(cap) < 576)
+		return -EINVAL;
+	if (fd == SCRATCH_FD)
+		return -fk.scratch_errno;
 	fk.enabled = *cap;
 	fk.enables++;
 	if (fk.enable_errno)
@@ -32,6 +41,15 @@ static int64_t enable_cap(int fd, const struct kvm_enable_cap *cap)
 	fk.rings_on = true;
 	fk.entries = entries_of(cap);
 	return 0;
+}
+
+/* Logging begins: all pages are protected, but for INITIALLY_SET. */
+static void begin_log(struct fk_slot *s)
+{
+	bool set = fk.manual_now & KVM_DIRTY_LOG_INITIALLY_SET;
+
+	memset(s->open, set, sizeof(s->open));
+	memset(s->log, set ? 0xff : 0, sizeof(s->log));
 }
 
 static int64_t set_slot(const struct kvm_userspace_memory_region *m)
@@ -46,23 +64,20 @@ static int64_t set_slot(const struct kvm_userspace_memory_region *m)
 		memset(s, 0, sizeof(*s));
 		return 0;
 	}
+	if (s->pages && (s->pages != m->memory_size / 4096 || s->hva != m->userspace_addr))
+		return -EINVAL;
 	s->pages = m->memory_size / 4096;
 	s->gpa = m->guest_phys_addr;
-	if (on && !(s->flags & KVM_MEM_LOG_DIRTY_PAGES)) {
-		memset(s->open, 0, sizeof(s->open));
-		memset(s->log, 0, sizeof(s->log));
-		if (!fk.rings_on && fk.enabled.cap == KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 &&
-		    fk.enabled.args[0] & KVM_DIRTY_LOG_INITIALLY_SET)
-			memset(s->log, 0xff, sizeof(s->log));
-	}
+	s->hva = m->userspace_addr;
+	if (on && !(s->flags & KVM_MEM_LOG_DIRTY_PAGES))
+		begin_log(s);
 	s->flags = m->flags;
 	return 0;
 }
 
 static bool manual_on(void)
 {
-	return fk.enabled.cap == KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 &&
-	       fk.enabled.args[0] & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE;
+	return fk.manual_now & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE;
 }
 
 static int64_t get_log(const struct kvm_dirty_log *log)
@@ -91,7 +106,7 @@ static int64_t clear_log(const struct kvm_clear_dirty_log *c)
 	const uint64_t *bits = c->dirty_bitmap;
 
 	fk.clear[fk.clears++ % FK_CALLS] = *c;
-	if (fk.clears == fk.fail_clear_at || !manual_on())
+	if (fk.clears == fk.fail_clear_at)
 		return -fk.clear_errno;
 	if (c->first_page % 64 || (c->num_pages % 64 && c->first_page + c->num_pages != s->pages))
 		return -EINVAL;
@@ -103,23 +118,85 @@ static int64_t clear_log(const struct kvm_clear_dirty_log *c)
 	return 0;
 }
 
-static bool reset_entry(struct fk_vcpu *v, bool protect)
-{
-	struct kvm_dirty_gfn *e = &v->ring[v->reset % fk.entries];
+/* ---- resets ---- */
 
-	if (__atomic_load_n(&e->flags, __ATOMIC_ACQUIRE) != KVM_DIRTY_GFN_F_RESET)
+struct join {
+	uint32_t slot;
+	uint64_t offset, mask;
+};
+
+static unsigned int last_bit(uint64_t mask)
+{
+	return 63 - (unsigned int)__builtin_clzll(mask);
+}
+
+static void protect(const struct join *j)
+{
+	struct fk_slot *s = &fk.slots[j->slot];
+
+	if (j->slot >= FK_SLOTS || j->offset + last_bit(j->mask) >= s->pages) {
+		fk.dropped++;
+		return;
+	}
+	for (unsigned int i = 0; i < 64; i++)
+		if (j->mask >> i & 1)
+			s->open[j->offset + i] = false;
+}
+
+static bool joined(struct join *j, uint32_t slot, uint64_t offset)
+{
+	int64_t delta = (int64_t)(offset - j->offset);
+
+	if (slot != j->slot)
 		return false;
-	if (e->slot < FK_SLOTS && e->offset < FK_SLOT_PAGES && protect)
-		fk.slots[e->slot].open[e->offset] = false;
-	__atomic_store_n(&e->flags, 0, __ATOMIC_RELAXED);
-	v->reset++;
+	if (delta >= 0 && delta < 64) {
+		j->mask |= 1ull << delta;
+		return true;
+	}
+	if (delta >= 0 || delta <= -64 || j->mask << -delta >> -delta != j->mask)
+		return false;
+	j->offset = offset;
+	j->mask = j->mask << -delta | 1;
 	return true;
+}
+
+static bool interrupted(uint32_t n)
+{
+	if (!fk.interrupt_times || n < fk.interrupt_after)
+		return false;
+	fk.interrupt_times--;
+	return true;
+}
+
+/* False when it was interrupted. */
+static bool reset_ring(struct fk_vcpu *v, uint32_t *n)
+{
+	struct join j = { 0 };
+
+	while (!interrupted(*n)) {
+		struct kvm_dirty_gfn *e = &v->ring[v->reset % fk.entries];
+
+		if (__atomic_load_n(&e->flags, __ATOMIC_ACQUIRE) != KVM_DIRTY_GFN_F_RESET) {
+			if (j.mask)
+				protect(&j);
+			return true;
+		}
+		__atomic_store_n(&e->flags, 0, __ATOMIC_RELAXED);
+		v->reset++;
+		++*n;
+		if (j.mask && joined(&j, e->slot, e->offset))
+			continue;
+		if (j.mask)
+			protect(&j);
+		j = (struct join){ e->slot, e->offset, 1 };
+	}
+	return false;
 }
 
 static int64_t reset_rings(void)
 {
-	uint32_t n = 0, stop = UINT32_MAX;
 	sigset_t blocked;
+	uint32_t n = 0;
 
 	pthread_sigmask(SIG_SETMASK, NULL, &blocked);
 	if (!sigismember(&blocked, SIGUSR1) || !sigismember(&blocked, SIGALRM))
@@ -127,15 +204,55 @@ static int64_t reset_rings(void)
 	fk.resets++;
 	if (fk.reset_errno)
 		return -fk.reset_errno;
-	if (fk.short_times) {
-		fk.short_times--;
-		stop = fk.short_after;
-	}
 	for (size_t i = 0; i < FK_VCPUS; i++)
-		while (fk.vcpus[i].ring && n < stop &&
-		       reset_entry(&fk.vcpus[i], n + fk.short_lost < stop))
-			n++;
+		if (fk.vcpus[i].ring && !reset_ring(&fk.vcpus[i], &n))
+			break;
 	return n;
+}
+
+/* ---- what the host does to its mapping, KVM follows ---- */
+
+static unsigned int close_range_of(uint64_t from, uint64_t bytes)
+{
+	unsigned int pages = 0;
+
+	for (size_t i = 0; i < FK_SLOTS; i++)
+		for (uint64_t p = 0; p < fk.slots[i].pages; p++) {
+			uint64_t at = fk.slots[i].hva + p * 4096;
+
+			if (at < from || at >= from + bytes)
+				continue;
+			fk.slots[i].open[p] = false;
+			pages++;
+		}
+	return pages;
+}
+
+static int64_t fake_madvise(void *addr, size_t len, int advice)
+{
+	if (advice != MADV_DONTNEED || (uintptr_t)addr < FK_RAM_A ||
+	    (uintptr_t)addr >= FK_RAM_B + (FK_SLOT_PAGES << 12))
+		return km_real_madvise(addr, len, advice);
+	fk.zaps++;
+	close_range_of((uintptr_t)addr, len);
+	return 0;
+}
+
+static int64_t fake_userfaultfd(int flags)
+{
+	(void)flags;
+	return fk.uffd_errno ? -fk.uffd_errno : UFFD;
+}
+
+static int64_t uffd_ioctl(unsigned long request, const void *arg)
+{
+	const struct uffdio_writeprotect *wp = arg;
+
+	if (request != UFFDIO_WRITEPROTECT)
+		return 0;
+	fk.wps++;
+	close_range_of(wp->range.start, wp->range.len);
+	return 0;
 }
 
 static int64_t fake_ioctl(int fd, unsigned long request, void *arg)
@@ -143,6 +260,8 @@ static int64_t fake_ioctl(int fd, unsigned long request, void *arg)
 	if (request == TCGETS)
 		return fd >= FK_VCPU_FD && fd < FK_FILE_FD ? -EINVAL :
 		       fd < 0 ? -EBADF : -ENOTTY;
+	if (fd == UFFD)
+		return uffd_ioctl(request, arg);
 	if (fd != FK_VM_FD && fd != SCRATCH_FD)
 		return -EBADF;
 	switch (request) {
@@ -202,7 +321,7 @@ static int64_t fake_mmap(size_t len, int prot, int flags, int fd, uint64_t off, 
 	return km_real_mmap(len, prot, flags, v->memfd, 0, ret);
 }
 
-static void region_init(struct kvmem_region *r, uint64_t pages)
+static void region_init(struct kvmem_region *r, uint64_t pages, uintptr_t base)
 {
 	memset(r, 0, sizeof(*r));
 	r->vm = &fk.vm;
@@ -211,8 +330,9 @@ static void region_init(struct kvmem_region *r, uint64_t pages)
 	r->plan.page_size = 4096;
 	r->page_shift = 12;
 	r->bytes = pages * 4096;
-	r->fd = -1;
-	r->base = (uint8_t *)0x10000000;
+	r->fd = MEMFD;
+	r->private_fd = -1;
+	r->base = (uint8_t *)base;
 	pthread_mutex_init(&r->lock, NULL);
 }
 
@@ -229,15 +349,18 @@ void fk_reset(void)
 	fake.ioctl = fake_ioctl;
 	fake.ioctl_val = fake_ioctl_val;
 	fake.mmap = fake_mmap;
+	fake.madvise = fake_madvise;
+	fake.userfaultfd = fake_userfaultfd;
 	fake.open = fake_open;
 	fk.acq_rel = 65536 * 16;
 	fk.manual = 3;
 	fk.vm.fd = FK_VM_FD;
 	fk.vm.max_slots = FK_SLOTS;
+	fk.vm.manual_known = true;
 	ck_assert_int_eq(km_caps_create(-1, FK_VM_FD, 0, &fk.vm.caps), 0);
 	pthread_rwlock_init(&fk.vm.lock, NULL);
-	region_init(&fk.a, FK_SLOT_PAGES);
-	region_init(&fk.b, FK_SLOT_PAGES / 2);
+	region_init(&fk.a, FK_SLOT_PAGES, FK_RAM_A);
+	region_init(&fk.b, FK_SLOT_PAGES / 2, FK_RAM_B);
 	atomic_store(&fake.calls, 0);	/* fail_at counts the test's own */
 }
 

@@ -5,6 +5,11 @@
 /*
  * What of KVM the dirty tracker sees, in memory: rings, resets, slot logs, and pages that are write
  * protected or not, so that a write the kernel would not have logged is not logged here either.
+ *
+ * A reset does as Linux 6.18 does: it joins entries of one slot number within 64 pages to a mask,
+ * protects the mask when the next entry does not belong to it, drops all of a mask whose last page
+ * lies beyond the slot that has the number now, and looks for an interruption before each entry and
+ * before the last mask, with which it leaves at once: what it has counted stays counted.
  */
 
 #include <stdbool.h>
@@ -21,11 +26,13 @@
 #define FK_SLOTS 8
 #define FK_SLOT_PAGES 1024
 #define FK_CALLS 64
+#define FK_RAM_A 0x10000000ul
+#define FK_RAM_B 0x20000000ul
 
 struct fk_slot {
 	uint32_t flags;
 	uint64_t pages;
-	uint64_t gpa;
+	uint64_t gpa, hva;
 	bool open[FK_SLOT_PAGES];	/* the guest writes it without being noticed */
 	uint64_t log[FK_SLOT_PAGES / 64];
 };
@@ -41,13 +48,17 @@ struct fake_kvm {
 	int64_t acq_rel, tso, manual;	/* what KVM_CHECK_EXTENSION says */
 	int enable_errno, scratch_errno, get_errno, clear_errno, reset_errno, slot_errno;
 	bool rings_on;
-	uint32_t short_after;		/* the next reset stops after so many entries, ... */
-	unsigned int short_times;	/* ... so often */
-	uint32_t short_lost;		/* of these, so many are counted and stay open */
+	uint32_t interrupt_after;	/* a reset is interrupted when it has counted so many, ... */
+	unsigned int interrupt_times;	/* ... so often */
+	bool pml;			/* rings need 512 entries more */
+	int uffd_errno;			/* of a userfaultfd */
 	unsigned int fail_clear_at;
 	/* seen by the test */
 	struct kvm_enable_cap enabled;
+	uint64_t manual_now;
 	unsigned int enables, resets, gets, clears, slot_sets;
+	unsigned int dropped;		/* masks that a reset dropped */
+	unsigned int zaps, wps;		/* MADV_DONTNEED, and write protections by userfaultfd, of RAM */
 	struct kvm_clear_dirty_log clear[FK_CALLS];
 	struct kvm_userspace_memory_region sets[FK_CALLS];
 	bool signals_open;		/* some signal was not blocked in a reset */

@@ -20,8 +20,9 @@
 static struct kvm_dirty_gfn gfns[ENTRIES];
 static struct km_ring ring;
 static struct km_dmap own, shared;
-static struct km_ring_slot slot1, slot_smm;
-static struct km_ring_slot *by_id[2][8];
+static struct km_ring_slot window1, window_smm;
+static struct km_slot slot1, slot_smm, untracked;
+static struct km_slot *numbers[2][8], **by_id[2];
 static struct km_ring_slots slots;
 static uint32_t pushed;
 
@@ -29,16 +30,21 @@ static void fresh(void)
 {
 	fake_reset();
 	memset(gfns, 0, sizeof(gfns));
-	memset(by_id, 0, sizeof(by_id));
+	memset(numbers, 0, sizeof(numbers));
 	pushed = 0;
 	ck_assert_int_eq(km_dmap_init(&own, MAP_PAGES), 0);
 	ck_assert_int_eq(km_dmap_init(&shared, MAP_PAGES), 0);
-	ring = (struct km_ring){ (struct km_ring_entry *)gfns, ENTRIES - 1, 0, false };
-	slot1 = (struct km_ring_slot){ &own, &shared, 1000, 5000, 0 };
-	slot_smm = (struct km_ring_slot){ &own, &shared, 50037, 300, 0 };
-	by_id[0][1] = &slot1;
-	by_id[1][7] = &slot_smm;
-	slots = (struct km_ring_slots){ { by_id[0], by_id[1] }, 8, 3, 0 };
+	ring = (struct km_ring){ (struct km_ring_entry *)gfns, ENTRIES - 1, 0, 0, false };
+	window1 = (struct km_ring_slot){ &own, &shared, 1000, 5000 };
+	window_smm = (struct km_ring_slot){ &own, &shared, 50037, 300 };
+	slot1.tracked = &window1;
+	slot_smm.tracked = &window_smm;
+	numbers[0][1] = &slot1;
+	numbers[0][4] = &untracked;
+	numbers[1][7] = &slot_smm;
+	by_id[0] = numbers[0];
+	by_id[1] = numbers[1];
+	slots = (struct km_ring_slots){ .by_id = by_id, .ids = 8 };
 }
 
 static void done(void)
@@ -98,8 +104,6 @@ TEST(pages_land_in_their_slots_window)
 	ck_assert(has(&own, 1000) && has(&own, 1001) && has(&own, 1002) && has(&own, 5999));
 	ck_assert(has(&own, 50037) && has(&own, 50336));
 	ck_assert(km_dmap_empty(&shared));
-	ck_assert_uint_eq(slot1.epoch, 3);
-	ck_assert_uint_eq(slot_smm.epoch, 3);
 	ck_assert_uint_eq(reset_all(), 6);
 	ck_assert_uint_eq(km_ring_take(&ring, &slots, false), 0);
 	done();
@@ -121,18 +125,36 @@ TEST(the_shared_way_takes_the_same)
 }
 END
 
-TEST(strangers_are_marked_counted_and_dropped)
+static unsigned int foreigners;
+static uint64_t foreign_sum;
+
+static void on_foreign(void *arg, uint32_t slot, uint64_t page)
+{
+	ck_assert_ptr_eq(arg, &foreigners);
+	foreigners++;
+	foreign_sum += slot * 1000 + page;
+}
+
+TEST(strangers_are_marked_counted_and_handed_on)
 {
 	fresh();
-	push(2, 0);		/* a slot that is not ours */
+	foreigners = 0;
+	foreign_sum = 0;
+	slots.foreign = on_foreign;
+	slots.arg = &foreigners;
+	push(2, 7);		/* a slot that is not ours */
+	push(4, 0);		/* one that is, and is not tracked */
 	push(9, 0);		/* beyond the table */
 	push(3 << 16, 0);	/* no such address space */
 	push(1, 5000);		/* beyond the slot */
 	push(1, 4);
-	ck_assert_uint_eq(km_ring_take(&ring, &slots, false), 5);
+	ck_assert_uint_eq(km_ring_take(&ring, &slots, false), 6);
 	ck_assert_uint_eq(km_dmap_count(&own), 1);
-	ck_assert_uint_eq(slots.strays, 4);
-	ck_assert_uint_eq(reset_all(), 5);
+	ck_assert_uint_eq(slots.strays, 2);
+	ck_assert_uint_eq(slots.foreign_entries, 3);
+	ck_assert_uint_eq(foreigners, 3);
+	ck_assert_uint_eq(foreign_sum, 2007 + 9000 + (3 << 16) * 1000);
+	ck_assert_uint_eq(reset_all(), 6);
 	done();
 }
 END
@@ -235,7 +257,97 @@ TEST(a_live_writer_loses_nothing)
 }
 END
 
-HARNESS_MAIN(T(layout_is_the_kernels), T(pages_land_in_their_slots_window),
-	     T(the_shared_way_takes_the_same), T(strangers_are_marked_counted_and_dropped),
+/* ---- after a reset ---- */
+
+static void expect_last(uint32_t end, uint32_t slot, uint64_t first, uint64_t mask)
+{
+	struct km_ring_run run = km_ring_last_run(&ring, end);
+
+	ck_assert_uint_eq(run.slot, slot);
+	ck_assert_uint_eq(run.first, first);
+	ck_assert_uint_eq(run.mask, mask);
+}
+
+TEST(the_last_run_is_what_the_kernel_may_have_joined)
+{
+	fresh();
+	expect_last(0, 0, 0, 0);
+	push(1, 100);
+	push(1, 163);
+	push(1, 101);
+	push(1, 164);		/* too far from 100, not from 101 */
+	push(1, 130);
+	push(1 << 16 | 7, 131);
+	km_ring_take(&ring, &slots, false);
+	expect_last(6, 1 << 16 | 7, 131, 1);
+	expect_last(5, 1, 101, 1ull << 63 | 1ull << 62 | 1ull << 29 | 1);
+	expect_last(3, 1, 100, 1ull << 63 | 3);
+	ring.tail = 4;
+	expect_last(5, 1, 130, 1);
+	done();
+}
+END
+
+/* The kernel resets the first `n` of 100 entries. */
+static bool reset_some(uint32_t n, struct km_ring_run *run, bool *overwritten)
+{
+	struct km_ring_run before = km_ring_last_run(&ring, ring.head);
+
+	for (uint32_t i = 0; i < n; i++)
+		gfns[(ring.tail + i) % ENTRIES].flags = 0;
+	return km_ring_reset_done(&ring, &before, run, overwritten);
+}
+
+TEST(where_a_reset_stopped_is_read_off_the_ring)
+{
+	struct km_ring_run run;
+	bool overwritten;
+
+	for (uint32_t n = 0; n <= 100; n++)
+		for (uint32_t start = 0; start < 2; start++) {
+			fresh();
+			pushed = ring.head = ring.tail = start * (ENTRIES - 50);
+			for (unsigned int i = 0; i < 100; i++)
+				push(1, i);
+			ck_assert_uint_eq(km_ring_take(&ring, &slots, false), 100);
+			push(1, 4000);
+			ck_assert(reset_some(n, &run, &overwritten) == (n > 0));
+			ck_assert(!overwritten);
+			ck_assert_uint_eq(ring.tail, start * (ENTRIES - 50) + n);
+			if (n)
+				ck_assert_uint_eq(run.first, n > 64 ? n - 64 : 0);
+			ck_assert_uint_eq(run.mask, n >= 64 ? ~0ull : (1ull << n) - 1);
+			ck_assert(km_ring_holds(&ring, 1) == (n < 100));
+			ck_assert(!km_ring_holds(&ring, 2));
+			done();
+		}
+}
+END
+
+TEST(a_vcpu_that_goes_around_the_ring_is_noticed)
+{
+	struct km_ring_run run;
+	bool overwritten;
+
+	fresh();
+	for (unsigned int i = 0; i < ENTRIES - 10; i++)
+		push(1, i);
+	km_ring_take(&ring, &slots, false);
+	for (unsigned int i = 0; i < 20; i++) {		/* ten of them over entries reset meanwhile */
+		if (i == 10)
+			memset(gfns, 0, 30 * sizeof(*gfns));
+		push(1, 3000 + i);
+	}
+	ck_assert(reset_some(0, &run, &overwritten));
+	ck_assert_uint_eq(ring.tail, 30);
+	ck_assert(overwritten);
+	done();
+}
+END
+
+HARNESS_MAIN(T(the_last_run_is_what_the_kernel_may_have_joined),
+	     T(where_a_reset_stopped_is_read_off_the_ring),
+	     T(a_vcpu_that_goes_around_the_ring_is_noticed), T(layout_is_the_kernels), T(pages_land_in_their_slots_window),
+	     T(the_shared_way_takes_the_same), T(strangers_are_marked_counted_and_handed_on),
 	     T(a_full_ring_is_read_once_and_wraps), T(entries_not_reset_yet_stop_the_reader),
 	     T(a_ring_in_use_is_read_from_where_it_stands), T(a_live_writer_loses_nothing))

@@ -57,9 +57,15 @@ TEST(create_says_what_is_wrong)
 	fake_kvm_reset();
 	fds = harness_count_fds();
 	failed(EINVAL, "ret_vm", kvmem_vm_create(NULL, NULL));
-	o.flags = 2;
+	o.flags = 4;
 	failed(EINVAL, "flags", kvmem_vm_create(&o, &vm));
 	o.flags = 0;
+	o.ring_entries = 1000;
+	failed(EINVAL, "power of two", kvmem_vm_create(&o, &vm));
+	o.ring_entries = 0;
+	o.manual_protect = 1;
+	failed(EINVAL, "KVMEM_VM_MANUAL_PROTECT", kvmem_vm_create(&o, &vm));
+	o.manual_protect = 0;
 	o.type = 7;
 	failed(EINVAL, "type 7", kvmem_vm_create(&o, &vm));
 	o.type = 0;

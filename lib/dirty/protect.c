@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+/*
+ * Taking pages out of KVM's mapping while vCPUs run, their content untouched: the next write to
+ * them faults in KVM and is logged. What the host does to a range of its own mapping, KVM follows
+ * in its own, so it is enough to have the host unmap or write-protect the pages:
+ *
+ *	a mapping of a file	MADV_DONTNEED: the pages stay in the file
+ *	anonymous memory	userfaultfd's write protection in its asynchronous form, on and off
+ *				again: a write meanwhile is let through by the kernel itself.
+ *				mprotect() would not do: KVM_RUN fails with EFAULT where it meets it
+ *
+ * Not while a pager watches the region. MADV_DONTNEED would raise an event there and sleep until
+ * somebody reads it, who may be the very thread that calls us; and a range can be registered with
+ * one userfaultfd only.
+ */
+#include "dirty/dirty_internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/ioctl.h>
+
+#include "base/uapi/userfaultfd.h"
+
+static bool watched(const struct kvmem_region *r)
+{
+	return r->fault_ops || r->pager;
+}
+
+/* USER_MODE_ONLY, which needs no privilege, is enough: asynchronous protection raises no event. */
+static int open_uffd(void)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = KM_UFFD_FEATURE_WP_ASYNC };
+	int64_t fd = km_sys_userfaultfd(O_NONBLOCK | UFFD_USER_MODE_ONLY);
+	int64_t r;
+
+	if (fd < 0)
+		return (int)fd;
+	r = km_sys_ioctl((int)fd, UFFDIO_API, &api);
+	if (r >= 0)
+		return (int)fd;
+	km_sys_close((int)fd);
+	return -EOPNOTSUPP;
+}
+
+static bool protect_anonymous(struct kvmem_dirty *d, uint8_t *at, uint64_t bytes)
+{
+	struct uffdio_range range = { .start = (uintptr_t)at, .len = bytes };
+	struct uffdio_register reg = { .range = range, .mode = UFFDIO_REGISTER_MODE_WP };
+	struct uffdio_writeprotect wp = { .range = range, .mode = UFFDIO_WRITEPROTECT_MODE_WP };
+	int64_t r;
+
+	if (d->uffd == -1)
+		d->uffd = open_uffd();
+	if (d->uffd < 0 || km_sys_ioctl(d->uffd, UFFDIO_REGISTER, &reg) < 0)
+		return false;
+	r = km_sys_ioctl(d->uffd, UFFDIO_WRITEPROTECT, &wp);
+	if (km_sys_ioctl(d->uffd, UFFDIO_UNREGISTER, &range) < 0) {
+		km_dirty_protect_end(d); /* which unregisters all */
+		d->uffd = -EIO;
+	}
+	return r >= 0;
+}
+
+bool km_dirty_protect(struct kvmem_dirty *d, struct kvmem_region *region, uint64_t first,
+		      uint64_t count)
+{
+	uint64_t page = km_region_page(region);
+	uint64_t from = first << d->page_shift & ~(page - 1);
+	uint64_t to = (((first + count) << d->page_shift) + page - 1) & ~(page - 1);
+	bool done = false;
+
+	/* Whoever holds it may be waiting for an event that our caller is to read. */
+	if (pthread_mutex_trylock(&region->lock))
+		return false;
+	if (watched(region))
+		done = false;
+	else if (region->fd >= 0)
+		done = km_mem_drop(region->base + from, to - from) >= 0;
+	else
+		done = protect_anonymous(d, region->base + from, to - from);
+	pthread_mutex_unlock(&region->lock);
+	return done;
+}
+
+void km_dirty_protect_end(struct kvmem_dirty *d)
+{
+	if (d->uffd >= 0)
+		km_sys_close(d->uffd);
+	d->uffd = -1;
+}

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+/* Start and stop. */
+#include "dirty/dirty_internal.h"
+
+#include <errno.h>
+
+static int log_slot(struct kvmem_dirty *d, struct km_slot *slot, bool on)
+{
+	int r = km_slot_set(d->vm, slot, on);
+
+	if (!r)
+		slot->logged = on;
+	return r;
+}
+
+/* Returns the first error, having tried all. */
+static int unlog_all(struct kvmem_dirty *d)
+{
+	int first = 0;
+
+	for (size_t i = 0; i < d->vm->slot_count; i++) {
+		struct km_slot *slot = d->vm->slots[i];
+		int r = slot->logged ? log_slot(d, slot, false) : 0;
+
+		if (r && !first)
+			first = r;
+	}
+	return first;
+}
+
+static int log_all(struct kvmem_dirty *d)
+{
+	int r = 0;
+
+	for (size_t i = 0; i < d->vm->slot_count && !r; i++)
+		if (d->vm->slots[i]->tracked)
+			r = log_slot(d, d->vm->slots[i], true);
+	return r;
+}
+
+static void empty_rings(struct kvmem_dirty *d)
+{
+	if (d->mode != KVMEM_DIRTY_RING || !d->vcpu_count)
+		return;
+	km_dirty_take_all(d, true);
+	km_dirty_reset(d, true);
+}
+
+/* Of what the rings held before the start nothing is to be reported; with FIRST_ALL everything. */
+static void first_pages(struct kvmem_dirty *d)
+{
+	for (size_t i = 0; i < d->region_count; i++) {
+		km_dmap_take(&d->regions[i]->batch, &d->regions[i]->pending);
+		km_dmap_clear(&d->regions[i]->batch);
+	}
+	for (size_t i = 0; i < d->vm->slot_count; i++)
+		if (d->vm->slots[i]->tracked && d->flags & KVMEM_DIRTY_FIRST_ALL)
+			km_dirty_slot_whole(d->vm->slots[i]->tracked);
+}
+
+static int begin(struct kvmem_dirty *d)
+{
+	int r = km_dirty_slots_follow(d);
+
+	if (r)
+		return r;
+	empty_rings(d);
+	first_pages(d);
+	if (d->mode == KVMEM_DIRTY_BITMAP)
+		r = km_dirty_log_enable(d);
+	if (!r)
+		r = log_all(d);
+	if (!r && d->mode == KVMEM_DIRTY_BITMAP)
+		r = km_dirty_log_settle(d);
+	if (!r)
+		r = km_dirty_reaper_start(d);
+	return r;
+}
+
+static int start_locked(struct kvmem_dirty *d)
+{
+	int r = begin(d);
+
+	if (r) {
+		struct km_detail why;
+
+		km_detail_save(&why);
+		unlog_all(d);
+		km_dirty_log_disable(d);
+		km_dirty_slots_forget(d);
+		km_detail_restore(&why);
+		return r;
+	}
+	d->harvested_at = km_sys_now_ns();
+	d->started = true;
+	atomic_store(&d->untold, false);
+	atomic_store(&d->vm->tracking, true);
+	return 0;
+}
+
+int kvmem_dirty_start(struct kvmem_dirty *dirty)
+{
+	int r;
+
+	if (!dirty)
+		return km_fail(EINVAL, "kvmem_dirty_start: dirty is NULL");
+	r = km_callback_check("kvmem_dirty_start", dirty);
+	if (r)
+		return r;
+	if (dirty->started)
+		return km_fail(EBUSY, "kvmem_dirty_start: it is started");
+	pthread_rwlock_wrlock(&dirty->vm->lock);
+	r = start_locked(dirty);
+	pthread_rwlock_unlock(&dirty->vm->lock);
+	return r;
+}
+
+/*
+ * It could not be stopped. A slot that is not logged any more is logged again and reported whole,
+ * now or, where the kernel refuses that too, by the next harvest or its own detach.
+ */
+static void restart_logging(struct kvmem_dirty *d)
+{
+	struct km_detail why;
+
+	km_detail_save(&why);
+	for (size_t i = 0; i < d->vm->slot_count; i++) {
+		struct km_slot *slot = d->vm->slots[i];
+		struct km_dirty_slot *s = slot->tracked;
+
+		if (!s || slot->logged)
+			continue;
+		if (log_slot(d, slot, true)) {
+			s->suspect = true;
+			atomic_store(&d->suspects, true);
+		}
+		km_dirty_slot_whole(s);
+	}
+	km_dirty_reaper_start(d); /* without it, full rings are emptied by their vCPUs */
+	km_detail_restore(&why);
+}
+
+static int stop_locked(struct kvmem_dirty *d)
+{
+	int r = unlog_all(d);
+
+	if (r) {
+		restart_logging(d);
+		return r;
+	}
+	km_dirty_log_disable(d);
+	/* Leave the rings empty: nobody else would, and a vCPU with a full one does not run. */
+	empty_rings(d);
+	km_dirty_slots_forget(d);
+	km_dirty_protect_end(d);
+	d->started = false;
+	atomic_store(&d->vm->tracking, false);
+	return 0;
+}
+
+int kvmem_dirty_stop(struct kvmem_dirty *dirty)
+{
+	int r;
+
+	if (!dirty)
+		return km_fail(EINVAL, "kvmem_dirty_stop: dirty is NULL");
+	r = km_callback_check("kvmem_dirty_stop", dirty);
+	if (r)
+		return r;
+	if (!dirty->started)
+		return km_fail(EINVAL, "kvmem_dirty_stop: it is not started");
+	if (dirty->batch)
+		return km_fail(EBUSY, "kvmem_dirty_stop: a batch is out: kvmem_batch_free() first");
+	km_dirty_reaper_stop(dirty); /* takes the lock itself */
+	pthread_rwlock_wrlock(&dirty->vm->lock);
+	r = stop_locked(dirty);
+	pthread_rwlock_unlock(&dirty->vm->lock);
+	return r;
+}
