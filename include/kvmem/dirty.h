@@ -30,9 +30,10 @@ enum kvmem_dirty_mode {
 
 struct kvmem_dirty_opts {
 	uint32_t size;
-	uint32_t flags;	       /* KVMEM_DIRTY_* */
-	uint32_t mode;	       /* enum kvmem_dirty_mode: anything but AUTO is a requirement */
-	uint32_t ring_entries; /* per vCPU, a power of two, 16 bytes of kernel memory each; 0: chosen
+	uint32_t flags; /* KVMEM_DIRTY_* */
+	uint32_t mode;	/* enum kvmem_dirty_mode: anything but AUTO is a requirement */
+	uint32_t
+		ring_entries; /* per vCPU, a power of two, 16 bytes of kernel memory each; 0: chosen
 				* (65536: 1 MiB a vCPU) */
 	uint64_t
 		reap_min_ns; /* with REAPER: shortest and longest pause between reaps; 0: default */
@@ -65,10 +66,11 @@ struct kvmem_dirty_opts {
  * kvmem_dirty_create() - prepare dirty tracking of a VM; one tracker per VM.
  *
  * The ring must be enabled before the first vCPU is created: -EBUSY with the reason when there is one
- * already and mode is RING, the bitmap when it is AUTO. Rings stay on for the VM's life, in one size: a
- * later tracker of the VM uses them again, and where the VMM has turned them on itself, ring_entries must
- * say their size. Errors: -EINVAL (ring_entries: not a power of two, or out of the kernel's range),
- * -E2BIG, -EBUSY, -EEXIST (VM has a tracker), -EOPNOTSUPP, -ENOMEM.
+ * already and mode is RING, the bitmap when it is AUTO. Rings are for all slots of the VM, the VMM's own
+ * too, so for an adopted VM AUTO turns them on only with WHOLE_VM. They stay on for the VM's life, in one
+ * size: a later tracker of the VM uses them again, and where the VMM has turned them on itself,
+ * ring_entries (here or in kvmem_vm_opts) must say their size. Errors: -EINVAL (ring_entries: not a power of
+ * two, or out of the kernel's range), -E2BIG, -EBUSY, -EEXIST (VM has a tracker), -EOPNOTSUPP, -ENOMEM.
  * Before the first vCPU is created.
  */
 KVMEM_API int kvmem_dirty_create(struct kvmem_vm *vm, const struct kvmem_dirty_opts *opts,
@@ -91,7 +93,7 @@ KVMEM_API const char *kvmem_dirty_get_reason(const struct kvmem_dirty *dirty);
 KVMEM_API int kvmem_dirty_start(struct kvmem_dirty *dirty);
 
 /** kvmem_dirty_stop() - stop logging; what was not harvested is dropped. Errors: -EINVAL (not
- * started), -EBUSY (a batch is out), -ENOMEM (tracking goes on, nothing is lost: try again). One thread
+ * started), -EBUSY (a batch is out), -ENOMEM (tracking goes on, nothing is lost: try again), -EDEADLK. One thread
  * at a time per object. */
 KVMEM_API int kvmem_dirty_stop(struct kvmem_dirty *dirty);
 
@@ -135,10 +137,10 @@ KVMEM_API int64_t kvmem_dirty_harvest(struct kvmem_dirty *dirty, struct kvmem_ba
 /**
  * kvmem_dirty_commit() - have the kernel log the next write to the batch's pages.
  *
- * Only after it may the pages be read. When the kernel resets fewer entries than were harvested, pages may
- * be left whose writes it does not log: their slots are protected again and reported whole by the next
- * batch, so that nothing is lost; the number of such pages is returned, 0 else. Errors: -EINVAL,
- * -EALREADY, -EIO (the batch stays uncommitted).
+ * Only after it may the pages be read. Pages that an interrupted kernel may have left unprotected are
+ * protected again; the number of those with which that was not possible, and which the next batch
+ * therefore reports whether written or not, is returned, 0 in the normal case. Errors: -EINVAL,
+ * -EALREADY, -EIO (the batch stays uncommitted), -EDEADLK.
  * One thread at a time per object.
  */
 KVMEM_API int64_t kvmem_dirty_commit(struct kvmem_dirty *dirty, struct kvmem_batch *batch);
@@ -171,7 +173,8 @@ KVMEM_API int kvmem_batch_bitmap(struct kvmem_batch *batch, struct kvmem_region 
 /** kvmem_batch_pages() - pages in the batch. */
 KVMEM_API uint64_t kvmem_batch_pages(const struct kvmem_batch *batch);
 
-/** kvmem_batch_free() - done with it; a batch never committed goes into the next one. NULL is allowed. */
+/** kvmem_batch_free() - done with it; a batch never committed goes into the next one. NULL is allowed, and a
+ * batch freed before. */
 KVMEM_API void kvmem_batch_free(struct kvmem_batch *batch);
 
 /**
@@ -190,8 +193,9 @@ struct kvmem_dirty_stats {
 	uint32_t mode; /* enum kvmem_dirty_mode */
 	uint32_t vcpus;
 	uint32_t ring_entries;
-	uint32_t slots_tracked;	  /* slots whose writes are logged now */
-	uint32_t slots_untracked; /* slots the library set whose writes are not: not started, or regions
+	uint32_t slots_tracked; /* slots whose writes are logged now */
+	uint32_t
+		slots_untracked; /* slots the library set whose writes are not: not started, or regions
 				   * without KVMEM_WANT_DIRTY */
 	uint64_t harvests;
 	uint64_t pages;		  /* entries or set bits taken from the kernel's log */

@@ -157,7 +157,7 @@ KVMEM_API int kvmem_region_private_fd(const struct kvmem_region *region);
  * All three of offset, bytes and gpa are multiples of the base page. A region may have many slots, over parts of
  * it. When a dirty tracker is started on the VM, the slot is tracked from its first moment. Errors:
  * -EINVAL, -ERANGE (beyond the region or the guest's physical addresses), -EEXIST (overlaps another
- * slot, or slot number taken), -ENOSPC (no slot left), -EOPNOTSUPP (flag and slot form exclude each
+ * slot, or slot number taken), -EBUSY (ring entries of the number's last slot are not reset yet), -ENOSPC (no slot left), -EOPNOTSUPP (flag and slot form exclude each
  * other), -ENOMEM. May be called from any thread.
  */
 KVMEM_API int kvmem_region_attach(struct kvmem_region *region, uint64_t offset, uint64_t bytes,
@@ -166,7 +166,8 @@ KVMEM_API int kvmem_region_attach(struct kvmem_region *region, uint64_t offset, 
 /**
  * kvmem_region_detach() - take a slot of this region away from the guest.
  *
- * Dirty pages of the slot that were not harvested yet are kept and come with the next harvest.
+ * Dirty pages of the slot that were not harvested yet are kept and come with the next harvest; where a
+ * write may have escaped the log in the slot's last moments, all of it counts as written (kvmem_dirty(3)).
  * Errors: -EINVAL, -ENOENT (no such slot of this region); where KVM refuses, its own: the slot stays.
  * May be called from any thread.
  */

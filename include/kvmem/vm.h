@@ -31,7 +31,7 @@ struct kvmem_vm_opts {
 
 #define KVMEM_VM_KVM_FD		(1u << 0)
 #define KVMEM_VM_MANUAL_PROTECT (1u << 1)
-#define KVMEM_VM_OPTS_INIT KVMEM_INIT_(struct kvmem_vm_opts)
+#define KVMEM_VM_OPTS_INIT	KVMEM_INIT_(struct kvmem_vm_opts)
 
 /**
  * kvmem_vm_create() - open /dev/kvm and create a VM.

@@ -136,7 +136,8 @@ static int rings_on_already(struct kvmem_dirty *d, uint32_t entries)
 
 static bool has_late_writes(const struct kvmem_dirty *d, const struct flavour *f)
 {
-	return SMALL_RING * ENTRY_BYTES >= km_sys_page_size() && size_works(d->vm, f, SMALL_RING) != 1;
+	return SMALL_RING * ENTRY_BYTES >= km_sys_page_size() &&
+	       size_works(d->vm, f, SMALL_RING) != 1;
 }
 
 /*
@@ -197,14 +198,15 @@ static int try_ring(struct kvmem_dirty *d, uint32_t entries, bool on)
 	if (r)
 		return r;
 	d->late_writes = !(d->flags & KVMEM_DIRTY_DETACH_STOPPED) && has_late_writes(d, &f);
-	snprintf(d->reason, sizeof(d->reason),
-		 "ring of %" PRIu32 " entries a vCPU, which is %" PRIu64
-		 " KiB of kernel memory each (%s)%s; not tracked: vCPUs that are not added, slots of "
-		 "regions without KVMEM_WANT_DIRTY",
-		 entries, entries * ENTRY_BYTES / 1024,
-		 f.cap == KM_KVM_CAP_DIRTY_LOG_RING_ACQ_REL ? "KVM_CAP_DIRTY_LOG_RING_ACQ_REL"
-							    : "KVM_CAP_DIRTY_LOG_RING",
-		 d->late_writes ? "; a slot that is detached is reported whole" : "");
+	snprintf(
+		d->reason, sizeof(d->reason),
+		"ring of %" PRIu32 " entries a vCPU, which is %" PRIu64
+		" KiB of kernel memory each (%s)%s; not tracked: vCPUs that are not added, slots of "
+		"regions without KVMEM_WANT_DIRTY",
+		entries, entries * ENTRY_BYTES / 1024,
+		f.cap == KM_KVM_CAP_DIRTY_LOG_RING_ACQ_REL ? "KVM_CAP_DIRTY_LOG_RING_ACQ_REL"
+							   : "KVM_CAP_DIRTY_LOG_RING",
+		d->late_writes ? "; a slot that is detached is reported whole" : "");
 	return 0;
 }
 
@@ -225,9 +227,9 @@ static int use_bitmap(struct kvmem_dirty *d, const struct km_dirty_wish *wish, c
 	d->mode = KVMEM_DIRTY_BITMAP;
 	if (offered > 0 && may_set_manual(d, wish))
 		d->offered = (uint64_t)offered;
-	d->clears = d->vm->manual_known ? (d->offered | d->vm->manual) &
-						  KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE :
-					  offered > 0;
+	d->clears = d->vm->manual_known
+			    ? (d->offered | d->vm->manual) & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE
+			    : offered > 0;
 	snprintf(d->reason, sizeof(d->reason),
 		 "bitmap with %s clear: %s; not tracked: slots of regions without KVMEM_WANT_DIRTY",
 		 d->clears ? "manual" : "automatic", why);

@@ -13,7 +13,8 @@ static int opts_check(struct kvmem_dirty_opts *o, const struct kvmem_dirty_opts 
 	int r = km_opts_copy(o, sizeof(*o), OPTS_MIN, opts, "kvmem_dirty_opts");
 
 	if (!r)
-		r = km_flags_check(o->flags, KVMEM_DIRTY_REAPER | KVMEM_DIRTY_FIRST_ALL |
+		r = km_flags_check(o->flags,
+				   KVMEM_DIRTY_REAPER | KVMEM_DIRTY_FIRST_ALL |
 					   KVMEM_DIRTY_WHOLE_VM | KVMEM_DIRTY_DETACH_STOPPED,
 				   "kvmem_dirty_opts: flags");
 	if (r)

@@ -123,7 +123,7 @@ struct kvmem_dirty {
 	pthread_rwlock_t mark_lock;
 	struct km_doubt doubts[KM_DOUBTS]; /* under mark_lock */
 	size_t doubt_count;
-	int uffd;	       /* protects anonymous memory; -1: not opened, -errno: not to be had */
+	int uffd; /* protects anonymous memory; -1: not opened, -errno: not to be had */
 	_Atomic bool suspects; /* some slot is suspect */
 	_Atomic bool untold;   /* a change of the library's own could not be written down */
 	uint64_t harvested_at; /* ns */

@@ -98,10 +98,11 @@ static int harvest_check(struct kvmem_dirty *d, struct kvmem_batch **ret_batch)
 			EBUSY,
 			"kvmem_dirty_harvest: the batch before is out: kvmem_batch_free() first");
 	if (atomic_exchange(&d->untold, false))
-		return km_fail(ENOMEM,
-			       "kvmem_dirty_harvest: there was no memory to write down which pages of "
-			       "a region without a slot a discard, a populate or "
-			       "kvmem_region_mark_present() has changed: take all of it as changed");
+		return km_fail(
+			ENOMEM,
+			"kvmem_dirty_harvest: there was no memory to write down which pages of "
+			"a region without a slot a discard, a populate or "
+			"kvmem_region_mark_present() has changed: take all of it as changed");
 	return 0;
 }
 

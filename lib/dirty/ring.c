@@ -20,7 +20,7 @@ struct cursor {
 	uint64_t want; /* what flags_slot of the slot's next entry reads */
 	uint64_t word;
 	uint64_t bits;
-	bool foreign;  /* the library has not set the slot */
+	bool foreign; /* the library has not set the slot */
 	uint64_t strays, foreigners;
 };
 

@@ -113,7 +113,8 @@ static int number_is_free(struct kvmem_dirty *d, uint32_t id)
 	if (r)
 		return r;
 	return km_fail(EBUSY,
-		       "slot number %" PRIu32 ": ring entries of the slot that had it are not reset "
+		       "slot number %" PRIu32
+		       ": ring entries of the slot that had it are not reset "
 		       "yet: try again, or another number",
 		       id);
 }

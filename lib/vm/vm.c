@@ -35,8 +35,9 @@ static int opts_check(struct kvmem_vm_opts *o, const struct kvmem_vm_opts *opts)
 		r = km_fail(EINVAL, "kvmem_vm_opts.ring_entries %" PRIu32 " is not a power of two",
 			    o->ring_entries);
 	if (!r && o->manual_protect && !(o->flags & KVMEM_VM_MANUAL_PROTECT))
-		r = km_fail(EINVAL,
-			    "kvmem_vm_opts.manual_protect is given without KVMEM_VM_MANUAL_PROTECT");
+		r = km_fail(
+			EINVAL,
+			"kvmem_vm_opts.manual_protect is given without KVMEM_VM_MANUAL_PROTECT");
 	if (!r && o->flags & KVMEM_VM_KVM_FD &&
 	    km_sys_ioctl_val(o->kvm_fd, KVM_GET_API_VERSION, 0) != KVM_API_VERSION)
 		r = km_fail(EBADF, "kvmem_vm_opts.kvm_fd %d is not open, or not /dev/kvm",

@@ -10,14 +10,14 @@
 #include "dirty/bitmap.h"
 #include "dirty/ring.h"
 
-#define GIB (UINT64_C(1) << 30)
+#define GIB	   (UINT64_C(1) << 30)
 #define PAGE_SHIFT 12
 
 /* ---- rings ---- */
 
 #define RING_ENTRIES 65536u
-#define SLOT 1u
-#define GUEST_PAGES (16 * GIB >> PAGE_SHIFT)
+#define SLOT	     1u
+#define GUEST_PAGES  (16 * GIB >> PAGE_SHIFT)
 
 static struct kvm_dirty_gfn *rings;
 static uint64_t *bitmap, *want;
@@ -59,8 +59,8 @@ static void make_rings(bool random)
 	}
 	memset(want, 0, want_words * 8);
 	for (size_t i = 0; i < entry_count(); i++) {
-		uint64_t page = random ? next_random(&state) % GUEST_PAGES :
-				i / RING_ENTRIES * stretch + i % RING_ENTRIES;
+		uint64_t page = random ? next_random(&state) % GUEST_PAGES
+				       : i / RING_ENTRIES * stretch + i % RING_ENTRIES;
 
 		rings[i] = (struct kvm_dirty_gfn){ .slot = SLOT, .offset = page };
 		want[page / 64] |= UINT64_C(1) << (page % 64);
@@ -131,7 +131,8 @@ static double by_reader(void *arg)
 	km_dmap_clear(&map);
 	start = bench_now();
 	for (size_t i = 0; i < ring_count(); i++) {
-		struct km_ring ring = { .entries = (struct km_ring_entry *)(rings + i * RING_ENTRIES),
+		struct km_ring ring = { .entries = (struct km_ring_entry *)(rings +
+									    i * RING_ENTRIES),
 					.mask = RING_ENTRIES - 1 };
 
 		n += km_ring_take(&ring, &slots, false);
@@ -151,7 +152,7 @@ static double by_stream(void *arg)
 	push_all();
 	start = bench_now();
 	for (size_t i = 0; i < entry_count() * 2; i += 8) {
-		__builtin_prefetch(p + i + 512);	/* the hardware's prefetcher stops at each page */
+		__builtin_prefetch(p + i + 512); /* the hardware's prefetcher stops at each page */
 		for (size_t k = i; k < i + 8; k++)
 			s += p[k];
 	}
@@ -172,7 +173,8 @@ static void rings_row(const char *name, bool random)
 		.note = "both leave the same bitmap, and every entry marked",
 	};
 
-	snprintf(on, sizeof(on), "%zu rings of %u entries, pages of 16 GiB", ring_count(), RING_ENTRIES);
+	snprintf(on, sizeof(on), "%zu rings of %u entries, pages of 16 GiB", ring_count(),
+		 RING_ENTRIES);
 	make_rings(random);
 	bench_compare(name, &r);
 }
@@ -189,7 +191,7 @@ static void rings_random(void)
 
 /* ---- runs ---- */
 
-#define RUNS 1024u
+#define RUNS	  1024u
 #define MAP_PAGES (64 * GIB >> PAGE_SHIFT)
 
 static struct km_dmap big;
@@ -292,10 +294,12 @@ static void check_runs(void)
 	checksum = run_sum;
 	run_count = run_sum = 0;
 	runs_by(km_dmap_runs, true);
-	bench_check(run_count == count && run_sum == checksum, "not the runs of the loop over bits");
+	bench_check(run_count == count && run_sum == checksum,
+		    "not the runs of the loop over bits");
 	run_count = run_sum = 0;
 	runs_by(km_dmap_runs_plain, true);
-	bench_check(run_count == count && run_sum == checksum, "not the runs of the loop over bits");
+	bench_check(run_count == count && run_sum == checksum,
+		    "not the runs of the loop over bits");
 }
 
 static void runs_row(const char *name, unsigned int per_mille, const char *on)

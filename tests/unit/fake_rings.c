@@ -20,7 +20,7 @@ static uint32_t entries_of(const struct kvm_enable_cap *cap)
 	return (uint32_t)(cap->args[0] / sizeof(struct kvm_dirty_gfn));
 }
 
-#define UFFD 900
+#define UFFD  900
 #define MEMFD 800
 
 static int64_t enable_cap(int fd, const struct kvm_enable_cap *cap)
@@ -258,8 +258,7 @@ static int64_t uffd_ioctl(unsigned long request, const void *arg)
 static int64_t fake_ioctl(int fd, unsigned long request, void *arg)
 {
 	if (request == TCGETS)
-		return fd >= FK_VCPU_FD && fd < FK_FILE_FD ? -EINVAL :
-		       fd < 0 ? -EBADF : -ENOTTY;
+		return fd >= FK_VCPU_FD && fd < FK_FILE_FD ? -EINVAL : fd < 0 ? -EBADF : -ENOTTY;
 	if (fd == UFFD)
 		return uffd_ioctl(request, arg);
 	if (fd != FK_VM_FD && fd != SCRATCH_FD)
@@ -311,8 +310,9 @@ static int64_t fake_mmap(size_t len, int prot, int flags, int fd, uint64_t off, 
 	struct fk_vcpu *v;
 
 	if (fd < FK_VCPU_FD || fd >= FK_FILE_FD || !off)
-		return fd >= FK_FILE_FD ? -ENODEV : km_real_mmap(len, prot, MAP_PRIVATE | MAP_ANONYMOUS,
-								 -1, 0, ret);
+		return fd >= FK_FILE_FD
+			       ? -ENODEV
+			       : km_real_mmap(len, prot, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0, ret);
 	ck_assert_uint_eq(off, 64 * 4096);
 	ck_assert_uint_eq(len, fk.entries * sizeof(struct kvm_dirty_gfn));
 	v = &fk.vcpus[fd - FK_VCPU_FD];
@@ -361,7 +361,7 @@ void fk_reset(void)
 	pthread_rwlock_init(&fk.vm.lock, NULL);
 	region_init(&fk.a, FK_SLOT_PAGES, FK_RAM_A);
 	region_init(&fk.b, FK_SLOT_PAGES / 2, FK_RAM_B);
-	atomic_store(&fake.calls, 0);	/* fail_at counts the test's own */
+	atomic_store(&fake.calls, 0); /* fail_at counts the test's own */
 }
 
 void fk_done(void)

@@ -19,55 +19,55 @@
 #include "fake_sys.h"
 #include "base/uapi/kvm.h"
 
-#define FK_VM_FD 500
-#define FK_VCPU_FD 600		/* and the next ones */
-#define FK_FILE_FD 700		/* something else */
-#define FK_VCPUS 3
-#define FK_SLOTS 8
+#define FK_VM_FD      500
+#define FK_VCPU_FD    600 /* and the next ones */
+#define FK_FILE_FD    700 /* something else */
+#define FK_VCPUS      3
+#define FK_SLOTS      8
 #define FK_SLOT_PAGES 1024
-#define FK_CALLS 64
-#define FK_RAM_A 0x10000000ul
-#define FK_RAM_B 0x20000000ul
+#define FK_CALLS      64
+#define FK_RAM_A      0x10000000ul
+#define FK_RAM_B      0x20000000ul
 
 struct fk_slot {
 	uint32_t flags;
 	uint64_t pages;
 	uint64_t gpa, hva;
-	bool open[FK_SLOT_PAGES];	/* the guest writes it without being noticed */
+	bool open[FK_SLOT_PAGES]; /* the guest writes it without being noticed */
 	uint64_t log[FK_SLOT_PAGES / 64];
 };
 
 struct fk_vcpu {
-	struct kvm_dirty_gfn *ring;	/* the kernel's own mapping of memfd */
+	struct kvm_dirty_gfn *ring; /* the kernel's own mapping of memfd */
 	int memfd;
 	uint32_t pushed, reset;
 };
 
 struct fake_kvm {
 	/* set by the test */
-	int64_t acq_rel, tso, manual;	/* what KVM_CHECK_EXTENSION says */
+	int64_t acq_rel, tso, manual; /* what KVM_CHECK_EXTENSION says */
 	int enable_errno, scratch_errno, get_errno, clear_errno, reset_errno, slot_errno;
 	bool rings_on;
-	uint32_t interrupt_after;	/* a reset is interrupted when it has counted so many, ... */
-	unsigned int interrupt_times;	/* ... so often */
-	bool pml;			/* rings need 512 entries more */
-	int uffd_errno;			/* of a userfaultfd */
+	uint32_t interrupt_after;     /* a reset is interrupted when it has counted so many, ... */
+	unsigned int interrupt_times; /* ... so often */
+	bool pml;		      /* rings need 512 entries more */
+	int uffd_errno;		      /* of a userfaultfd */
 	unsigned int fail_clear_at;
 	/* seen by the test */
 	struct kvm_enable_cap enabled;
 	uint64_t manual_now;
 	unsigned int enables, resets, gets, clears, slot_sets;
-	unsigned int dropped;		/* masks that a reset dropped */
-	unsigned int zaps, wps;		/* MADV_DONTNEED, and write protections by userfaultfd, of RAM */
+	unsigned int dropped;	/* masks that a reset dropped */
+	unsigned int zaps, wps; /* MADV_DONTNEED, and write protections by userfaultfd, of RAM */
 	struct kvm_clear_dirty_log clear[FK_CALLS];
 	struct kvm_userspace_memory_region sets[FK_CALLS];
-	bool signals_open;		/* some signal was not blocked in a reset */
+	bool signals_open; /* some signal was not blocked in a reset */
 	uint32_t entries;
 	struct fk_slot slots[FK_SLOTS];
 	struct fk_vcpu vcpus[FK_VCPUS];
 	/* objects */
 	struct kvmem_vm vm;
-	struct kvmem_region a, b;	/* FK_SLOT_PAGES and half of it */
+	struct kvmem_region a, b; /* FK_SLOT_PAGES and half of it */
 };
 
 extern struct fake_kvm fk;

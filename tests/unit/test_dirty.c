@@ -39,7 +39,8 @@ static int create(uint32_t mode, uint32_t entries, uint32_t flags)
 	return kvmem_dirty_create(&fk.vm, &o, &dirty);
 }
 
-static int attach(struct kvmem_region *r, uint64_t first, uint64_t pages, uint64_t gpa, uint32_t slot)
+static int attach(struct kvmem_region *r, uint64_t first, uint64_t pages, uint64_t gpa,
+		  uint32_t slot)
 {
 	return kvmem_region_attach(r, first * PAGE, pages * PAGE, gpa, slot, 0, NULL);
 }
@@ -135,7 +136,8 @@ TEST(a_ring_too_small_for_the_machine_is_told_from_a_vcpu)
 }
 END
 
-static int64_t no_kvm(const char *path, int flags)
+	static int64_t
+	no_kvm(const char *path, int flags)
 {
 	(void)path;
 	(void)flags;
@@ -149,7 +151,8 @@ TEST(where_dev_kvm_is_out_of_reach_the_kvm_fd_given_tells)
 	fk_reset();
 	fake.open = no_kvm;
 	fk.enable_errno = fk.scratch_errno = EINVAL;
-	ck_fails(create(KVMEM_DIRTY_RING, 256, 0), EBUSY, "or they are fewer than this machine needs");
+	ck_fails(create(KVMEM_DIRTY_RING, 256, 0), EBUSY,
+		 "or they are fewer than this machine needs");
 	kvmem_caps_free(fk.vm.caps);
 	ck_assert_int_eq(km_caps_create(fd, FK_VM_FD, 0, &fk.vm.caps), 0);
 	ck_fails(create(KVMEM_DIRTY_AUTO, 256, 0), EINVAL, "ring_entries 256");
@@ -200,7 +203,7 @@ TEST(one_tracker_a_vm_and_rings_for_life)
 	ck_assert_int_eq(kvmem_dirty_free(dirty), 0);
 	fk_done();
 
-	fk_reset();		/* the VMM's own rings */
+	fk_reset(); /* the VMM's own rings */
 	fk.rings_on = true;
 	fk.entries = 1024;
 	ck_fails(create(KVMEM_DIRTY_AUTO, 0, 0), EBUSY, "ring_entries");
@@ -248,7 +251,7 @@ TEST(harvest_commit_read_and_no_other_order)
 	ck_fails(kvmem_batch_bitmap(batch, &fk.b, 0, PAGE, NULL), EINVAL, "bitmap");
 	kvmem_batch_free(batch);
 	ck_fails(kvmem_dirty_commit(dirty, batch), EINVAL, "batch");
-	fk_write(0, 0, 3);		/* protected again */
+	fk_write(0, 0, 3); /* protected again */
 	ck_assert_int_eq(kvmem_dirty_harvest(dirty, &batch), 1);
 	close_all();
 }
@@ -260,7 +263,8 @@ TEST(start_and_stop_and_free_out_of_turn)
 	ck_assert_int_eq(create(KVMEM_DIRTY_RING, 256, 0), 0);
 	ck_fails(kvmem_dirty_harvest(dirty, &batch), EINVAL, "not started");
 	ck_fails(kvmem_dirty_stop(dirty), EINVAL, "not started");
-	ck_fails(kvmem_dirty_merge(dirty, &fk.a, 0, PAGE, 12, &(uint64_t){ 1 }), EINVAL, "not started");
+	ck_fails(kvmem_dirty_merge(dirty, &fk.a, 0, PAGE, 12, &(uint64_t){ 1 }), EINVAL,
+		 "not started");
 	ck_assert_int_eq(kvmem_dirty_start(dirty), 0);
 	ck_fails(kvmem_dirty_start(dirty), EBUSY, "started");
 	ck_fails(kvmem_dirty_free(dirty), EBUSY, "kvmem_dirty_stop");
@@ -280,8 +284,9 @@ TEST(start_and_stop_and_free_out_of_turn)
 }
 END
 
-/* Of the two slots the first is not logged any more, the second is still. */
-static void stop_half_way(void)
+	/* Of the two slots the first is not logged any more, the second is still. */
+	static void
+	stop_half_way(void)
 {
 	fake.fail_errno = ENOMEM;
 	fake.fail_at = fake.calls + 2;
@@ -307,7 +312,7 @@ TEST(a_stop_that_fails_loses_nothing)
 	expect_end();
 	kvmem_batch_free(batch);
 	fk_write(0, 0, 7);
-	ck_assert_int_eq(kvmem_dirty_harvest(dirty, &batch), 1);	/* logged again */
+	ck_assert_int_eq(kvmem_dirty_harvest(dirty, &batch), 1); /* logged again */
 	close_all();
 }
 END
@@ -338,8 +343,10 @@ TEST(vcpus_are_told_from_other_files)
 	ck_fails(kvmem_dirty_add_vcpu(dirty, -1), EBADF, "not open");
 	ck_fails(kvmem_dirty_remove_vcpu(dirty, FK_VCPU_FD + 1), ENOENT, "not added");
 	ck_fails(kvmem_dirty_ring_full(dirty, FK_VCPU_FD + 1), ENOENT, "not added");
-	ck_fails(kvmem_dirty_get_vcpu_stats(dirty, FK_VCPU_FD + 1,
-		 &(struct kvmem_vcpu_stats){ .size = sizeof(struct kvmem_vcpu_stats) }), ENOENT, "not added");
+	ck_fails(kvmem_dirty_get_vcpu_stats(
+			 dirty, FK_VCPU_FD + 1,
+			 &(struct kvmem_vcpu_stats){ .size = sizeof(struct kvmem_vcpu_stats) }),
+		 ENOENT, "not added");
 	close_all();
 }
 END
@@ -381,7 +388,7 @@ TEST(a_full_ring_is_emptied_by_its_vcpu)
 	expect_end();
 	ck_assert_int_eq(kvmem_dirty_get_stats(dirty, &s), 0);
 	ck_assert_uint_eq(s.ring_full, 3);
-	ck_assert_uint_eq(s.resets, 4);		/* one by the start */
+	ck_assert_uint_eq(s.resets, 4); /* one by the start */
 	ck_assert_uint_eq(s.short_resets, 0);
 	ck_assert_uint_eq(s.pages, 500);
 	ck_assert_uint_eq(s.vcpus, 1);
@@ -391,9 +398,10 @@ TEST(a_full_ring_is_emptied_by_its_vcpu)
 }
 END
 
-/* ---- resets that go wrong ---- */
+	/* ---- resets that go wrong ---- */
 
-static struct kvmem_dirty_stats stats(void)
+	static struct kvmem_dirty_stats
+	stats(void)
 {
 	struct kvmem_dirty_stats s = KVMEM_DIRTY_STATS_INIT;
 
@@ -480,14 +488,14 @@ TEST(k1_3_what_cannot_be_protected_is_reported_until_it_is)
 		fk_write(0, 0, p);
 	fk.interrupt_times = 1;
 	fk.interrupt_after = 100;
-	ck_assert_int_eq(sync_with(99), 100);	/* 64 to 99 are left open */
+	ck_assert_int_eq(sync_with(99), 100); /* 64 to 99 are left open */
 	ck_assert(fk.slots[0].open[99] && !fk.slots[0].open[0]);
 	for (int i = 0; i < 3; i++) {
 		fk_write(0, 0, 99);
 		ck_assert_int_eq(sync_with(99), 64);
 	}
 	ck_assert_uint_gt(stats().pages_kept, 100);
-	dirty->uffd = -1;			/* as if it were to be had now */
+	dirty->uffd = -1; /* as if it were to be had now */
 	fk.uffd_errno = 0;
 	ck_assert_int_eq(sync_with(99), 64);
 	ck_assert_int_eq(kvmem_dirty_harvest(dirty, &batch), 0);
@@ -520,9 +528,10 @@ TEST(k1_3_doubts_without_end_cost_the_slot_once)
 	open_ring();
 	fk.a.fd = fk.b.fd = -1;
 	fk.uffd_errno = EPERM;
-	dirty->doubt_count = KM_DOUBTS - 1;	/* of eight pages of another region */
+	dirty->doubt_count = KM_DOUBTS - 1; /* of eight pages of another region */
 	for (uint32_t i = 0; i < KM_DOUBTS - 1; i++)
-		dirty->doubts[i] = (struct km_doubt){ km_dirty_region_find(dirty, &fk.b), 10 + i, i % 8, 1 };
+		dirty->doubts[i] = (struct km_doubt){ km_dirty_region_find(dirty, &fk.b), 10 + i,
+						      i % 8, 1 };
 	fk_write(0, 0, 1);
 	ck_assert_int_eq(sync_with(1), 8 + 1);
 	fk_write(0, 0, 200);
@@ -707,7 +716,7 @@ TEST(a_later_tracker_reads_on_where_the_ring_stands)
 	for (uint64_t p = 0; p < 37; p++)
 		fk_write(0, 0, p);
 	ck_assert_int_eq(kvmem_dirty_stop(dirty), 0);
-	ck_assert_int_eq(fk.vcpus[0].reset, 37);	/* left empty */
+	ck_assert_int_eq(fk.vcpus[0].reset, 37); /* left empty */
 	ck_assert_int_eq(kvmem_dirty_remove_vcpu(dirty, FK_VCPU_FD), 0);
 	ck_assert_int_eq(kvmem_dirty_add_vcpu(dirty, FK_VCPU_FD), 0);
 	ck_assert_int_eq(kvmem_dirty_start(dirty), 0);
@@ -799,7 +808,7 @@ TEST(bitmap_without_manual_clear)
 	ck_assert_int_eq(kvmem_dirty_start(dirty), 0);
 	fk_write(0, 0, 70);
 	ck_assert_int_eq(kvmem_dirty_harvest(dirty, &batch), 1);
-	kvmem_batch_free(batch);	/* the kernel has forgotten it, we have not */
+	kvmem_batch_free(batch); /* the kernel has forgotten it, we have not */
 	ck_assert_int_eq(kvmem_dirty_harvest(dirty, &batch), 1);
 	ck_assert_int_eq(kvmem_dirty_commit(dirty, batch), 0);
 	expect_run(&fk.a, 70, 1);
@@ -853,7 +862,7 @@ TEST(k1_1_number_used_again)
 	ck_assert_int_eq(kvmem_dirty_harvest(dirty, &batch), 2);
 	ck_assert_int_eq(kvmem_dirty_commit(dirty, batch), 0);
 	kvmem_batch_free(batch);
-	ck_assert_uint_eq(fk.dropped, 1);	/* the old slot's alone */
+	ck_assert_uint_eq(fk.dropped, 1); /* the old slot's alone */
 	ck_assert(!fk.slots[7].open[80]);
 	fk_write(0, 7, 80);
 	ck_assert_int_eq(kvmem_dirty_harvest(dirty, &batch), 1);
@@ -871,7 +880,8 @@ TEST(k1_1_a_number_is_free_when_its_entries_are_reset)
 	fk.interrupt_times = 1000000;
 	ck_assert_int_eq(kvmem_region_detach(&fk.b, 1), 0);
 	ck_fails(attach(&fk.b, 0, 90, 1ull << 30, 1), EBUSY, "not reset yet");
-	ck_assert_int_eq(kvmem_region_attach(&fk.b, 0, 90 * PAGE, 1ull << 30, KVMEM_SLOT_ANY, 0, &id), 0);
+	ck_assert_int_eq(
+		kvmem_region_attach(&fk.b, 0, 90 * PAGE, 1ull << 30, KVMEM_SLOT_ANY, 0, &id), 0);
 	ck_assert_uint_eq(id, 2);
 	fk.interrupt_times = 0;
 	ck_assert_int_eq(attach(&fk.b, 100, 90, 2ull << 30, 1), 0);
@@ -884,8 +894,11 @@ END
 TEST(k1_1_a_number_that_the_vmm_had)
 {
 	struct kvm_userspace_memory_region m = {
-		.slot = 5, .memory_size = 200 * PAGE, .userspace_addr = 1ull << 40,
-		.flags = KVM_MEM_LOG_DIRTY_PAGES, .guest_phys_addr = 5ull << 30,
+		.slot = 5,
+		.memory_size = 200 * PAGE,
+		.userspace_addr = 1ull << 40,
+		.flags = KVM_MEM_LOG_DIRTY_PAGES,
+		.guest_phys_addr = 5ull << 30,
 	};
 
 	open_ring();
@@ -908,7 +921,9 @@ TEST(k1_4_detach_with_a_page_log_reports_the_slot_whole)
 	for (int stopped = 0; stopped < 2; stopped++) {
 		fk_reset();
 		fk.pml = true;
-		ck_assert_int_eq(create(KVMEM_DIRTY_RING, 1024, stopped ? KVMEM_DIRTY_DETACH_STOPPED : 0), 0);
+		ck_assert_int_eq(
+			create(KVMEM_DIRTY_RING, 1024, stopped ? KVMEM_DIRTY_DETACH_STOPPED : 0),
+			0);
 		ck_assert_int_eq(!strstr(kvmem_dirty_get_reason(dirty), "whole"), stopped);
 		ck_assert_int_eq(attach(&fk.b, 0, 512, 0, 1), 0);
 		ck_assert_int_eq(kvmem_dirty_add_vcpu(dirty, FK_VCPU_FD), 0);
@@ -944,7 +959,8 @@ TEST(k1_5_a_ring_that_was_used_is_emptied_when_it_is_added)
 	ck_assert_int_eq(attach(&fk.a, 0, 100, 0, 0), 0);
 	ck_assert_int_eq(kvmem_dirty_add_vcpu(dirty, FK_VCPU_FD), 0);
 	for (unsigned int i = 0; i < 9; i++)
-		fk.vcpus[0].ring[i] = (struct kvm_dirty_gfn){ .flags = KVM_DIRTY_GFN_F_RESET, .offset = 150 };
+		fk.vcpus[0].ring[i] = (struct kvm_dirty_gfn){ .flags = KVM_DIRTY_GFN_F_RESET,
+							      .offset = 150 };
 	fk.vcpus[0].pushed = 9;
 	ck_assert_int_eq(kvmem_dirty_remove_vcpu(dirty, FK_VCPU_FD), 0);
 	ck_assert_int_eq(kvmem_dirty_start(dirty), 0);
@@ -966,7 +982,7 @@ TEST(k1_6_half_a_stop_and_a_detach)
 	fake.fail_at = fake.calls + 2;
 	ck_assert_int_eq(kvmem_dirty_stop(dirty), -ENOMEM);
 	fake.fail_at = 0;
-	ck_assert_uint_eq(fk.slots[0].flags, KVM_MEM_LOG_DIRTY_PAGES);	/* again */
+	ck_assert_uint_eq(fk.slots[0].flags, KVM_MEM_LOG_DIRTY_PAGES); /* again */
 	fk.slots[0].flags = 0;
 	fk.vm.slots[0]->logged = false;
 	fk_write(0, 0, 7);
@@ -976,9 +992,10 @@ TEST(k1_6_half_a_stop_and_a_detach)
 }
 END
 
-/* ---- what the VMM has set ---- */
+	/* ---- what the VMM has set ---- */
 
-static void set_manual(uint64_t bits)
+	static void
+	set_manual(uint64_t bits)
 {
 	struct kvm_enable_cap c = { .cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, .args = { bits } };
 
@@ -1019,7 +1036,7 @@ TEST(k2_9_bitmap_leaves_on_what_the_vmm_has_on)
 {
 	for (uint64_t bits = 0; bits < 4; bits++)
 		for (int told = 0; told < 2; told++) {
-			if (bits == 2)		/* the kernel takes it only with the other */
+			if (bits == 2) /* the kernel takes it only with the other */
 				continue;
 			adopted(told, bits);
 			ck_assert_int_eq(create(KVMEM_DIRTY_BITMAP, 0, 0), 0);
@@ -1034,8 +1051,9 @@ TEST(k2_9_bitmap_leaves_on_what_the_vmm_has_on)
 			close_all();
 			ck_assert_uint_eq(fk.manual_now, bits);
 		}
-	adopted(true, 1);	/* with leave it is added to, and restored */
-	ck_assert_int_eq(create(KVMEM_DIRTY_BITMAP, 0, KVMEM_DIRTY_WHOLE_VM | KVMEM_DIRTY_FIRST_ALL), 0);
+	adopted(true, 1); /* with leave it is added to, and restored */
+	ck_assert_int_eq(
+		create(KVMEM_DIRTY_BITMAP, 0, KVMEM_DIRTY_WHOLE_VM | KVMEM_DIRTY_FIRST_ALL), 0);
 	start_all();
 	ck_assert_uint_eq(fk.manual_now, 3);
 	close_all();
@@ -1058,7 +1076,7 @@ TEST(k2_10_auto_turns_nothing_on_for_an_adopted_vm)
 }
 END
 
-static struct {
+	static struct {
 	uint64_t pages[FK_SLOT_PAGES], sure, unsure;
 	int harvest;
 } handed;
@@ -1080,8 +1098,11 @@ static void on_foreign(void *arg, uint32_t slot, uint64_t page, uint32_t flags)
 TEST(k2_10_entries_of_the_vmms_slots_are_handed_on)
 {
 	struct kvm_userspace_memory_region m = {
-		.slot = 5, .memory_size = 200 * PAGE, .userspace_addr = 1ull << 40,
-		.flags = KVM_MEM_LOG_DIRTY_PAGES, .guest_phys_addr = 5ull << 30,
+		.slot = 5,
+		.memory_size = 200 * PAGE,
+		.userspace_addr = 1ull << 40,
+		.flags = KVM_MEM_LOG_DIRTY_PAGES,
+		.guest_phys_addr = 5ull << 30,
 	};
 	struct kvmem_dirty_opts o = KVMEM_DIRTY_OPTS_INIT;
 
@@ -1101,12 +1122,13 @@ TEST(k2_10_entries_of_the_vmms_slots_are_handed_on)
 	ck_assert(handed.sure == 2 && handed.pages[10] && handed.pages[11]);
 	ck_assert_int_eq(handed.harvest, -EDEADLK);
 	ck_assert_int_eq(kvmem_dirty_commit(dirty, batch), 0);
-	ck_assert_uint_eq(handed.unsure, 1);	/* the last run was 11 */
+	ck_assert_uint_eq(handed.unsure, 1); /* the last run was 11 */
 	ck_assert_uint_eq(handed.pages[11], 2);
 	ck_assert_uint_eq(stats().foreign_entries, 2);
 	kvmem_batch_free(batch);
 	fk_write(0, 5, 10);
-	ck_assert_int_eq(kvmem_dirty_harvest(dirty, &batch), 0);	/* nothing to commit: reset at once */
+	ck_assert_int_eq(kvmem_dirty_harvest(dirty, &batch),
+			 0); /* nothing to commit: reset at once */
 	ck_assert_uint_eq(fk.vcpus[0].reset, 4);
 	close_all();
 }
@@ -1149,7 +1171,8 @@ TEST(k3_14_changes_of_the_librarys_own_come_with_the_next_batch)
 {
 	for (uint32_t mode = KVMEM_DIRTY_RING; mode <= KVMEM_DIRTY_BITMAP; mode++) {
 		open_with(mode, 0);
-		fk.b.plan.granted = 0;	/* it has a record nonetheless: it was tracked from the start */
+		fk.b.plan.granted =
+			0; /* it has a record nonetheless: it was tracked from the start */
 		km_vm_changed(&fk.vm, &fk.a, 150 * PAGE, 3 * PAGE);
 		km_vm_changed(&fk.vm, &fk.b, 0, PAGE);
 		ck_assert_int_eq(kvmem_dirty_harvest(dirty, &batch), 4);
@@ -1204,10 +1227,11 @@ TEST(k15_49_what_is_not_tracked_is_counted_and_said)
 }
 END
 
-/* ---- every call fails once ---- */
+	/* ---- every call fails once ---- */
 
-/* 0 when all of it went well. */
-static int whole_life(uint32_t mode, uint32_t flags)
+	/* 0 when all of it went well. */
+	static int
+	whole_life(uint32_t mode, uint32_t flags)
 {
 	int64_t r = create(mode, 256, flags);
 	struct kvmem_run run;
@@ -1229,7 +1253,7 @@ static int whole_life(uint32_t mode, uint32_t flags)
 	}
 	if (r > 0)
 		r = kvmem_dirty_commit(dirty, batch);
-	if (r > 0)	/* pages could not be protected again, and come with the next batch */
+	if (r > 0) /* pages could not be protected again, and come with the next batch */
 		r = 0;
 	if (!r && batch)
 		r = kvmem_batch_next(batch, &run) == 1 ? 0 : -EPROTO;
@@ -1268,8 +1292,9 @@ static void fail_each_call(uint32_t mode, uint32_t flags)
 	maps = harness_count_maps();
 	do {
 		failures += fail_call(++n, mode, flags) < 0;
-		ck_assert_msg(SANITIZED || harness_count_maps() <= maps, "call %lu, %s: %u mappings, were %u", n,
-			      fake.failed, harness_count_maps(), maps);
+		ck_assert_msg(SANITIZED || harness_count_maps() <= maps,
+			      "call %lu, %s: %u mappings, were %u", n, fake.failed,
+			      harness_count_maps(), maps);
 	} while (fake.failed);
 	ck_assert_uint_gt(failures, 13);
 }

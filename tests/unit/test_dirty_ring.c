@@ -14,7 +14,7 @@
 #include "dirty/ring.h"
 #include "fake_sys.h"
 
-#define ENTRIES 256u
+#define ENTRIES	  256u
 #define MAP_PAGES 100000u
 
 static struct kvm_dirty_gfn gfns[ENTRIES];
@@ -125,7 +125,7 @@ TEST(the_shared_way_takes_the_same)
 }
 END
 
-static unsigned int foreigners;
+	static unsigned int foreigners;
 static uint64_t foreign_sum;
 
 static void on_foreign(void *arg, uint32_t slot, uint64_t page)
@@ -142,11 +142,11 @@ TEST(strangers_are_marked_counted_and_handed_on)
 	foreign_sum = 0;
 	slots.foreign = on_foreign;
 	slots.arg = &foreigners;
-	push(2, 7);		/* a slot that is not ours */
-	push(4, 0);		/* one that is, and is not tracked */
-	push(9, 0);		/* beyond the table */
-	push(3 << 16, 0);	/* no such address space */
-	push(1, 5000);		/* beyond the slot */
+	push(2, 7);	  /* a slot that is not ours */
+	push(4, 0);	  /* one that is, and is not tracked */
+	push(9, 0);	  /* beyond the table */
+	push(3 << 16, 0); /* no such address space */
+	push(1, 5000);	  /* beyond the slot */
 	push(1, 4);
 	ck_assert_uint_eq(km_ring_take(&ring, &slots, false), 6);
 	ck_assert_uint_eq(km_dmap_count(&own), 1);
@@ -185,7 +185,7 @@ TEST(entries_not_reset_yet_stop_the_reader)
 	fresh();
 	push(1, 0);
 	ck_assert_uint_eq(km_ring_take(&ring, &slots, false), 1);
-	pushed = ring.head = 0;		/* as after a whole turn without a reset */
+	pushed = ring.head = 0; /* as after a whole turn without a reset */
 	ck_assert_uint_eq(km_ring_take(&ring, &slots, false), 0);
 	ck_assert_uint_eq(gfns[0].flags, KVM_DIRTY_GFN_F_RESET);
 	done();
@@ -215,8 +215,9 @@ END
 
 #define LIVE 500000u
 
-/* A vCPU that writes as long as there is room, and a kernel that resets what was read. */
-static void *live_writer(void *arg)
+	/* A vCPU that writes as long as there is room, and a kernel that resets what was read. */
+	static void *
+	live_writer(void *arg)
 {
 	unsigned long long seed = 7;
 	uint32_t freed = 0;
@@ -257,9 +258,10 @@ TEST(a_live_writer_loses_nothing)
 }
 END
 
-/* ---- after a reset ---- */
+	/* ---- after a reset ---- */
 
-static void expect_last(uint32_t end, uint32_t slot, uint64_t first, uint64_t mask)
+	static void
+	expect_last(uint32_t end, uint32_t slot, uint64_t first, uint64_t mask)
 {
 	struct km_ring_run run = km_ring_last_run(&ring, end);
 
@@ -275,7 +277,7 @@ TEST(the_last_run_is_what_the_kernel_may_have_joined)
 	push(1, 100);
 	push(1, 163);
 	push(1, 101);
-	push(1, 164);		/* too far from 100, not from 101 */
+	push(1, 164); /* too far from 100, not from 101 */
 	push(1, 130);
 	push(1 << 16 | 7, 131);
 	km_ring_take(&ring, &slots, false);
@@ -288,8 +290,9 @@ TEST(the_last_run_is_what_the_kernel_may_have_joined)
 }
 END
 
-/* The kernel resets the first `n` of 100 entries. */
-static bool reset_some(uint32_t n, struct km_ring_run *run, bool *overwritten)
+	/* The kernel resets the first `n` of 100 entries. */
+	static bool
+	reset_some(uint32_t n, struct km_ring_run *run, bool *overwritten)
 {
 	struct km_ring_run before = km_ring_last_run(&ring, ring.head);
 
@@ -333,7 +336,7 @@ TEST(a_vcpu_that_goes_around_the_ring_is_noticed)
 	for (unsigned int i = 0; i < ENTRIES - 10; i++)
 		push(1, i);
 	km_ring_take(&ring, &slots, false);
-	for (unsigned int i = 0; i < 20; i++) {		/* ten of them over entries reset meanwhile */
+	for (unsigned int i = 0; i < 20; i++) { /* ten of them over entries reset meanwhile */
 		if (i == 10)
 			memset(gfns, 0, 30 * sizeof(*gfns));
 		push(1, 3000 + i);
