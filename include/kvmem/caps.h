@@ -110,7 +110,7 @@ struct kvmem_cap_info {
 #define KVMEM_CAP_INFO_INIT KVMEM_INIT_(struct kvmem_cap_info)
 
 /**
- * kvmem_caps_probe() - try every facility once and keep the results.
+ * kvmem_caps_probe() - try every facility once and keep the results, those that may pass among them.
  *
  * Changes nothing on the VM given: what needs a memory slot or a vCPU is tried on a scratch VM. A
  * facility that is missing, /dev/kvm included, is a result and not a failure. The caller frees the

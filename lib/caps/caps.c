@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
-/* The capability table: what is known, and how it comes to be known once. */
+/* The capability table: what is known, and how it comes to be known. */
 #include "caps/caps_internal.h"
 
 #include <errno.h>
@@ -30,9 +30,9 @@ const struct km_cap_def km_cap_defs[KVMEM_CAP_COUNT_ - 1] = {
 	{ KVMEM_CAP_UFFD_DEVICE, "uffd-device", km_probe_uffd },
 	{ KVMEM_CAP_UFFD_SYSCALL, "uffd-syscall", km_probe_uffd },
 	{ KVMEM_CAP_UFFD_SHMEM, "uffd-shmem", km_probe_uffd_modes },
-	{ KVMEM_CAP_UFFD_HUGETLB, "uffd-hugetlb", km_probe_uffd_modes },
+	{ KVMEM_CAP_UFFD_HUGETLB, "uffd-hugetlb", km_probe_uffd_hugetlb },
 	{ KVMEM_CAP_UFFD_ANON, "uffd-anon", km_probe_uffd_modes },
-	{ KVMEM_CAP_UFFD_WP_ASYNC, "uffd-wp-async", km_probe_uffd_modes },
+	{ KVMEM_CAP_UFFD_WP_ASYNC, "uffd-wp-async", km_probe_uffd_async },
 	{ KVMEM_CAP_UFFD_POISON, "uffd-poison", km_probe_uffd_modes },
 	{ KVMEM_CAP_UFFD_MOVE, "uffd-move", km_probe_uffd_modes },
 	{ KVMEM_CAP_NUMA_NODES, "numa-nodes", km_probe_numa },
@@ -45,8 +45,8 @@ const struct km_cap_def km_cap_defs[KVMEM_CAP_COUNT_ - 1] = {
 	{ KVMEM_CAP_DIRTY_INITIALLY_SET, "dirty-initially-set", km_probe_dirty },
 	{ KVMEM_CAP_PRE_FAULT, "pre-fault", km_probe_pre_fault },
 	{ KVMEM_CAP_MEMORY_ATTRIBUTES, "memory-attributes", km_probe_attributes },
-	{ KVMEM_CAP_HUGETLB_2M, "hugetlb-2m", km_probe_hugetlb },
-	{ KVMEM_CAP_HUGETLB_1G, "hugetlb-1g", km_probe_hugetlb },
+	{ KVMEM_CAP_HUGETLB_2M, "hugetlb-2m", km_probe_hugetlb, true },
+	{ KVMEM_CAP_HUGETLB_1G, "hugetlb-1g", km_probe_hugetlb, true },
 	{ KVMEM_CAP_MADV_POPULATE, "madv-populate", km_probe_madvise },
 	{ KVMEM_CAP_IO_URING, "io-uring", km_probe_uring },
 	{ KVMEM_CAP_IO_URING_FIXED, "io-uring-fixed", km_probe_uring },
@@ -55,23 +55,75 @@ const struct km_cap_def km_cap_defs[KVMEM_CAP_COUNT_ - 1] = {
 
 /* ---- what probes say ---- */
 
+/* Limits and shortages of the moment, of this process or of the machine. */
+bool km_cap_passes(int64_t r)
+{
+	switch (r) {
+	case -EMFILE:
+	case -ENFILE:
+	case -ENOMEM:
+	case -EAGAIN:
+	case -EINTR:
+	case -EFBIG:
+	case -ENOSPC:
+		return true;
+	default:
+		return false;
+	}
+}
+
+int64_t km_cap_step(struct kvmem_caps *c, int64_t r)
+{
+	if (km_cap_passes(r))
+		c->passing = r;
+	return r;
+}
+
+/* The same text is kept once, however often it is said. */
+static const char *keep_text(struct kvmem_caps *c, const char *text)
+{
+	size_t len = strlen(text) + 1;
+	struct km_cap_text *t;
+
+	for (t = c->texts; t; t = t->next)
+		if (!strcmp(t->text, text))
+			return t->text;
+	t = km_sys_alloc(sizeof(*t) + len);
+	if (!t)
+		return NULL;
+	memcpy(t->text, text, len);
+	t->next = c->texts;
+	c->texts = t;
+	return t->text;
+}
+
+/* The first to settle an entry in a look-up is right: it knows more than what comes after it. */
 static void settle(struct kvmem_caps *c, uint32_t id, enum kvmem_support support, int64_t value,
 		   int64_t err, const char *fallback, const char *fmt, va_list ap)
 {
 	struct km_cap_entry *e = &c->entries[id];
+	char text[KM_CAP_REASON];
+	bool keep;
 
-	if (atomic_load_explicit(&e->known, memory_order_relaxed))
-		return; /* readers hold pointers into an entry that is known */
+	if (atomic_load_explicit(&e->known, memory_order_relaxed) || e->settled == c->look_up)
+		return;
+	e->settled = c->look_up;
 	e->error = (int)(err < 0 ? -err : err);
-	if (e->error == EMFILE || e->error == ENFILE)
-		support =
-			KVMEM_SUPPORT_UNKNOWN; /* of this process, it says nothing of the kernel */
+	if (e->error == EMFILE || e->error == ENFILE || e->error == EAGAIN || e->error == EINTR ||
+	    e->error == EFBIG)
+		support = KVMEM_SUPPORT_UNKNOWN; /* it says nothing of the kernel */
 	e->support = support;
 	e->value = value;
 	e->fallback = fallback;
 	errno = e->error; /* for %m */
-	vsnprintf(e->reason, sizeof(e->reason), fmt, ap);
-	atomic_store_explicit(&e->known, true, memory_order_release);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	e->reason = keep_text(c, text);
+	keep = e->reason && !c->passing && !km_cap_passes(-e->error) &&
+	       !km_cap_defs[id - 1].changes;
+	if (!e->reason)
+		e->reason = "there is no memory to keep the reason";
+	if (keep || c->snapshot)
+		atomic_store_explicit(&e->known, true, memory_order_release);
 }
 
 void km_cap_native(struct kvmem_caps *c, uint32_t id, int64_t value, const char *fmt, ...)
@@ -115,7 +167,7 @@ const struct km_cap_entry *km_cap_need(struct kvmem_caps *c, uint32_t id)
 {
 	struct km_cap_entry *e = &c->entries[id];
 
-	if (!atomic_load_explicit(&e->known, memory_order_relaxed))
+	if (!atomic_load_explicit(&e->known, memory_order_relaxed) && e->settled != c->look_up)
 		km_cap_defs[id - 1].probe(c);
 	return e;
 }
@@ -176,34 +228,64 @@ static void drop_scratch(struct kvmem_caps *c)
 
 /* ---- look-ups ---- */
 
-/* The table is const to its readers: what a look-up adds does not change what it says. */
-static const struct km_cap_entry *look_up(const struct kvmem_caps *caps, uint32_t id)
+static void begin_look_up(struct kvmem_caps *c)
 {
-	struct kvmem_caps *c = (struct kvmem_caps *)(uintptr_t)caps;
-	struct km_cap_entry *e = &c->entries[id];
-
-	if (atomic_load_explicit(&e->known, memory_order_acquire))
-		return e;
 	pthread_mutex_lock(&c->lock);
-	km_cap_need(c, id);
+	c->look_up++;
+	c->passing = 0;
+}
+
+static void end_look_up(struct kvmem_caps *c)
+{
 	drop_scratch(c);
 	pthread_mutex_unlock(&c->lock);
-	return e;
+}
+
+static struct km_cap_entry copy_of(const struct km_cap_entry *e)
+{
+	return (struct km_cap_entry){
+		.support = e->support,
+		.error = e->error,
+		.value = e->value,
+		.fallback = e->fallback,
+		.reason = e->reason,
+	};
+}
+
+/* The table is const to its readers: what a look-up adds does not change what it says. */
+static struct km_cap_entry look_up(const struct kvmem_caps *caps, uint32_t id)
+{
+	struct kvmem_caps *c = (struct kvmem_caps *)(uintptr_t)caps;
+	struct km_cap_entry *e = &c->entries[id], copy;
+
+	if (atomic_load_explicit(&e->known, memory_order_acquire))
+		return copy_of(e);
+	begin_look_up(c);
+	copy = copy_of(km_cap_need(c, id));
+	end_look_up(c);
+	return copy;
 }
 
 bool km_caps_has(const struct kvmem_caps *caps, enum kvmem_cap id)
 {
-	return look_up(caps, id)->support == KVMEM_SUPPORT_NATIVE;
+	return look_up(caps, id).support == KVMEM_SUPPORT_NATIVE;
 }
 
 int64_t km_caps_value(const struct kvmem_caps *caps, enum kvmem_cap id)
 {
-	return look_up(caps, id)->value;
+	return look_up(caps, id).value;
 }
 
 const char *km_caps_reason(const struct kvmem_caps *caps, enum kvmem_cap id)
 {
-	return look_up(caps, id)->reason;
+	return look_up(caps, id).reason;
+}
+
+const char *km_caps_lack(const struct kvmem_caps *caps, enum kvmem_cap id)
+{
+	struct km_cap_entry e = look_up(caps, id);
+
+	return e.support == KVMEM_SUPPORT_NATIVE ? NULL : e.reason;
 }
 
 int km_caps_create(int kvm_fd, int vm_fd, uint64_t vm_type, struct kvmem_caps **ret_caps)
@@ -254,11 +336,11 @@ int kvmem_caps_probe(const struct kvmem_caps_opts *opts, struct kvmem_caps **ret
 	r = km_caps_create(-1, o.flags & KVMEM_CAPS_VM_FD ? o.vm_fd : -1, o.vm_type, ret_caps);
 	if (r)
 		return r;
-	pthread_mutex_lock(&(*ret_caps)->lock);
+	(*ret_caps)->snapshot = true;
+	begin_look_up(*ret_caps);
 	for (uint32_t id = 1; id < KVMEM_CAP_COUNT_; id++)
 		km_cap_need(*ret_caps, id);
-	drop_scratch(*ret_caps);
-	pthread_mutex_unlock(&(*ret_caps)->lock);
+	end_look_up(*ret_caps);
 	return 0;
 }
 
@@ -267,6 +349,10 @@ void kvmem_caps_free(struct kvmem_caps *caps)
 	if (!caps)
 		return;
 	km_sys_close(caps->kvm_fd);
+	for (struct km_cap_text *t = caps->texts, *next; t; t = next) {
+		next = t->next;
+		km_sys_free(t);
+	}
 	pthread_mutex_destroy(&caps->lock);
 	km_sys_free(caps);
 }
@@ -279,7 +365,7 @@ const char *kvmem_cap_name(uint32_t id)
 int kvmem_caps_get(const struct kvmem_caps *caps, uint32_t id, struct kvmem_cap_info *ret_info)
 {
 	struct kvmem_cap_info info = { .id = id };
-	const struct km_cap_entry *e;
+	struct km_cap_entry e;
 	int r;
 
 	if (!caps)
@@ -292,12 +378,12 @@ int kvmem_caps_get(const struct kvmem_caps *caps, uint32_t id, struct kvmem_cap_
 	if (r)
 		return r;
 	e = look_up(caps, id);
-	info.support = e->support;
-	info.error = e->error;
-	info.value = e->value;
+	info.support = e.support;
+	info.error = e.error;
+	info.value = e.value;
 	info.name = kvmem_cap_name(id);
-	info.fallback = e->fallback;
-	info.reason = e->reason;
+	info.fallback = e.fallback;
+	info.reason = e.reason;
 	km_result_copy(ret_info, &info, sizeof(info));
 	return 0;
 }

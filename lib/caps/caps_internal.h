@@ -5,6 +5,10 @@
 /*
  * How the capability table works inside. An entry is probed when first asked for, under the table's
  * lock; a probe may settle several entries that one experiment answers, and may ask for others.
+ *
+ * What says nothing lasting is not kept: a probe that failed for want of files, memory or the like,
+ * and how many huge pages are free. Such an entry is probed again by each look-up. The text of a
+ * reason stays as long as the table, because callers have pointers to it.
  */
 
 #include <pthread.h>
@@ -15,12 +19,18 @@
 #define KM_CAP_REASON 256
 
 struct km_cap_entry {
-	_Atomic bool known;
+	_Atomic bool known;   /* for good: read without the lock from then on */
+	unsigned int settled; /* the look-up that settled it; 0: none */
 	uint32_t support;
 	int error;
 	int64_t value;
 	const char *fallback;
-	char reason[KM_CAP_REASON];
+	const char *reason;
+};
+
+struct km_cap_text {
+	struct km_cap_text *next;
+	char text[];
 };
 
 struct kvmem_caps {
@@ -28,8 +38,12 @@ struct kvmem_caps {
 	int kvm_fd; /* ours, -1: /dev/kvm is opened when needed */
 	int vm_fd;  /* borrowed, -1: the scratch VM answers */
 	uint64_t vm_type;
+	bool snapshot;	 /* nothing is probed again: vm_fd was lent for one call */
 	int scratch_kvm; /* open during one look-up */
 	int scratch_vm;
+	unsigned int look_up; /* their number, from 1 */
+	int64_t passing;      /* a failure of this look-up that says nothing lasting; else 0 */
+	struct km_cap_text *texts;
 	struct km_cap_entry entries[KVMEM_CAP_COUNT_];
 };
 
@@ -37,11 +51,18 @@ struct km_cap_def {
 	uint32_t id;
 	const char *name;
 	void (*probe)(struct kvmem_caps *c); /* settles at least `id` */
+	bool changes;			     /* a quantity: asked for each time */
 };
 
 extern const struct km_cap_def km_cap_defs[KVMEM_CAP_COUNT_ - 1];
 
 /* For probes, which hold the lock. */
+
+/* Hands r on. When that is a failure which passes, nothing that this look-up settles is kept: for
+ * steps whose error no entry gets. */
+int64_t km_cap_step(struct kvmem_caps *c, int64_t r);
+bool km_cap_passes(int64_t r);
+
 const struct km_cap_entry *km_cap_need(struct kvmem_caps *c, uint32_t id);
 bool km_cap_is_native(struct kvmem_caps *c, uint32_t id);
 
@@ -74,6 +95,8 @@ void km_probe_attributes(struct kvmem_caps *c);
 void km_probe_pre_fault(struct kvmem_caps *c);
 void km_probe_uffd(struct kvmem_caps *c);
 void km_probe_uffd_modes(struct kvmem_caps *c);
+void km_probe_uffd_hugetlb(struct kvmem_caps *c);
+void km_probe_uffd_async(struct kvmem_caps *c);
 void km_probe_gmem_uffd(struct kvmem_caps *c);
 void km_probe_gmem_numa(struct kvmem_caps *c);
 void km_probe_numa(struct kvmem_caps *c);

@@ -16,6 +16,7 @@
 
 /* A small guest_memfd to try things on. */
 struct trial {
+	struct kvmem_caps *c;
 	int fd;
 	uint8_t *map;
 	size_t page;
@@ -35,19 +36,20 @@ int64_t km_gmem_create(int vm_fd, uint64_t bytes, uint64_t flags)
 	return r;
 }
 
-static int64_t trial_open(struct trial *t, int vm, uint64_t flags)
+static int64_t trial_open(struct kvmem_caps *c, struct trial *t, int vm, uint64_t flags)
 {
 	int64_t r;
 	void *map;
 
+	t->c = c;
 	t->page = km_sys_page_size();
-	r = km_gmem_create(vm, PAGES * t->page, flags);
+	r = km_cap_step(c, km_gmem_create(vm, PAGES * t->page, flags));
 	if (r < 0)
 		return r;
 	t->fd = (int)r;
 	t->map = NULL;
 	r = km_sys_mmap(PAGES * t->page, PROT_READ | PROT_WRITE, MAP_SHARED, t->fd, 0, &map);
-	if (r >= 0)
+	if (km_cap_step(c, r) >= 0)
 		t->map = map;
 	return 0;
 }
@@ -60,17 +62,17 @@ static void trial_close(struct trial *t)
 
 /* Does an access through the mapping fault in a page? The kernel makes it, so that no SIGBUS comes.
  */
-static int64_t touch(const void *addr)
+static int64_t touch(const struct trial *t, const void *addr)
 {
 	int64_t fd = km_sys_memfd_create("kvmem-probe", 0), r;
 
-	if (fd < 0)
+	if (km_cap_step(t->c, fd) < 0)
 		return fd;
 	r = km_sys_ftruncate((int)fd, 1);
 	if (r >= 0)
 		r = km_sys_pwrite((int)fd, addr, 1, 0);
 	km_sys_close((int)fd);
-	return r < 0 ? r : 0;
+	return km_cap_step(t->c, r) < 0 ? r : 0;
 }
 
 static void none_of_it(struct kvmem_caps *c, int64_t err, const char *why)
@@ -98,7 +100,7 @@ static int64_t find_shared(struct kvmem_caps *c, int vm, uint64_t *ret_flags)
 
 	for (size_t i = 0; i < KM_ARRAY_SIZE(sets); i++) {
 		struct trial t;
-		int64_t r = trial_open(&t, vm, sets[i]);
+		int64_t r = trial_open(c, &t, vm, sets[i]);
 
 		if (r < 0) {
 			err = r;
@@ -110,7 +112,7 @@ static int64_t find_shared(struct kvmem_caps *c, int vm, uint64_t *ret_flags)
 				      "mmap() works on a guest_memfd created with flags 0x%llx",
 				      (unsigned long long)sets[i]);
 		}
-		r = t.map ? touch(t.map) : -ENODEV;
+		r = t.map ? touch(&t, t.map) : -ENODEV;
 		trial_close(&t);
 		if (!r) {
 			km_cap_native(
@@ -128,7 +130,7 @@ static int64_t find_shared(struct kvmem_caps *c, int vm, uint64_t *ret_flags)
 static void probe_gup(struct kvmem_caps *c, int vm, uint64_t flags)
 {
 	struct trial t;
-	int64_t r = trial_open(&t, vm, flags);
+	int64_t r = trial_open(c, &t, vm, flags);
 
 	if (r >= 0) {
 		r = km_sys_madvise(t.map, t.page, KM_MADV_POPULATE_WRITE);
@@ -164,7 +166,8 @@ static int64_t write_behaviour(struct trial *t)
 		return -ENOMEM;
 	memset(buf, 0x5a, t->page);
 	r = km_sys_pwrite(t->fd, buf, t->page, 0);
-	if (r >= 0 && ((size_t)r != t->page || touch(t->map) || !content_is(t->map, t->page, 0x5a)))
+	if (r >= 0 &&
+	    ((size_t)r != t->page || touch(t, t->map) || !content_is(t->map, t->page, 0x5a)))
 		r = -EIO;
 	if (r < 0) {
 		km_sys_free(buf);
@@ -181,16 +184,17 @@ static int64_t write_behaviour(struct trial *t)
 	return partial == 100 ? KVMEM_WRITE_ANY : KVMEM_WRITE_ALIGNED;
 }
 
-static int64_t try_write(int vm, uint64_t flags, bool need_gup)
+static int64_t try_write(struct kvmem_caps *c, int vm, uint64_t flags, bool need_gup)
 {
 	struct trial t;
-	int64_t r = trial_open(&t, vm, flags);
+	int64_t r = trial_open(c, &t, vm, flags);
 
 	if (r < 0)
 		return r;
-	if (!t.map || touch(t.map + 2 * t.page))
+	if (!t.map || touch(&t, t.map + 2 * t.page))
 		r = -ENODEV;
-	else if (need_gup && km_sys_madvise(t.map + 3 * t.page, t.page, KM_MADV_POPULATE_WRITE) < 0)
+	else if (need_gup && km_cap_step(c, km_sys_madvise(t.map + 3 * t.page, t.page,
+							   KM_MADV_POPULATE_WRITE)) < 0)
 		r = -EFAULT; /* this flag takes away more than it gives */
 	else
 		r = write_behaviour(&t);
@@ -212,7 +216,7 @@ static void probe_write(struct kvmem_caps *c, int vm, uint64_t base)
 
 	for (int bit = 1; bit < 16; bit++) {
 		uint64_t flag = bit == 1 ? 0 : 1ull << bit;
-		int64_t rev = try_write(vm, base | flag, gup);
+		int64_t rev = try_write(c, vm, base | flag, gup);
 
 		if (rev > 0) {
 			km_cap_native(c, KVMEM_CAP_GUEST_MEMFD_WRITE, rev,
@@ -269,7 +273,8 @@ void km_probe_gmem(struct kvmem_caps *c)
 		return;
 	}
 	km_sys_close((int)fd);
-	advertised = km_sys_ioctl_val((int)vm, KVM_CHECK_EXTENSION, KM_KVM_CAP_GUEST_MEMFD_FLAGS);
+	advertised = km_cap_step(
+		c, km_sys_ioctl_val((int)vm, KVM_CHECK_EXTENSION, KM_KVM_CAP_GUEST_MEMFD_FLAGS));
 	km_cap_native(c, KVMEM_CAP_GUEST_MEMFD, advertised > 0 ? advertised : 0,
 		      "KVM_CREATE_GUEST_MEMFD works; flags advertised: 0x%llx",
 		      (unsigned long long)(advertised > 0 ? advertised : 0));

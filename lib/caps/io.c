@@ -18,6 +18,7 @@ static int64_t guest_page(struct kvmem_caps *c, size_t bytes, void **ret_page,
 	if (km_cap_is_native(c, KVMEM_CAP_GUEST_MEMFD_GUP)) {
 		vm = km_caps_vm(c);
 		fd = vm < 0 ? vm : km_gmem_create((int)vm, bytes, km_gmem_flags(c));
+		km_cap_step(c, fd);
 		*ret_what = "a guest_memfd";
 	}
 	if (fd < 0) {

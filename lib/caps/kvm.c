@@ -9,9 +9,9 @@
 
 #include "base/uapi/kvm.h"
 
-static int64_t extension(int vm_fd, unsigned long cap)
+static int64_t extension(struct kvmem_caps *c, int vm_fd, unsigned long cap)
 {
-	return km_sys_ioctl_val(vm_fd, KVM_CHECK_EXTENSION, cap);
+	return km_cap_step(c, km_sys_ioctl_val(vm_fd, KVM_CHECK_EXTENSION, cap));
 }
 
 void km_probe_kvm(struct kvmem_caps *c)
@@ -27,7 +27,7 @@ void km_probe_kvm(struct kvmem_caps *c)
 				      "into containers");
 		return;
 	}
-	version = km_sys_ioctl_val((int)fd, KVM_GET_API_VERSION, 0);
+	version = km_cap_step(c, km_sys_ioctl_val((int)fd, KVM_GET_API_VERSION, 0));
 	if (version != KVM_API_VERSION)
 		km_cap_none(c, KVMEM_CAP_KVM, version < 0 ? version : 0,
 			    "KVM_GET_API_VERSION says %lld, %d is needed", (long long)version,
@@ -53,7 +53,7 @@ int64_t km_vm_slots(int vm_fd, const char *what)
 	return r > 0 ? r : km_fail(EBADF, "%s %d is not a KVM VM", what, vm_fd);
 }
 
-static int64_t set_slot(int vm, void *hva, size_t bytes, uint32_t flags)
+static int64_t set_slot(struct kvmem_caps *c, int vm, void *hva, size_t bytes, uint32_t flags)
 {
 	struct kvm_userspace_memory_region m = {
 		.flags = flags,
@@ -61,7 +61,7 @@ static int64_t set_slot(int vm, void *hva, size_t bytes, uint32_t flags)
 		.userspace_addr = (uintptr_t)hva,
 	};
 
-	return km_sys_ioctl(vm, KVM_SET_USER_MEMORY_REGION, &m);
+	return km_cap_step(c, km_sys_ioctl(vm, KVM_SET_USER_MEMORY_REGION, &m));
 }
 
 /* A scratch VM and a page of memory, or every id given is unknown with the reason. */
@@ -81,7 +81,7 @@ static bool scratch_page(struct kvmem_caps *c, const uint32_t *ids, size_t n, in
 
 static void probe_readonly(struct kvmem_caps *c, int vm, void *page, size_t size)
 {
-	int64_t r = set_slot(vm, page, size, KVM_MEM_READONLY);
+	int64_t r = set_slot(c, vm, page, size, KVM_MEM_READONLY);
 
 	if (r < 0)
 		km_cap_none(c, KVMEM_CAP_READONLY_MEM, r,
@@ -90,7 +90,7 @@ static void probe_readonly(struct kvmem_caps *c, int vm, void *page, size_t size
 		km_cap_native(c, KVMEM_CAP_READONLY_MEM, 0,
 			      "a slot with KVM_MEM_READONLY can be set");
 	if (r >= 0)
-		set_slot(vm, page, 0, 0);
+		set_slot(c, vm, page, 0, 0);
 }
 
 static void probe_memory2(struct kvmem_caps *c, int vm, void *page, size_t size)
@@ -108,7 +108,7 @@ static void probe_memory2(struct kvmem_caps *c, int vm, void *page, size_t size)
 		km_cap_native(c, KVMEM_CAP_USER_MEMORY2, 0,
 			      "a slot can be set by KVM_SET_USER_MEMORY_REGION2");
 	if (r >= 0)
-		set_slot(vm, page, 0, 0);
+		set_slot(c, vm, page, 0, 0);
 }
 
 void km_probe_slots(struct kvmem_caps *c)
@@ -122,7 +122,7 @@ void km_probe_slots(struct kvmem_caps *c)
 
 	if (!scratch_page(c, ids, KM_ARRAY_SIZE(ids), &vm, &page))
 		return;
-	slots = extension((int)km_caps_vm(c), KVM_CAP_NR_MEMSLOTS);
+	slots = extension(c, (int)km_caps_vm(c), KVM_CAP_NR_MEMSLOTS);
 	if (slots > 0)
 		km_cap_native(c, KVMEM_CAP_MEMORY_SLOTS, slots,
 			      "KVM_CAP_NR_MEMSLOTS says %lld slots per address space",
@@ -136,7 +136,8 @@ void km_probe_slots(struct kvmem_caps *c)
 
 /* ---- slots over a guest_memfd ---- */
 
-static int64_t set_direct(int vm, int gmem, void *hva, size_t bytes, uint32_t flags)
+static int64_t set_direct(struct kvmem_caps *c, int vm, int gmem, void *hva, size_t bytes,
+			  uint32_t flags)
 {
 	struct km_kvm_userspace_memory_region2 m = {
 		.flags = flags | (uint32_t)KM_KVM_MEM_GUEST_MEMFD,
@@ -145,7 +146,7 @@ static int64_t set_direct(int vm, int gmem, void *hva, size_t bytes, uint32_t fl
 		.guest_memfd = (uint32_t)gmem,
 	};
 
-	return km_sys_ioctl(vm, KM_KVM_SET_USER_MEMORY_REGION2, &m);
+	return km_cap_step(c, km_sys_ioctl(vm, KM_KVM_SET_USER_MEMORY_REGION2, &m));
 }
 
 static void say_slot(struct kvmem_caps *c, uint32_t id, int64_t r, const char *what,
@@ -159,17 +160,17 @@ static void say_slot(struct kvmem_caps *c, uint32_t id, int64_t r, const char *w
 
 static void probe_direct(struct kvmem_caps *c, int vm, int gmem, void *map, size_t size)
 {
-	int64_t r = set_direct(vm, gmem, map, size, 0);
+	int64_t r = set_direct(c, vm, gmem, map, size, 0);
 
 	say_slot(c, KVMEM_CAP_GUEST_MEMFD_DIRECT_SLOT, r, "a slot with KVM_MEM_GUEST_MEMFD", "");
 	if (r >= 0)
-		set_direct(vm, gmem, map, 0, 0);
-	r = set_direct(vm, gmem, map, size, KVM_MEM_LOG_DIRTY_PAGES);
+		set_direct(c, vm, gmem, map, 0, 0);
+	r = set_direct(c, vm, gmem, map, size, KVM_MEM_LOG_DIRTY_PAGES);
 	say_slot(c, KVMEM_CAP_GUEST_MEMFD_DIRECT_DIRTY, r,
 		 "a slot with KVM_MEM_GUEST_MEMFD and KVM_MEM_LOG_DIRTY_PAGES",
 		 "; use a slot over the mapping of the guest_memfd instead");
 	if (r >= 0)
-		set_direct(vm, gmem, map, 0, 0);
+		set_direct(c, vm, gmem, map, 0, 0);
 }
 
 /* Such a slot can be set whenever the file can be mapped; a vCPU gets at its pages by pinning them.
@@ -200,10 +201,10 @@ static void probe_hva(struct kvmem_caps *c, int vm, void *map, size_t size)
 				    gup->reason);
 			continue;
 		}
-		r = set_slot(vm, map, size, tries[i].flags);
+		r = set_slot(c, vm, map, size, tries[i].flags);
 		say_slot(c, tries[i].id, r, tries[i].what, "");
 		if (r >= 0)
-			set_slot(vm, map, 0, 0);
+			set_slot(c, vm, map, 0, 0);
 	}
 }
 
@@ -234,7 +235,8 @@ void km_probe_gmem_slots(struct kvmem_caps *c)
 		return;
 	}
 	if (km_cap_is_native(c, KVMEM_CAP_GUEST_MEMFD_MMAP))
-		km_sys_mmap(size, PROT_READ | PROT_WRITE, MAP_SHARED, (int)gmem, 0, &map);
+		km_cap_step(c, km_sys_mmap(size, PROT_READ | PROT_WRITE, MAP_SHARED, (int)gmem, 0,
+					   &map));
 	probe_direct(c, (int)vm, (int)gmem, map, size);
 	probe_hva(c, (int)vm, map, size);
 	km_sys_munmap(map, size);
@@ -246,7 +248,7 @@ void km_probe_gmem_slots(struct kvmem_caps *c)
 static void probe_ring(struct kvmem_caps *c, int vm, uint32_t id, unsigned long cap,
 		       const char *name)
 {
-	int64_t bytes = extension(vm, cap);
+	int64_t bytes = extension(c, vm, cap);
 
 	if (bytes > 0)
 		km_cap_native(c, id, bytes, "%s: rings of up to %lld bytes, %lld entries", name,
@@ -261,7 +263,7 @@ static void probe_ring(struct kvmem_caps *c, int vm, uint32_t id, unsigned long 
 
 static void probe_manual(struct kvmem_caps *c, int vm)
 {
-	int64_t flags = extension(vm, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2);
+	int64_t flags = extension(c, vm, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2);
 
 	if (flags > 0)
 		km_cap_native(c, KVMEM_CAP_DIRTY_MANUAL_PROTECT, flags,
@@ -300,7 +302,7 @@ void km_probe_dirty(struct kvmem_caps *c)
 		   "KVM_CAP_DIRTY_LOG_RING");
 	probe_ring(c, (int)vm, KVMEM_CAP_DIRTY_RING_ACQ_REL, KM_KVM_CAP_DIRTY_LOG_RING_ACQ_REL,
 		   "KVM_CAP_DIRTY_LOG_RING_ACQ_REL");
-	r = extension((int)vm, KM_KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP);
+	r = extension(c, (int)vm, KM_KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP);
 	if (r > 0)
 		km_cap_native(c, KVMEM_CAP_DIRTY_RING_WITH_BITMAP, r,
 			      "KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP: some writes go to a bitmap "
@@ -320,7 +322,7 @@ void km_probe_attributes(struct kvmem_caps *c)
 		km_cap_unknown(c, KVMEM_CAP_MEMORY_ATTRIBUTES, vm, "no VM to ask: %m");
 		return;
 	}
-	r = extension((int)vm, KM_KVM_CAP_MEMORY_ATTRIBUTES);
+	r = extension(c, (int)vm, KM_KVM_CAP_MEMORY_ATTRIBUTES);
 	if (r > 0)
 		km_cap_native(c, KVMEM_CAP_MEMORY_ATTRIBUTES, r,
 			      "KVM_SET_MEMORY_ATTRIBUTES takes the attributes 0x%llx on this VM",
@@ -341,7 +343,7 @@ void km_probe_pre_fault(struct kvmem_caps *c)
 		km_cap_unknown(c, KVMEM_CAP_PRE_FAULT, vm, "no VM to ask: %m");
 		return;
 	}
-	r = extension((int)vm, KM_KVM_CAP_PRE_FAULT_MEMORY);
+	r = extension(c, (int)vm, KM_KVM_CAP_PRE_FAULT_MEMORY);
 	if (r > 0)
 		km_cap_native(c, KVMEM_CAP_PRE_FAULT, r, "KVM_PRE_FAULT_MEMORY is offered");
 	else

@@ -74,7 +74,7 @@ static void probe_nodes(struct kvmem_caps *c)
 		n += __builtin_popcountl(nodes[i]);
 	if (!n)
 		km_cap_unknown(c, KVMEM_CAP_NUMA_NODES, r, "the nodes cannot be listed: %m");
-	else if (try_mode(KM_MPOL_BIND) == -EPERM)
+	else if (km_cap_step(c, try_mode(KM_MPOL_BIND)) == -EPERM)
 		km_cap_fallback(
 			c, KVMEM_CAP_NUMA_NODES, -EPERM, "placing by the thread's own node",
 			"mbind() is forbidden here (%m): a container's seccomp filter wants "
@@ -197,7 +197,8 @@ static void probe_huge(struct kvmem_caps *c, uint32_t id, size_t bytes, unsigned
 	}
 	n = read_number(path);
 	km_cap_native(c, id, n > 0 ? n : 1,
-		      "a huge page of %zu MiB can be reserved; free: %" PRId64, bytes >> 20, n);
+		      "a huge page of %zu MiB can be reserved; the value is how many are free",
+		      bytes >> 20);
 }
 
 void km_probe_hugetlb(struct kvmem_caps *c)

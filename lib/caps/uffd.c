@@ -108,6 +108,7 @@ void km_probe_uffd(struct kvmem_caps *c)
 
 /* Memory to try a mode on; `other` maps the same file, NULL for memory without one. */
 struct ground {
+	struct kvmem_caps *c;
 	uint8_t *map;
 	uint8_t *other;
 	size_t page;
@@ -122,27 +123,27 @@ static int64_t reg(int uffd, const struct ground *g, uint64_t mode)
 		.mode = mode,
 	};
 
-	return km_sys_ioctl(uffd, UFFDIO_REGISTER, &r);
+	return km_cap_step(g->c, km_sys_ioctl(uffd, UFFDIO_REGISTER, &r));
 }
 
 static void unreg(int uffd, const struct ground *g)
 {
 	struct uffdio_range r = { .start = (uintptr_t)g->map, .len = g->bytes };
 
-	km_sys_ioctl(uffd, UFFDIO_UNREGISTER, &r);
+	km_cap_step(g->c, km_sys_ioctl(uffd, UFFDIO_UNREGISTER, &r));
 }
 
 /* Would an access to this page be handed to the userfaultfd? The kernel copies from it; nothing
  * waits. */
 static bool raised(const struct ground *g, const void *addr)
 {
-	return km_sys_pwrite(g->byte, addr, 1, 0) == -EFAULT;
+	return km_cap_step(g->c, km_sys_pwrite(g->byte, addr, 1, 0)) == -EFAULT;
 }
 
 /* Likewise a write: the kernel copies a byte to it. */
 static bool write_goes(const struct ground *g)
 {
-	return km_sys_pread(g->byte, g->map, 1, 0) == 1;
+	return km_cap_step(g->c, km_sys_pread(g->byte, g->map, 1, 0)) == 1;
 }
 
 static bool missing_works(int uffd, const struct ground *g)
@@ -168,7 +169,8 @@ static bool minor_works(int uffd, const struct ground *g)
 	    reg(uffd, g, UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR) < 0)
 		return false;
 	works = !raised(g, g->other) && raised(g, g->map) &&
-		km_sys_ioctl(uffd, UFFDIO_CONTINUE, &cont) >= 0 && !raised(g, g->map);
+		km_cap_step(g->c, km_sys_ioctl(uffd, UFFDIO_CONTINUE, &cont)) >= 0 &&
+		!raised(g, g->map);
 	unreg(uffd, g);
 	return works;
 }
@@ -184,9 +186,11 @@ static bool wp_works(int uffd, const struct ground *g)
 
 	if (raised(g, g->map) || reg(uffd, g, UFFDIO_REGISTER_MODE_WP) < 0)
 		return false;
-	works = km_sys_ioctl(uffd, UFFDIO_WRITEPROTECT, &wp) >= 0 && !write_goes(g);
+	works = km_cap_step(g->c, km_sys_ioctl(uffd, UFFDIO_WRITEPROTECT, &wp)) >= 0 &&
+		!write_goes(g);
 	wp.mode = 0;
-	works = works && km_sys_ioctl(uffd, UFFDIO_WRITEPROTECT, &wp) >= 0 && write_goes(g);
+	works = works && km_cap_step(g->c, km_sys_ioctl(uffd, UFFDIO_WRITEPROTECT, &wp)) >= 0 &&
+		write_goes(g);
 	unreg(uffd, g);
 	return works;
 }
@@ -195,7 +199,7 @@ static int64_t modes_of(const struct ground *g)
 {
 	int64_t fd = km_uffd_try(UFFD_FEATURE_SIGBUS, NULL), modes = 0;
 
-	if (fd < 0)
+	if (km_cap_step(g->c, fd) < 0)
 		return fd;
 	if (missing_works((int)fd, g))
 		modes |= KVMEM_UFFD_MISSING;
@@ -230,7 +234,7 @@ static void ground_close(struct ground *g)
 	km_sys_close(g->byte);
 }
 
-static int64_t ground_open(struct ground *g, int fd, size_t page)
+static int64_t ground_open(struct kvmem_caps *c, struct ground *g, int fd, size_t page)
 {
 	int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
 	int64_t byte = byte_open(), r;
@@ -238,7 +242,7 @@ static int64_t ground_open(struct ground *g, int fd, size_t page)
 
 	if (byte < 0)
 		return byte;
-	*g = (struct ground){ .page = page, .bytes = page, .byte = (int)byte };
+	*g = (struct ground){ .c = c, .page = page, .bytes = page, .byte = (int)byte };
 	r = km_sys_mmap(g->bytes, PROT_READ | PROT_WRITE, flags, fd, 0, &p);
 	if (r >= 0)
 		g->map = p;
@@ -279,10 +283,10 @@ static bool wp_async_works(const struct ground *g)
 				 NULL);
 	bool works;
 
-	if (fd < 0)
+	if (km_cap_step(g->c, fd) < 0)
 		return false;
 	works = reg((int)fd, g, UFFDIO_REGISTER_MODE_WP) >= 0 &&
-		km_sys_ioctl((int)fd, UFFDIO_WRITEPROTECT, &wp) >= 0;
+		km_cap_step(g->c, km_sys_ioctl((int)fd, UFFDIO_WRITEPROTECT, &wp)) >= 0;
 	works = works && write_goes(g);
 	km_sys_close((int)fd);
 	return works;
@@ -312,17 +316,21 @@ static void say_modes(struct kvmem_caps *c, uint32_t id, const char *what, int64
 		km_cap_none(c, id, 0, "UFFDIO_REGISTER on %s: no mode raises its fault", what);
 }
 
-static void probe_kind(struct kvmem_caps *c, size_t i, int64_t *async)
+static int64_t kind_open(struct kvmem_caps *c, size_t i, struct ground *g)
 {
 	size_t page = kinds[i].page ? kinds[i].page : km_sys_page_size();
-	int64_t fd = kinds[i].file ? ground_file(page, kinds[i].memfd_flags) : -1, r = 0, modes;
-	struct ground g;
+	int64_t fd = kinds[i].file ? ground_file(page, kinds[i].memfd_flags) : -1, r;
 
-	if (kinds[i].file && fd < 0)
-		r = fd;
-	if (!r)
-		r = ground_open(&g, (int)fd, page);
+	r = kinds[i].file && fd < 0 ? fd : ground_open(c, g, (int)fd, page);
 	km_sys_close((int)fd);
+	return km_cap_step(c, r);
+}
+
+static void probe_kind(struct kvmem_caps *c, size_t i)
+{
+	struct ground g;
+	int64_t r = kind_open(c, i, &g), modes;
+
 	if (r < 0) {
 		km_cap_unknown(c, kinds[i].id, r, "no %s to try userfaultfd on: %m%s",
 			       kinds[i].what,
@@ -330,14 +338,12 @@ static void probe_kind(struct kvmem_caps *c, size_t i, int64_t *async)
 		return;
 	}
 	modes = modes_of(&g);
+	ground_close(&g);
 	if (modes < 0)
 		km_cap_none(c, kinds[i].id, modes, "no userfaultfd: %s",
 			    km_cap_need(c, KVMEM_CAP_UFFD)->reason);
 	else
 		say_modes(c, kinds[i].id, kinds[i].what, modes);
-	if (modes >= 0 && wp_async_works(&g))
-		*async |= 1ll << i;
-	ground_close(&g);
 }
 
 /* An ioctl of the API with a range that is not registered: ENOENT and the like say that it is
@@ -362,10 +368,35 @@ static void probe_range_ioctl(struct kvmem_caps *c, uint32_t id, uint64_t featur
 
 void km_probe_uffd_modes(struct kvmem_caps *c)
 {
-	int64_t async = 0;
-
 	for (size_t i = 0; i < KM_ARRAY_SIZE(kinds); i++)
-		probe_kind(c, i, &async);
+		if (kinds[i].id != KVMEM_CAP_UFFD_HUGETLB)
+			probe_kind(c, i);
+	probe_range_ioctl(c, KVMEM_CAP_UFFD_POISON, KM_UFFD_FEATURE_POISON, KM_UFFDIO_POISON,
+			  "UFFDIO_POISON", "Linux 6.6 and later have it");
+	probe_range_ioctl(c, KVMEM_CAP_UFFD_MOVE, KM_UFFD_FEATURE_MOVE, KM_UFFDIO_MOVE,
+			  "UFFDIO_MOVE", "Linux 6.8 and later have it");
+}
+
+/* Apart from the others: it fails where no huge page is free, which says nothing lasting. */
+void km_probe_uffd_hugetlb(struct kvmem_caps *c)
+{
+	for (size_t i = 0; i < KM_ARRAY_SIZE(kinds); i++)
+		if (kinds[i].id == KVMEM_CAP_UFFD_HUGETLB)
+			probe_kind(c, i);
+}
+
+void km_probe_uffd_async(struct kvmem_caps *c)
+{
+	int64_t async = 0;
+	struct ground g;
+
+	for (size_t i = 0; i < KM_ARRAY_SIZE(kinds); i++) {
+		if (kind_open(c, i, &g) < 0)
+			continue;
+		if (wp_async_works(&g))
+			async |= 1ll << i;
+		ground_close(&g);
+	}
 	if (async)
 		km_cap_native(c, KVMEM_CAP_UFFD_WP_ASYNC, async,
 			      "UFFD_FEATURE_WP_ASYNC lets writes through on:"
@@ -375,10 +406,6 @@ void km_probe_uffd_modes(struct kvmem_caps *c)
 	else
 		km_cap_none(c, KVMEM_CAP_UFFD_WP_ASYNC, 0,
 			    "UFFD_FEATURE_WP_ASYNC is not offered; Linux 6.7 and later have it");
-	probe_range_ioctl(c, KVMEM_CAP_UFFD_POISON, KM_UFFD_FEATURE_POISON, KM_UFFDIO_POISON,
-			  "UFFDIO_POISON", "Linux 6.6 and later have it");
-	probe_range_ioctl(c, KVMEM_CAP_UFFD_MOVE, KM_UFFD_FEATURE_MOVE, KM_UFFDIO_MOVE,
-			  "UFFDIO_MOVE", "Linux 6.8 and later have it");
 }
 
 void km_probe_gmem_uffd(struct kvmem_caps *c)
@@ -393,7 +420,7 @@ void km_probe_gmem_uffd(struct kvmem_caps *c)
 	}
 	vm = km_caps_vm(c);
 	fd = vm < 0 ? vm : km_gmem_create((int)vm, km_sys_page_size(), km_gmem_flags(c));
-	r = fd < 0 ? fd : ground_open(&g, (int)fd, km_sys_page_size());
+	r = fd < 0 ? fd : ground_open(c, &g, (int)fd, km_sys_page_size());
 	km_sys_close((int)fd);
 	if (r < 0) {
 		km_cap_unknown(c, KVMEM_CAP_GUEST_MEMFD_UFFD, r,

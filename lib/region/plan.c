@@ -51,12 +51,14 @@ struct asking {
 	const struct kvmem_region_opts *o;
 	uint64_t huge_size; /* page size of the hugetlb candidate */
 	bool has_vm;
-	char text[256]; /* scratch for a reason */
+	bool asked_huge;     /* how many huge pages are free changes: asked for once a plan */
+	const char *no_huge; /* then: why there is no hugetlb memory, or NULL */
+	char text[256];	     /* scratch for a reason */
 };
 
 static const char *from_cap(struct asking *a, enum kvmem_cap id)
 {
-	return km_caps_has(a->caps, id) ? NULL : km_caps_reason(a->caps, id);
+	return km_caps_lack(a->caps, id);
 }
 
 static bool is_gmem(const struct candidate *c)
@@ -101,11 +103,12 @@ static const char *exists_gmem(struct asking *a, const struct candidate *c)
 
 static const char *exists_hugetlb(struct asking *a)
 {
-	const char *no = from_cap(a, a->huge_size == SIZE_1G ? KVMEM_CAP_HUGETLB_1G
-							     : KVMEM_CAP_HUGETLB_2M);
-
-	if (no)
-		return no;
+	if (!a->asked_huge)
+		a->no_huge = from_cap(a, a->huge_size == SIZE_1G ? KVMEM_CAP_HUGETLB_1G
+								 : KVMEM_CAP_HUGETLB_2M);
+	a->asked_huge = true;
+	if (a->no_huge)
+		return a->no_huge;
 	if (a->o->bytes % a->huge_size == 0)
 		return NULL;
 	snprintf(a->text, sizeof(a->text),

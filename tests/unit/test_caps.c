@@ -6,8 +6,10 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "caps/caps_internal.h"
@@ -74,7 +76,7 @@ TEST(every_line_is_settled_by_its_probe_alone)
 		fake_kvm_reset();
 		ck_assert_int_eq(km_caps_create(-1, -1, 0, &caps), 0);
 		get(id);
-		ck_assert_msg(caps->entries[id].known, "%s", kvmem_cap_name(id));
+		ck_assert_msg(caps->entries[id].settled, "%s", kvmem_cap_name(id));
 		ck_assert_int_eq(caps->scratch_vm, -1);
 		kvmem_caps_free(caps);
 		ck_assert_int_eq(fake.allocs, 0);
@@ -583,6 +585,124 @@ TEST(k12_37_every_guest_memfd_is_closed_on_exec)
 }
 END
 
+/* ---- what passes ---- */
+
+struct answer {
+	uint32_t support;
+	int64_t value;
+};
+
+/* The whole table, without the quantities. */
+static void read_all(struct answer *all)
+{
+	for (uint32_t id = 1; id < KVMEM_CAP_COUNT_; id++) {
+		const struct kvmem_cap_info *i;
+
+		kvm.slot_count = 0; /* what could not be deleted goes with its scratch VM */
+		i = get(id);
+		all[id] = (struct answer){ i->support, km_cap_defs[id - 1].changes ? 0 : i->value };
+	}
+}
+
+/* Whichever call fails once for a reason that passes: what is asked for later is the truth. */
+TEST(k2_12_a_failure_that_passes_is_not_kept)
+{
+	static const int errors[] = { EMFILE, ENOMEM, EAGAIN, ENFILE, EINTR };
+	struct answer want[KVMEM_CAP_COUNT_], got[KVMEM_CAP_COUNT_];
+	unsigned long total;
+
+	fake_kvm_reset();
+	kvm.gmem_uffd = kvm.gmem_numa = true;
+	ck_assert_int_eq(km_caps_create(-1, -1, 0, &caps), 0);
+	read_all(want);
+	total = fake.calls;
+	kvmem_caps_free(caps);
+	for (unsigned long n = 1; n <= total; n++) {
+		fake_kvm_reset();
+		kvm.gmem_uffd = kvm.gmem_numa = true;
+		ck_assert_int_eq(km_caps_create(-1, -1, 0, &caps), 0);
+		fake.fail_at = fake.calls + n;
+		fake.fail_errno = errors[n % KM_ARRAY_SIZE(errors)];
+		read_all(got);
+		fake.fail_at = 0;
+		read_all(got);
+		for (uint32_t id = 1; id < KVMEM_CAP_COUNT_; id++)
+			ck_assert_msg(got[id].support == want[id].support &&
+					      got[id].value == want[id].value,
+				      "call %lu, %s, errno %d: %s is %u, 0x%llx, not %u, 0x%llx: %s", n,
+				      fake.failed ? fake.failed : "none", fake.fail_errno,
+				      kvmem_cap_name(id), got[id].support,
+				      (unsigned long long)got[id].value, want[id].support,
+				      (unsigned long long)want[id].value, get(id)->reason);
+		kvmem_caps_free(caps);
+		ck_assert_int_eq(fake.allocs, 0);
+	}
+}
+END
+
+/* What is found stays found: nothing is probed twice where nothing failed. */
+TEST(k2_12_what_was_found_is_kept)
+{
+	unsigned long calls;
+
+	fake_kvm_reset();
+	ck_assert_int_eq(km_caps_create(-1, -1, 0, &caps), 0);
+	for (uint32_t id = 1; id < KVMEM_CAP_COUNT_; id++)
+		km_caps_has(caps, (enum kvmem_cap)id);
+	calls = fake.calls;
+	for (uint32_t id = 1; id < KVMEM_CAP_COUNT_; id++)
+		if (!km_cap_defs[id - 1].changes && id != KVMEM_CAP_UFFD_HUGETLB &&
+		    id != KVMEM_CAP_UFFD_WP_ASYNC)
+			km_caps_has(caps, (enum kvmem_cap)id);
+	ck_assert_uint_eq(fake.calls, calls);
+	kvmem_caps_free(caps);
+}
+END
+
+static unsigned int free_huge;
+
+static int64_t huge_memfd(const char *name, unsigned int flags)
+{
+	if (flags & MFD_HUGETLB)
+		return free_huge ? km_real_memfd_create(name, 0) : -ENOMEM;
+	return km_real_memfd_create(name, flags);
+}
+
+static int64_t huge_number(const char *path, int flags)
+{
+	int64_t fd;
+
+	if (!strstr(path, "free_hugepages"))
+		return km_real_open(path, flags);
+	fd = km_real_memfd_create("free", 0);
+	ck_assert_int_eq(dprintf((int)fd, "%u\n", free_huge) > 0, 1);
+	lseek((int)fd, 0, SEEK_SET);
+	return fd;
+}
+
+/* "Reserve some" can be followed. */
+TEST(k2_12_huge_pages_are_counted_each_time)
+{
+	const char *first;
+
+	fake_kvm_reset();
+	fake.memfd_create = huge_memfd;
+	fake.open = huge_number;
+	free_huge = 0;
+	ck_assert_int_eq(km_caps_create(-1, -1, 0, &caps), 0);
+	ck_assert(!km_caps_has(caps, KVMEM_CAP_HUGETLB_2M));
+	first = km_caps_reason(caps, KVMEM_CAP_HUGETLB_2M);
+	ck_assert_ptr_nonnull(strstr(first, "reserve some"));
+	for (free_huge = 3; free_huge; free_huge--) {
+		ck_assert(km_caps_has(caps, KVMEM_CAP_HUGETLB_2M));
+		ck_assert_int_eq(km_caps_value(caps, KVMEM_CAP_HUGETLB_2M), free_huge);
+	}
+	ck_assert(!km_caps_has(caps, KVMEM_CAP_HUGETLB_2M));
+	ck_assert_ptr_eq(km_caps_reason(caps, KVMEM_CAP_HUGETLB_2M), first); /* still there, and once */
+	kvmem_caps_free(caps);
+}
+END
+
 HARNESS_MAIN(T(every_id_has_its_line), T(every_line_is_settled_by_its_probe_alone), T(bad_input), T(formats),
 	     T(no_kvm_at_all), T(a_kernel_before_guest_memfd), T(a_kernel_whose_guest_memfd_cannot_be_mapped),
 	     T(linux_6_18), T(write_population_in_every_revision), T(a_flag_that_takes_away_more_than_it_gives),
@@ -591,4 +711,6 @@ HARNESS_MAIN(T(every_id_has_its_line), T(every_line_is_settled_by_its_probe_alon
 	     T(threads_ask_and_one_probes), T(whichever_call_fails_the_table_is_whole),
 	     T(a_userfaultfd_mode_is_unknown_when_its_probe_fails),
 	     T(too_many_open_files_say_nothing_of_the_kernel),
-	     T(k12_37_every_guest_memfd_is_closed_on_exec), T(the_given_vm_gets_no_slot))
+	     T(k12_37_every_guest_memfd_is_closed_on_exec), T(the_given_vm_gets_no_slot),
+	     T(k2_12_a_failure_that_passes_is_not_kept), T(k2_12_what_was_found_is_kept),
+	     T(k2_12_huge_pages_are_counted_each_time))

@@ -34,7 +34,7 @@ static void cap(uint32_t id, bool has, int64_t value)
 	e->support = has ? KVMEM_SUPPORT_NATIVE : KVMEM_SUPPORT_NONE;
 	e->value = has ? value : 0;
 	e->fallback = "";
-	strcpy(e->reason, "the test says so");
+	e->reason = "the test says so";
 	e->known = true;
 }
 
