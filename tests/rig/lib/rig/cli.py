@@ -114,6 +114,9 @@ def _built(build, timeout):
 	programs += _suite_programs(build, timeout)
 	programs += [Program(name, build / "examples/lifecycle", args, timeout)
 		     for name, args in MAIN_JOB.items()]
+	# On emulated processors everything takes longer, what hangs as well.
+	programs.append(Program("torture", build / "tests/torture/torture",
+				["--seconds", "30", "--hang", "240"], timeout))
 	return [p for p in programs if p.path.exists()]
 
 
