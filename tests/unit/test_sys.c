@@ -137,5 +137,43 @@ TEST(k10_32_locked_memory_is_dropped_too)
 }
 END
 
+/* ---- copies ---- */
+
+static size_t at_once;
+
+static int64_t short_vm_read(void *to, const void *from, size_t len)
+{
+	return km_real_vm_read(to, from, len < at_once ? len : at_once);
+}
+
+static int64_t no_vm_read(void *to, const void *from, size_t len)
+{
+	(void)to;
+	(void)from;
+	(void)len;
+	return -EPERM;
+}
+
+TEST(k10_30_a_copy_goes_on_where_it_ended_early)
+{
+	static uint8_t from[300000], to[sizeof(from)];
+
+	for (size_t i = 0; i < sizeof(from); i++)
+		from[i] = (uint8_t)(i ^ i >> 8 ^ i >> 16);
+	fake_reset();
+	for (at_once = 1000; at_once <= sizeof(from); at_once *= 17) {
+		fake.vm_read = short_vm_read;
+		memset(to, 0, sizeof(to));
+		ck_assert_int_eq(km_copy(to, from, sizeof(from)), 0);
+		ck_assert_mem_eq(to, from, sizeof(from));
+	}
+	fake.vm_read = no_vm_read; /* then through a pipe, which holds less than this */
+	memset(to, 0, sizeof(to));
+	ck_assert_int_eq(km_copy(to, from, sizeof(from)), 0);
+	ck_assert_mem_eq(to, from, sizeof(from));
+	fake_reset();
+}
+END
+
 HARNESS_MAIN(T(interrupted_calls_go_on), T(descriptors_are_close_on_exec), T(errors_are_negative_errnos),
-	     T(k10_32_locked_memory_is_dropped_too))
+	     T(k10_32_locked_memory_is_dropped_too), T(k10_30_a_copy_goes_on_where_it_ended_early))
