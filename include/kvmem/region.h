@@ -157,8 +157,8 @@ KVMEM_API int kvmem_region_private_fd(const struct kvmem_region *region);
  * All three of offset, bytes and gpa are multiples of the base page. A region may have many slots, over parts of
  * it. When a dirty tracker is started on the VM, the slot is tracked from its first moment. Errors:
  * -EINVAL, -ERANGE (beyond the region or the guest's physical addresses), -EEXIST (overlaps another
- * slot, or slot number taken), -EBUSY (ring entries of the number's last slot are not reset yet), -ENOSPC (no slot left), -EOPNOTSUPP (flag and slot form exclude each
- * other), -ENOMEM. May be called from any thread.
+ * slot, or slot number taken), -EBUSY (ring entries of the number's last slot are not reset yet),
+ * -ENOSPC (no slot left), -EOPNOTSUPP (flag and slot form exclude each other), -ENOMEM. May be called from any thread.
  */
 KVMEM_API int kvmem_region_attach(struct kvmem_region *region, uint64_t offset, uint64_t bytes,
 				  uint64_t gpa, uint32_t slot, uint32_t flags, uint32_t *ret_slot);

@@ -70,7 +70,8 @@ KVMEM_API int kvmem_vm_fd(const struct kvmem_vm *vm);
  * kvmem_vm_caps() - the capability table of this VM, borrowed.
  *
  * Facilities are probed when first asked for, and the result is kept, unless it may pass: a probe that
- * failed for want of files or memory, and how many huge pages are free, are asked for each time. May be called from any thread.
+ * failed for want of files or memory, and how many huge pages are free, are asked for each time. May be
+ * called from any thread.
  */
 KVMEM_API const struct kvmem_caps *kvmem_vm_caps(struct kvmem_vm *vm);
 

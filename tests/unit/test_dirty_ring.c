@@ -350,7 +350,8 @@ END
 
 HARNESS_MAIN(T(the_last_run_is_what_the_kernel_may_have_joined),
 	     T(where_a_reset_stopped_is_read_off_the_ring),
-	     T(a_vcpu_that_goes_around_the_ring_is_noticed), T(layout_is_the_kernels), T(pages_land_in_their_slots_window),
-	     T(the_shared_way_takes_the_same), T(strangers_are_marked_counted_and_handed_on),
-	     T(a_full_ring_is_read_once_and_wraps), T(entries_not_reset_yet_stop_the_reader),
+	     T(a_vcpu_that_goes_around_the_ring_is_noticed), T(layout_is_the_kernels),
+	     T(pages_land_in_their_slots_window), T(the_shared_way_takes_the_same),
+	     T(strangers_are_marked_counted_and_handed_on), T(a_full_ring_is_read_once_and_wraps),
+	     T(entries_not_reset_yet_stop_the_reader),
 	     T(a_ring_in_use_is_read_from_where_it_stands), T(a_live_writer_loses_nothing))
