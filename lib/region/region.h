@@ -17,10 +17,10 @@
 #include <kvmem/region.h>
 
 #include "base/base.h"
+#include "region/exists.h"
+#include "region/policy.h"
 #include "region/presence.h"
 #include "vm/vm.h"
-
-struct km_policy;
 
 /*
  * The pager, as region and populate see it, while it serves a region. Offsets and bytes are whole
