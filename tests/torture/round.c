@@ -183,7 +183,8 @@ static bool hand_over(struct round *round, struct thread *thread)
 	op_end(thread, 0);
 	pager_close(round);
 	for (unsigned int i = 0; i < round->areas; i++)
-		next_generation(&round->area[i]);
+		if (round->area[i].paged)
+			next_generation(&round->area[i]);
 	if (!pager_open(round, thread))
 		fail(NULL, -1, "no second pager: %s", kvmem_error_detail());
 	unpark_actors(round);

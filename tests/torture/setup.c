@@ -404,7 +404,7 @@ static void choose_pager(struct round *round, struct kvmem_pager_opts *o)
 		 (unsigned long long)o->fault_around, o->fail ? ", fail" : "");
 }
 
-static bool add_area(struct round *round, struct thread *thread, struct area *area)
+static bool add_area(struct round *round, struct thread *thread, struct area *area, bool first)
 {
 	int r;
 
@@ -416,7 +416,7 @@ static bool add_area(struct round *round, struct thread *thread, struct area *ar
 	must(r);
 	atomic_store(&area->paged,
 		     round->pager_flags & KVMEM_PAGER_NO_THREADS ? PAGED_NO_EVENTS : PAGED_EVENTS);
-	for (uint32_t page = 0; page < area->pages && !area->generation; page++) {
+	for (uint32_t page = 0; page < area->pages && first; page++) {
 		if (area->page[page].exists)
 			continue;
 		area->page[page].base = BASE_SOURCE;
@@ -468,7 +468,7 @@ static void populate_area(struct thread *thread, struct area *area)
 bool pager_open(struct round *round, struct thread *thread)
 {
 	struct kvmem_pager_opts o = KVMEM_PAGER_OPTS_INIT;
-	bool wanted = round->area[0].generation || !one_in(&round->rng, 5), any = false;
+	bool first = !round->pagers++, wanted = !first || !one_in(&round->rng, 5), any = false;
 	int r;
 
 	choose_pager(round, &o);
@@ -481,10 +481,9 @@ bool pager_open(struct round *round, struct thread *thread)
 	for (unsigned int i = 0; i < round->areas; i++) {
 		struct area *area = &round->area[i];
 
-		if (wanted && (area->paged || !area->generation || i == 0) &&
-		    add_area(round, thread, area))
+		if (wanted && (first || area->paged) && add_area(round, thread, area, first))
 			any = true;
-		else if (!area->generation)
+		else if (first)
 			populate_area(thread, area);
 	}
 	if (!any) {

@@ -340,6 +340,7 @@ struct round {
 	unsigned int areas;
 	struct source source[MAX_AREAS][2];
 	struct kvmem_pager *pager;
+	unsigned int pagers; /* that there have been */
 	uint32_t pager_flags;
 	_Atomic int pager_state;
 	pthread_rwlock_t pager_gate; /* read: the pager is not freed meanwhile */
