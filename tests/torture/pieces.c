@@ -57,25 +57,38 @@ static unsigned int split_piece(struct area *area, struct piece *piece, struct r
 	return i;
 }
 
+static unsigned int piece_behind(struct area *area, const struct piece *piece)
+{
+	unsigned int i = 0;
+
+	pthread_mutex_lock(&area->lock);
+	while (i < MAX_PIECES &&
+	       (!area->piece[i].count || area->piece[i].first != piece->first + piece->count))
+		i++;
+	pthread_mutex_unlock(&area->lock);
+	return i;
+}
+
 /* With the piece claimed: the one behind it becomes part of it, when that can be had too. */
 static void join_piece(struct area *area, struct piece *piece)
 {
+	unsigned int i = piece_behind(area, piece);
+	struct piece *next = &area->piece[i];
 	struct span span;
 
-	for (unsigned int i = 0; i < MAX_PIECES; i++) {
-		struct piece *next = &area->piece[i];
-
-		if (!next->count || next->first != piece->first + piece->count ||
-		    !claim_piece(area, i, &span))
-			continue;
-		must(kvmem_region_detach(area->region, next->slot));
-		pthread_mutex_lock(&area->lock);
-		piece->count += next->count;
-		next->count = 0;
-		next->attached = next->closing = false;
-		pthread_mutex_unlock(&area->lock);
+	/* It may have become another one: then it has been cut short, or begins elsewhere. */
+	if (i == MAX_PIECES || !claim_piece(area, i, &span))
+		return;
+	if (next->first != piece->first + piece->count) {
+		unclaim_piece(area, i);
 		return;
 	}
+	must(kvmem_region_detach(area->region, next->slot));
+	pthread_mutex_lock(&area->lock);
+	piece->count += next->count;
+	next->count = 0;
+	next->attached = next->closing = false;
+	pthread_mutex_unlock(&area->lock);
 }
 
 void reattach(struct thread *thread)
