@@ -68,6 +68,8 @@ void open_tracker(struct round *round)
 	if (round->kind == KIND_RING)
 		o.mode = KVMEM_DIRTY_RING;
 	o.ring_entries = o.mode == KVMEM_DIRTY_RING ? 1024u << (2 * below(&round->rng, 4)) : 0;
+	if (round->supervisor)
+		o.ring_entries = 65536;
 	o.flags = (one_in(&round->rng, 3) ? KVMEM_DIRTY_REAPER : 0) |
 		  (one_in(&round->rng, 5) ? KVMEM_DIRTY_FIRST_ALL : 0);
 	r = kvmem_dirty_create(round->vm, &o, &round->dirty);

@@ -336,6 +336,7 @@ struct round {
 	struct vmm *vmm;
 	struct vmm_vcpu *vcpu[MAX_VCPUS];
 	unsigned int vcpus;
+	bool supervisor; /* the guests run in supervisor mode */
 	struct area area[MAX_AREAS];
 	unsigned int areas;
 	struct source source[MAX_AREAS][2];
