@@ -5,6 +5,8 @@
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <stdlib.h>
 
@@ -442,6 +444,54 @@ TEST(k6_21_no_wake_up_is_lost)
 }
 END
 
+
+static struct km_presence many;
+static unsigned int sleeps;
+static volatile sig_atomic_t looks;
+
+static void *second_page_of_words(void)
+{
+	return (void *)((uintptr_t)many.words + 4096);
+}
+
+/* The first sleep ends for nothing; the look after it will stop in the middle. */
+static int64_t stop_the_next_look(_Atomic uint32_t *word, uint32_t value, uint64_t timeout_ns)
+{
+	if (sleeps++)
+		return sleep_until_woken(word, value, timeout_ns);
+	ck_assert_int_eq(mprotect(second_page_of_words(), 4096, PROT_NONE), 0);
+	return 0;
+}
+
+static void end_the_claim(int number)
+{
+	(void)number;
+	looks++;
+	mprotect(second_page_of_words(), 4096, PROT_READ | PROT_WRITE);
+	km_presence_abandon(&many, 0, MANY);
+}
+
+TEST(k6_21_a_claim_that_ends_during_the_look)
+{
+	struct sigaction act = { .sa_handler = end_the_claim }, before;
+	uint64_t start;
+
+	fake_reset();
+	ck_assert_int_eq(km_presence_init(&many, MANY), 0);
+	ck_assert_uint_eq(km_presence_claim(&many, 0, MANY), MANY);
+	fake.futex_wait = stop_the_next_look;
+	sleeps = 0;
+	looks = 0;
+	ck_assert_int_eq(sigaction(SIGSEGV, &act, &before), 0);
+	start = km_sys_now_ns();
+	ck_assert(km_presence_wait(&many, 0, MANY, UINT64_MAX));
+	ck_assert_uint_lt(km_sys_now_ns() - start, 30ull * 1000000000);
+	sigaction(SIGSEGV, &before, NULL);
+	ck_assert_int_eq(looks, 1);
+	km_presence_destroy(&many);
+}
+END
+
 HARNESS_MAIN(T(claims_stop_at_what_is_taken), T(states_and_the_count_of_missing),
 	     T(no_page_is_ever_claimed_twice),
 	     T(small_and_large_records_begin_absent), T(no_memory_is_an_error),
@@ -454,4 +504,4 @@ HARNESS_MAIN(T(claims_stop_at_what_is_taken), T(states_and_the_count_of_missing)
 	     T(k9_26_the_end_is_never_missed_in_a_race),
 	     T(who_sees_a_page_present_sees_its_content), T(k6_21_who_waits_for_a_claim_sleeps),
 	     T(k6_21_who_waits_is_woken),
-	     T(k6_21_no_wake_up_is_lost))
+	     T(k6_21_no_wake_up_is_lost), T(k6_21_a_claim_that_ends_during_the_look))
