@@ -117,6 +117,17 @@ int64_t SYS(mmap)(size_t len, int prot, int flags, int fd, uint64_t off, void **
 	return 0;
 }
 
+/* *addr is where it would be best, and then where it is. */
+int64_t SYS(mmap_near)(size_t len, int prot, int flags, int fd, uint64_t off, void **addr)
+{
+	void *p = mmap(*addr, len, prot, flags, fd, (off_t)off);
+
+	if (p == MAP_FAILED)
+		return -errno;
+	*addr = p;
+	return 0;
+}
+
 int64_t SYS(mmap_at)(void *addr, size_t len, int prot, int flags, int fd, uint64_t off)
 {
 	return mmap(addr, len, prot, flags | MAP_FIXED, fd, (off_t)off) == MAP_FAILED ? -errno : 0;

@@ -42,6 +42,8 @@ struct rlimit;
 	X(ioctl_val, (int fd, unsigned long request, unsigned long arg), (fd, request, arg)) \
 	X(mmap, (size_t len, int prot, int flags, int fd, uint64_t off, void **ret), \
 	  (len, prot, flags, fd, off, ret)) \
+	X(mmap_near, (size_t len, int prot, int flags, int fd, uint64_t off, void **addr), \
+	  (len, prot, flags, fd, off, addr)) \
 	X(mmap_at, (void *addr, size_t len, int prot, int flags, int fd, uint64_t off), \
 	  (addr, len, prot, flags, fd, off)) \
 	X(mlock_onfault, (void *addr, size_t len), (addr, len)) \

@@ -18,63 +18,97 @@ static uint64_t alignment(const struct kvmem_region *r)
 }
 
 /*
- * Address space of its own, at a multiple of `align`, for a mapping to be put over. A length that
- * is a multiple of 2 MiB is aligned by Linux 6.7 and later themselves, so the second try is rare.
+ * The kernel aligns no mapping of a file. Right below the last region there is room more often than
+ * not, at a multiple of `align`: where the guess is wrong it takes another place. Reserving address
+ * space first, to map over it, costs a third of a small region, most of it in KVM's notifier.
  */
-static int64_t reserve(uint64_t bytes, uint64_t align, uint8_t **ret)
-{
-	const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-	uint64_t len = (bytes + align - 1) & ~(align - 1);
-	uint8_t *start;
-	void *p;
-	int64_t err = km_sys_mmap(len, PROT_NONE, flags, -1, 0, &p);
+static _Atomic uintptr_t lowest;
 
-	if (err >= 0 && (uintptr_t)p & (align - 1)) {
-		km_sys_munmap(p, len);
-		len += align;
-		err = km_sys_mmap(len, PROT_NONE, flags, -1, 0, &p);
-	}
+static void *guess(uint64_t bytes, uint64_t align)
+{
+	uintptr_t end = atomic_load_explicit(&lowest, memory_order_relaxed);
+
+	return bytes < end ? (void *)((end - bytes) & ~(uintptr_t)(align - 1)) : NULL;
+}
+
+static int map_flags(const struct kvmem_region *r)
+{
+	return r->fd >= 0 ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+}
+
+static int64_t map_guessed(const struct kvmem_region *r, uint64_t align, uint8_t **ret)
+{
+	bool any = align <= km_region_page(r);
+	void *p = any ? NULL : guess(r->bytes, align);
+	int64_t err = km_sys_mmap_near(r->bytes, PROT_NONE, map_flags(r), r->fd,
+				       r->fd < 0 ? 0 : r->fd_offset, &p);
+
+	*ret = p;
+	if (err < 0 || !((uintptr_t)p & (align - 1)))
+		return err;
+	km_sys_munmap(p, r->bytes);
+	return -ENOSPC;
+}
+
+static int64_t map_reserved(const struct kvmem_region *r, uint64_t align, uint8_t **ret)
+{
+	uint64_t len = r->bytes + align;
+	uint8_t *start, *end;
+	void *p;
+	int64_t err = km_sys_mmap(len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+				  0, &p);
+
 	if (err < 0)
 		return err;
+	end = (uint8_t *)p + len;
 	start = (uint8_t *)(((uintptr_t)p + align - 1) & ~(uintptr_t)(align - 1));
 	if (start > (uint8_t *)p)
 		km_sys_munmap(p, (size_t)(start - (uint8_t *)p));
-	if (start + bytes < (uint8_t *)p + len)
-		km_sys_munmap(start + bytes, (size_t)((uint8_t *)p + len - start) - bytes);
+	if (start + r->bytes < end)
+		km_sys_munmap(start + r->bytes, (size_t)(end - start) - r->bytes);
+	km_sys_munlock(start, r->bytes); /* else it counts twice against RLIMIT_MEMLOCK */
+	err = km_sys_mmap_at(start, r->bytes, PROT_NONE, map_flags(r), r->fd,
+			     r->fd < 0 ? 0 : r->fd_offset);
+	if (err < 0)
+		km_sys_munmap(start, r->bytes);
 	*ret = start;
-	return 0;
+	return err;
 }
 
-static int64_t put(const struct kvmem_region *r, uint8_t *at, int prot)
+static int64_t map_aligned(const struct kvmem_region *r, uint8_t **ret)
 {
-	int flags = r->fd >= 0 ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+	uint64_t align = alignment(r);
+	int64_t err = map_guessed(r, align, ret);
 
-	return km_sys_mmap_at(at, r->bytes, prot, flags, r->fd, r->fd < 0 ? 0 : r->fd_offset);
-}
-
-/*
- * Under mlockall(MCL_FUTURE) the kernel would make every page of the new mapping at once: the
- * region would be full of zeros before anything filled it. Mapped without access no page is made;
- * then pages are locked as they come. The second mapping's are the same pages: they need no lock of
- * their own, which would count twice against RLIMIT_MEMLOCK.
- */
-static int64_t put_locked(const struct kvmem_region *r, uint8_t *at, enum km_mapping which)
-{
-	int64_t err;
-
-	km_sys_munlock(at, r->bytes); /* what is there counts against the limit until it is gone */
-	err = put(r, at, PROT_NONE);
-	if (err >= 0 && which == KM_MAPPING_GUEST)
-		err = km_sys_mlock_onfault(at, r->bytes);
-	else if (err >= 0)
-		err = km_sys_munlock(at, r->bytes);
-	return err < 0 ? err : km_sys_mprotect(at, r->bytes, PROT_READ | PROT_WRITE);
+	if (err == -ENOSPC)
+		err = map_reserved(r, align, ret);
+	if (err == -ENOMEM) /* there may be room for as much and no more */
+		err = map_guessed(r, km_region_page(r), ret);
+	return err;
 }
 
 /* MADV_DONTNEED refuses locked memory: nothing else tells, before there are pages. */
 static bool is_locked(uint8_t *at)
 {
 	return km_sys_madvise(at, km_sys_page_size(), MADV_DONTNEED) == -EINVAL;
+}
+
+/*
+ * Access is given last. Under mlockall(MCL_FUTURE) the kernel makes every page of a new mapping that
+ * has access: the region would be full of zeros before anything filled it. So pages are locked as
+ * they come. The second mapping's are the same pages: they need no lock of their own, which would
+ * count twice.
+ */
+static int64_t give_access(const struct kvmem_region *r, uint8_t *at, enum km_mapping which)
+{
+	int64_t err = 0;
+
+	if (is_locked(at))
+		err = which == KM_MAPPING_GUEST ? km_sys_mlock_onfault(at, r->bytes)
+						: km_sys_munlock(at, r->bytes);
+	if (err >= 0)
+		err = km_sys_mprotect(at, r->bytes, PROT_READ | PROT_WRITE);
+	return err == -EACCES ? -EPERM : err; /* as mmap() has it of a sealed file */
 }
 
 static int64_t advise(const struct kvmem_region *r, uint8_t *at)
@@ -91,20 +125,30 @@ static int64_t advise(const struct kvmem_region *r, uint8_t *at)
 int64_t km_region_map(const struct kvmem_region *r, enum km_mapping which, uint8_t **ret)
 {
 	uint8_t *at;
-	int64_t err = reserve(r->bytes, alignment(r), &at);
+	int64_t err = map_aligned(r, &at);
 
-	if (err == -ENOMEM) /* there may be room for as much and no more */
-		err = reserve(r->bytes, km_region_page(r), &at);
 	if (err < 0)
 		return err;
-	err = is_locked(at) ? put_locked(r, at, which) : put(r, at, PROT_READ | PROT_WRITE);
+	err = give_access(r, at, which);
 	if (err >= 0)
 		err = advise(r, at);
-	if (err < 0)
+	if (err < 0) {
 		km_sys_munmap(at, r->bytes);
-	else
-		*ret = at;
-	return err;
+		return err;
+	}
+	atomic_store_explicit(&lowest, (uintptr_t)at, memory_order_relaxed);
+	*ret = at;
+	return 0;
+}
+
+void km_region_unmap(const struct kvmem_region *r, uint8_t *at)
+{
+	uintptr_t mine = (uintptr_t)at;
+
+	if (!at)
+		return;
+	km_sys_munmap(at, r->bytes);
+	atomic_compare_exchange_strong(&lowest, &mine, mine + r->bytes);
 }
 
 static const char *map_hint(const struct kvmem_region *r, int64_t err)
@@ -113,7 +157,6 @@ static const char *map_hint(const struct kvmem_region *r, int64_t err)
 	case -EAGAIN:
 		return "; memory of this process is locked (mlockall(2)): raise RLIMIT_MEMLOCK";
 	case -EPERM:
-	case -EACCES:
 		return "; the file is sealed against writing (F_SEAL_WRITE or "
 		       "F_SEAL_FUTURE_WRITE)";
 	case -ENOMEM:
@@ -138,7 +181,7 @@ static int64_t map_alias(struct kvmem_region *r)
 	if (err >= 0)
 		err = km_policy_bind_alias(r);
 	if (err < 0) {
-		km_sys_munmap(r->alias, r->bytes);
+		km_region_unmap(r, r->alias);
 		r->alias = NULL;
 	}
 	return err;

@@ -58,10 +58,10 @@ static void destroy(struct kvmem_region *r)
 {
 	km_registry_remove(r);
 	km_policies_free(r);
-	km_sys_munmap(r->alias, r->bytes);
+	km_region_unmap(r, r->alias);
 	if (r->presence.words)
 		km_presence_destroy(&r->presence);
-	km_sys_munmap(r->base, r->bytes);
+	km_region_unmap(r, r->base);
 	km_sys_close(r->private_fd);
 	km_sys_close(r->fd);
 	pthread_mutex_destroy(&r->lock);

@@ -95,6 +95,7 @@ enum km_mapping {
 	KM_MAPPING_ALIAS, /* a second one, beside it */
 };
 int64_t km_region_map(const struct kvmem_region *r, enum km_mapping which, uint8_t **ret);
+void km_region_unmap(const struct kvmem_region *r, uint8_t *at); /* NULL: nothing */
 int km_region_map_fail(const struct kvmem_region *r, const char *what, int64_t err);
 
 /* What a region of these (checked) options will be, and the check of the options. */

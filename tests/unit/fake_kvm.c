@@ -210,6 +210,19 @@ static int64_t fake_mmap(size_t len, int prot, int flags, int fd, uint64_t off, 
 	return r < 0 ? r : 0;
 }
 
+static int64_t fake_mmap_near(size_t len, int prot, int flags, int fd, uint64_t off, void **addr)
+{
+	struct gmem *g = fd < 0 ? NULL : gmem_of(fd);
+	int64_t r;
+
+	if (g && !(g->flags & KM_GUEST_MEMFD_FLAG_MMAP))
+		return -ENODEV;
+	r = km_real_mmap_near(len, prot, flags, fd, off, addr);
+	if (r >= 0)
+		remember_map(*addr, len, g);
+	return r;
+}
+
 static int64_t fake_mmap_at(void *addr, size_t len, int prot, int flags, int fd, uint64_t off)
 {
 	struct gmem *g = fd < 0 ? NULL : gmem_of(fd);
@@ -448,6 +461,7 @@ void fake_kvm_reset(void)
 	fake.fstatfs = fake_fstatfs;
 	fake.readlink = fake_readlink;
 	fake.mmap = fake_mmap;
+	fake.mmap_near = fake_mmap_near;
 	fake.mmap_at = fake_mmap_at;
 	fake.madvise = fake_madvise;
 	fake.pwrite = fake_pwrite;
