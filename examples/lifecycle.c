@@ -332,7 +332,7 @@ static struct kvmem_pager *serve(struct kvmem_region *ram, struct kvmem_source *
 
 	opts.flags = KVMEM_PAGER_BACKGROUND;
 	must(kvmem_pager_create(&opts, &pager), "kvmem_pager_create");
-	must(kvmem_pager_add(pager, ram, saved, 0), "kvmem_pager_add");
+	must(kvmem_pager_add(pager, ram, saved, 0, 0), "kvmem_pager_add");
 	must(kvmem_pager_start(pager), "kvmem_pager_start");
 	return pager;
 }

@@ -16,7 +16,7 @@ static struct kvmem_pager *start(struct kvmem_region *ram, struct kvmem_source *
 
 	opts.fault_around = MIB / 16;
 	must(kvmem_pager_create(&opts, &pager), "kvmem_pager_create");
-	must(kvmem_pager_add(pager, ram, source, 0), "kvmem_pager_add");
+	must(kvmem_pager_add(pager, ram, source, 0, 0), "kvmem_pager_add");
 	must(kvmem_pager_start(pager), "kvmem_pager_start");
 	return pager;
 }
@@ -50,8 +50,8 @@ static void report(struct kvmem_pager *pager)
 	       (unsigned long long)s.pages_demand, (unsigned long long)s.pages_around,
 	       (unsigned long long)s.pages_zero);
 	printf("service time: p50 below %.1f us, p99 below %.1f us\n",
-	       (double)kvmem_hist_quantile(s.service_ns, KVMEM_HIST_BUCKETS, 0.50) / 1e3,
-	       (double)kvmem_hist_quantile(s.service_ns, KVMEM_HIST_BUCKETS, 0.99) / 1e3);
+	       (double)s.service_p50_ns / 1e3,
+	       (double)s.service_p99_ns / 1e3);
 }
 
 int main(int argc, char **argv)

@@ -210,13 +210,32 @@ struct kvmem_run {
 };
 
 /**
- * kvmem_region_next_missing() - the first run at or after `from` that nothing has filled yet.
+ * kvmem_region_next_missing() - the first run at or after `from` that has no content yet.
  *
+ * Poisoned pages, which could not be filled, are among them: kvmem_region_next_run() tells them apart.
  * It is of whole pages, the one that `from` lies in among them. Returns 1 and the run, or 0 when there
  * is none. Errors: -EINVAL, -ERANGE. May be called from any thread.
  */
 KVMEM_API int kvmem_region_next_missing(const struct kvmem_region *region, uint64_t from,
 					struct kvmem_run *ret_run);
+
+/* What the record says of pages. */
+enum kvmem_page_state {
+	KVMEM_PAGE_ABSENT = 0,	 /* nothing has filled it */
+	KVMEM_PAGE_FILLING = 1,	 /* somebody is at it */
+	KVMEM_PAGE_PRESENT = 2,	 /* has its content */
+	KVMEM_PAGE_ZERO = 3,	 /* its content is zero, and there may be no memory for it */
+	KVMEM_PAGE_POISONED = 4, /* could not be filled: an access is a memory error */
+};
+
+/**
+ * kvmem_region_next_run() - the run of pages in one state that begins with the page `from` lies in.
+ *
+ * Returns 1 with the run and its enum kvmem_page_state, or 0 at the end of the region. Errors: -EINVAL,
+ * -ERANGE. May be called from any thread.
+ */
+KVMEM_API int kvmem_region_next_run(const struct kvmem_region *region, uint64_t from,
+				    struct kvmem_run *ret_run, uint32_t *ret_state);
 
 #define KVMEM_ATTRIBUTE_PRIVATE (1u << 3) /* KVM_MEMORY_ATTRIBUTE_PRIVATE */
 

@@ -50,9 +50,13 @@ KVMEM_API int kvmem_source_file(int fd, uint64_t offset, uint64_t bytes, uint32_
 KVMEM_API int kvmem_source_memory(const void *base, uint64_t bytes,
 				  struct kvmem_source **ret_source);
 
+/* Reads and extents of a callback source wait for nothing: a pager brings in the neighbours of a page
+ * that is asked for, and fills in the background on the threads that serve faults. */
+#define KVMEM_SOURCE_CHEAP (1u << 1)
+
 struct kvmem_source_ops {
 	uint32_t size;
-	uint32_t flags; /* 0 */
+	uint32_t flags; /* KVMEM_SOURCE_CHEAP */
 	/* Fill buf with bytes from offset; 0, or -errno, which fails the fill. Called from any of the
 	 * library's threads, several at a time. */
 	int (*read)(void *arg, uint64_t offset, void *buf, uint64_t bytes);

@@ -23,7 +23,7 @@
 
 static bool watched(const struct kvmem_region *r)
 {
-	return r->fault_ops || r->pager;
+	return r->watch != NULL;
 }
 
 /* USER_MODE_ONLY, which needs no privilege, is enough: asynchronous protection raises no event. */

@@ -16,6 +16,7 @@
  */
 
 #include "fill/store.h"
+#include "fill/watch.h"
 #include "numa/numa.h"
 #include "region/region.h"
 #include "source/source.h"
@@ -78,5 +79,66 @@ bool km_pages_wait(struct kvmem_region *r, uint64_t page, uint64_t count, uint64
  */
 int km_pages_unannounced(struct kvmem_region *r, uint64_t page, uint64_t count, uint32_t how,
 			 const char *what);
+
+/* ---- a pager's own: from its source into a region that it watches ---- */
+
+/* Where the content of a watched region comes from. */
+struct km_feed {
+	struct km_watch *watch;
+	struct kvmem_source *source;
+	uint64_t source_offset;
+	const void *owner; /* the pager: whose callbacks the source's are */
+};
+
+/* What a thread that fills has of its own. */
+struct km_hands {
+	uint8_t *buf;
+	uint64_t buf_bytes;
+	/* What the source said last, in pages of the region. */
+	const struct km_feed *feed;
+	uint64_t first, end;
+	bool data, ragged; /* ragged: runs meet within the page */
+};
+
+struct km_fill_way {
+	bool demand;  /* somebody waits: the caller counts, and then wakes, all of the run */
+	bool at_hand; /* only what can be had without waiting for anything */
+	bool heal;    /* poisoned pages as well */
+	bool zeros;   /* zeros get pages, although nobody may ever look at them */
+	bool map;     /* what is PRESENT is mapped where the guest looks */
+	/* Counted before anybody can see the pages. One writer each. */
+	_Atomic uint64_t *pages, *zero;
+};
+
+/*
+ * Fill what is absent of a run: 0, or the first error, -EAGAIN for what is not at hand. What could
+ * not be filled is as it was. Pages that others have claimed are left out.
+ */
+int km_fill_run(const struct km_feed *f, struct km_hands *h, uint64_t first, uint64_t count,
+		const struct km_fill_way *way);
+
+/* How soon content can be had: at once; perhaps (ask with `at_hand`); or there is no telling. */
+enum km_haste { KM_AT_HAND, KM_PERHAPS, KM_SLOW };
+enum km_haste km_feed_haste(const struct km_feed *f);
+
+/*
+ * Pages that are PRESENT or ZERO: map them where the guest looks, a page of zeros where the kernel
+ * has none. Wakes nobody. `fixes`: how many pages may need a look of their own before it stops. 0,
+ * or the first error, of a page that the kernel cannot bring back.
+ */
+int km_map_run(struct km_watch *w, uint64_t first, uint64_t count, bool zero, unsigned int fixes);
+
+/* A page that cannot be filled, claimed by the caller: POISONED from here on. False: it exists after
+ * all. The caller of a fault wakes its thread. */
+bool km_poison_claimed(struct km_watch *w, uint64_t page);
+/* The same for a page that has content which the kernel cannot bring back. */
+bool km_poison_lost(struct km_watch *w, uint64_t page);
+
+/* Of a counter with one writer. */
+static inline void km_count_own(_Atomic uint64_t *counter, uint64_t n)
+{
+	atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + n,
+			      memory_order_relaxed);
+}
 
 #endif

@@ -7,6 +7,7 @@
 #include <inttypes.h>
 
 #include "fill/fill.h"
+#include "region/exists.h"
 
 #define FOLIO_PAGES 512u /* of the largest folio that comes unasked, in base pages */
 #define ASK_PAGES   (1u << 20)
@@ -99,7 +100,8 @@ static bool came_along(struct look *l, uint64_t page)
 	uint64_t block = (page + skew) / FOLIO_PAGES;
 	uint8_t content[4096];
 
-	if (km_region_page(r) != sizeof(content) || block * FOLIO_PAGES < skew)
+	/* Under a watch a look at a page that we have claimed would wait for ourselves. */
+	if (r->watch || km_region_page(r) != sizeof(content) || block * FOLIO_PAGES < skew)
 		return false;
 	if (block != l->block) {
 		l->block = block;

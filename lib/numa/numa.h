@@ -10,6 +10,7 @@
 
 #include <kvmem/numa.h>
 
+#include "region/policy.h"
 #include "region/region.h"
 
 struct km_numa_state {

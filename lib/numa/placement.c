@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "numa/numa.h"
+#include "region/exists.h"
 #include "base/uapi/mm.h"
 
 #define BATCH KM_EXISTS_BATCH

@@ -1,22 +1,19 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
-/* The life of a pager: options, shards, regions, threads. */
+/* The life of a pager: options, threads, start and stop. */
 #include "pager/pager_internal.h"
 
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
-#include <sys/mman.h>
+#include <stdlib.h>
 
 #define MAX_SHARDS	   256u
 #define MAX_WORKERS	   64u
-#define AROUND_DEFAULT	   (1u << 20)	/* bytes: sequential windows grow up to this */
-#define AROUND_BLOCK	   (256u << 10) /* bytes: the block about a fault that follows no pattern */
-#define STRIPES_PER_SHARD  16u
-#define STRIPE_MIN	   (2u << 20) /* bytes; page tables of two shards are never the same */
+#define AROUND_DEFAULT	   (1u << 20) /* bytes: sequential windows grow up to this */
 #define CPUS_PER_SHARD	   4u
 #define SHARDS_DEFAULT_MAX 16u
-
-static const uint64_t all_events = UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
+#define BUF_BYTES	   (128u << 10) /* stays in the second-level cache between read and copy */
+#define BUF_MOST	   (2u << 20)	/* for huge pages; larger ones are filled in pieces */
 
 /* ---- create, free ---- */
 
@@ -29,6 +26,11 @@ static uint32_t default_shards(unsigned int cpus)
 	if (cpus < 2 * CPUS_PER_SHARD)
 		return cpus < 2 ? 1 : 2;
 	return (uint32_t)km_min(cpus / CPUS_PER_SHARD, SHARDS_DEFAULT_MAX);
+}
+
+static bool has_threads(const struct kvmem_pager *pager)
+{
+	return !(pager->opts.flags & KVMEM_PAGER_NO_THREADS);
 }
 
 static int check_opts(struct kvmem_pager_opts *o)
@@ -74,69 +76,72 @@ static void *alloc_lines(size_t count, size_t each, void **ret_raw)
 
 static int alloc_parts(struct kvmem_pager *pager)
 {
-	bool threads = !(pager->opts.flags & KVMEM_PAGER_NO_THREADS);
+	unsigned int shards = pager->opts.shards;
+	unsigned int fillers = has_threads(pager) ? shards : 0;
 
-	pager->shard_count = pager->opts.shards;
-	pager->worker_count = 1 + (threads ? pager->opts.shards * pager->opts.workers : 1);
-	pager->shards = alloc_lines(pager->shard_count, sizeof(*pager->shards), &pager->raw_shards);
-	pager->workers = alloc_lines(pager->worker_count, sizeof(*pager->workers),
+	pager->worker_count = has_threads(pager) ? shards * pager->opts.workers : 1;
+	pager->all_count = pager->worker_count + fillers + 1;
+	pager->backlogs = alloc_lines(shards, sizeof(*pager->backlogs), &pager->raw_backlogs);
+	pager->workers = alloc_lines(pager->all_count, sizeof(*pager->workers),
 				     &pager->raw_workers);
-	for (unsigned int i = 0; pager->shards && i < pager->shard_count; i++) {
-		atomic_store(&pager->shards[i].fd, -1);
-		pager->shards[i].spare = -1;
-		pager->shards[i].prefetch_tail = &pager->shards[i].prefetch;
-	}
-	for (unsigned int i = 0; pager->workers && i < pager->worker_count; i++)
+	for (unsigned int i = 0; pager->backlogs && i < shards; i++)
+		pager->backlogs[i].prefetch_tail = &pager->backlogs[i].prefetch;
+	for (unsigned int i = 0; pager->workers && i < pager->all_count; i++)
 		pager->workers[i].epoll = pager->workers[i].kick = -1;
-	if (!pager->shards || !pager->workers)
-		return km_fail(ENOMEM, "pager: no memory for %u shards and %u workers",
-			       pager->shard_count, pager->worker_count);
-	return 0;
-}
-
-static int open_parts(struct kvmem_pager *pager)
-{
-	bool threads = !(pager->opts.flags & KVMEM_PAGER_NO_THREADS);
-	unsigned int i, shard = 0, last = pager->worker_count - 1;
-	int r = 0;
-
+	if (!pager->backlogs || !pager->workers)
+		return km_fail(ENOMEM, "pager: no memory for %u shards and %u workers", shards,
+			       pager->worker_count);
 	/*
 	 * REMOVE and UNMAP events stop their thread until we have read them. Without threads that
 	 * may be the very thread that would read them, so these events are left off there.
 	 */
-	for (i = 0; !r && i < pager->shard_count; i++)
-		r = km_shard_open(&pager->shards[i], pager, threads ? all_events : 0);
-	for (i = 0; !r && i < last; i++) {
-		r = threads ? km_worker_open(&pager->workers[i], pager, &pager->shards[shard], 1)
-			    : km_worker_open(&pager->workers[i], pager, pager->shards,
-					     pager->shard_count);
-		shard = shard + 1 < pager->shard_count ? shard + 1 : 0;
-	}
-	if (!r) /* kvmem_pager_stop()'s own: it fills, and reads no events */
-		r = km_worker_open(&pager->workers[last], pager, pager->shards, 0);
+	return km_uffd_set_open(&pager->set, shards, has_threads(pager));
+}
+
+static int open_workers(struct kvmem_pager *pager)
+{
+	unsigned int shards = pager->set.count, last = pager->all_count - 1;
+	int r = 0;
+
+	if (!has_threads(pager))
+		r = km_worker_open(&pager->workers[0], pager, 0, shards, false);
+	for (unsigned int i = 0; !r && has_threads(pager) && i < last; i++)
+		r = km_worker_open(&pager->workers[i], pager, i % shards, 1,
+				   i >= pager->worker_count);
+	if (!r) /* kvmem_pager_stop()'s own */
+		r = km_worker_open(&pager->workers[last], pager, 0, 0, true);
 	return r;
 }
 
 static void destroy(struct kvmem_pager *pager)
 {
-	for (unsigned int i = 0; pager->workers && i < pager->worker_count; i++)
+	for (unsigned int i = 0; pager->workers && i < pager->all_count; i++)
 		km_worker_close(&pager->workers[i]);
-	for (unsigned int i = 0; pager->shards && i < pager->shard_count; i++) {
-		km_prefetch_free(pager->shards[i].prefetch);
-		km_shard_close(&pager->shards[i]);
-	}
+	for (unsigned int i = 0; pager->backlogs && i < pager->opts.shards; i++)
+		km_prefetch_free(pager->backlogs[i].prefetch);
+	km_uffd_set_close(&pager->set);
 	pthread_cond_destroy(&pager->changed);
 	pthread_mutex_destroy(&pager->lock);
-	km_sys_free(pager->paged);
-	km_sys_free(pager->raw_shards);
+	km_sys_free(pager->by_addr);
 	km_sys_free(pager->raw_workers);
+	km_sys_free(pager->raw_backlogs);
 	km_sys_free(pager);
+}
+
+static void init_lock(struct kvmem_pager *pager)
+{
+	pthread_condattr_t attr;
+
+	pthread_mutex_init(&pager->lock, NULL);
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&pager->changed, &attr);
+	pthread_condattr_destroy(&attr);
 }
 
 int kvmem_pager_create(const struct kvmem_pager_opts *opts, struct kvmem_pager **ret_pager)
 {
 	struct kvmem_pager *pager;
-	pthread_condattr_t attr;
 	int r;
 
 	if (!ret_pager)
@@ -144,11 +149,7 @@ int kvmem_pager_create(const struct kvmem_pager_opts *opts, struct kvmem_pager *
 	pager = km_sys_alloc(sizeof(*pager));
 	if (!pager)
 		return km_fail(ENOMEM, "kvmem_pager_create: no memory");
-	pthread_mutex_init(&pager->lock, NULL);
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&pager->changed, &attr);
-	pthread_condattr_destroy(&attr);
+	init_lock(pager);
 	r = km_opts_copy(&pager->opts, sizeof(pager->opts), sizeof(pager->opts), opts,
 			 "kvmem_pager_opts");
 	if (!r)
@@ -156,7 +157,7 @@ int kvmem_pager_create(const struct kvmem_pager_opts *opts, struct kvmem_pager *
 	if (!r)
 		r = alloc_parts(pager);
 	if (!r)
-		r = open_parts(pager);
+		r = open_workers(pager);
 	if (r) {
 		destroy(pager);
 		return r;
@@ -165,233 +166,31 @@ int kvmem_pager_create(const struct kvmem_pager_opts *opts, struct kvmem_pager *
 	return 0;
 }
 
-/* ---- regions ---- */
-
-static uint64_t round_down_pow2(uint64_t n)
-{
-	return n ? 1ull << (63 - __builtin_clzll(n)) : 1;
-}
-
-static void set_geometry(struct km_paged *p)
-{
-	const struct kvmem_pager *pager = p->pager;
-	uint64_t parts = (uint64_t)pager->shard_count * STRIPES_PER_SHARD;
-	uint64_t unit;
-
-	p->addr = (uintptr_t)p->region->base;
-	p->shift = p->region->page_shift;
-	p->pages = p->region->bytes >> p->shift;
-	p->window_max = pager->opts.fault_around >> p->shift ? pager->opts.fault_around >> p->shift
-							     : 1;
-	p->window = round_down_pow2(km_min(AROUND_BLOCK >> p->shift, p->window_max));
-	unit = STRIPE_MIN >> p->shift ? STRIPE_MIN >> p->shift : 1;
-	p->slice = KM_SLICE_BYTES >> p->shift ? KM_SLICE_BYTES >> p->shift : 1;
-	p->stripe = pager->shard_count == 1
-			    ? p->pages
-			    : ((p->pages + parts - 1) / parts + unit - 1) / unit * unit;
-}
-
-/*
- * What is absent must fault: pages that somebody touched through the mapping before are taken out
- * of it. Those of a file stay in the file, and are replaced when their turn comes.
- */
-static int unmap_absent(struct km_paged *p)
-{
-	enum km_page_state state;
-	int64_t r;
-
-	for (uint64_t page = 0, n; page < p->pages; page += n) {
-		n = km_presence_run(&p->region->presence, page, p->pages - page, &state);
-		p->in_file |= state == KM_PRESENT;
-		if (state != KM_ABSENT)
-			continue;
-		r = km_sys_madvise(p->region->base + (page << p->shift), n << p->shift,
-				   MADV_DONTNEED);
-		if (r < 0)
-			return km_fail((int)-r,
-				       "kvmem_pager_add: MADV_DONTNEED of 0x%" PRIx64 " bytes at "
-				       "offset 0x%" PRIx64 ": %m",
-				       n << p->shift, page << p->shift);
-	}
-	return 0;
-}
-
-static int check_region(const struct kvmem_region *r)
-{
-	if (r->plan.slot_form == KVMEM_SLOT_DIRECT)
-		return km_fail(
-			EOPNOTSUPP,
-			"kvmem_pager_add: the region's slots are direct "
-			"(KVM_MEM_GUEST_MEMFD): the kernel resolves their faults by itself and no "
-			"userfaultfd sees them; create the region with slot form HVA, or want "
-			"KVMEM_WANT_PAGING");
-	if (r->pager)
-		return km_fail(EBUSY, "kvmem_pager_add: the region has a pager already");
-	if (atomic_load(&r->fillers))
-		return km_fail(EBUSY, "kvmem_pager_add: the region is being populated");
-	return 0;
-}
-
-/* With the region's lock held. */
-static int serve_region(struct km_paged *p)
-{
-	struct kvmem_region *r = p->region;
-	int err = check_region(r);
-
-	if (!err)
-		err = unmap_absent(p);
-	if (!err)
-		err = km_uffd_register(p);
-	if (err)
-		return err;
-	p->in_file = p->in_file && km_can(p, _UFFDIO_CONTINUE);
-	km_source_get(p->source);
-	r->pager = p;
-	r->fault_ops = &km_pager_fault_ops;
-	return 0;
-}
-
-static int check_add(const struct kvmem_pager *pager, const struct kvmem_region *region,
-		     const struct kvmem_source *source, uint64_t source_offset)
-{
-	if (!pager || !region || !source)
-		return km_fail(EINVAL, "kvmem_pager_add: %s is NULL",
-			       !pager	 ? "pager"
-			       : !region ? "region"
-					 : "source");
-	if (atomic_load(&pager->state) != KM_PAGER_NEW)
-		return km_fail(EBUSY, "kvmem_pager_add: the pager was started: regions come before "
-				      "kvmem_pager_start()");
-	if (source_offset + region->bytes < source_offset)
-		return km_fail(EINVAL,
-			       "kvmem_pager_add: source_offset 0x%" PRIx64 " + 0x%" PRIx64
-			       " bytes overflows",
-			       source_offset, region->bytes);
-	return 0;
-}
-
-/* Statistics, prefetch and discard look at the list from threads of their own. */
-static bool make_room(struct kvmem_pager *pager)
-{
-	struct km_paged **list;
-
-	pthread_mutex_lock(&pager->lock);
-	list = km_sys_realloc(pager->paged, (pager->paged_count + 1) * sizeof(*list));
-	if (list)
-		pager->paged = list;
-	pthread_mutex_unlock(&pager->lock);
-	return list != NULL;
-}
-
-static void append(struct kvmem_pager *pager, struct km_paged *p)
-{
-	pthread_mutex_lock(&pager->lock);
-	pager->paged[pager->paged_count++] = p;
-	pthread_mutex_unlock(&pager->lock);
-}
-
-int kvmem_pager_add(struct kvmem_pager *pager, struct kvmem_region *region,
-		    struct kvmem_source *source, uint64_t source_offset)
-{
-	int r = check_add(pager, region, source, source_offset);
-	struct km_paged *p;
-
-	if (r)
-		return r;
-	p = make_room(pager) ? km_sys_alloc(sizeof(*p)) : NULL;
-	if (!p)
-		return km_fail(ENOMEM, "kvmem_pager_add: no memory");
-	p->pager = pager;
-	p->region = region;
-	p->source = source;
-	p->source_offset = source_offset;
-	set_geometry(p);
-	pthread_mutex_lock(&region->lock);
-	r = serve_region(p);
-	if (!r)
-		append(pager, p);
-	pthread_mutex_unlock(&region->lock);
-	if (r)
-		km_sys_free(p);
-	return r;
-}
-
-/* Nobody else reads events any more, and who holds the lock may be waiting for that. */
-static bool drain_all(struct kvmem_pager *pager)
-{
-	bool any = false;
-
-	for (unsigned int i = 0; i < pager->shard_count; i++)
-		any |= km_uffd_drain(&pager->shards[i]);
-	return any;
-}
-
-static void lock_unfilled(struct km_paged *p)
-{
-	struct kvmem_region *r = p->region;
-
-	for (;; km_sys_poll(NULL, 0, 1)) {
-		drain_all(p->pager);
-		if (pthread_mutex_trylock(&r->lock))
-			continue;
-		if (!atomic_load(&r->fillers)) /* populate fills by our hooks */
-			return;
-		pthread_mutex_unlock(&r->lock);
-	}
-}
-
-static void release(struct km_paged *p)
-{
-	struct kvmem_region *r = p->region;
-
-	lock_unfilled(p);
-	km_uffd_unregister(p);
-	r->fault_ops = NULL;
-	r->pager = NULL;
-	pthread_mutex_unlock(&r->lock);
-	km_source_put(p->source);
-	km_sys_free(p);
-}
-
-static void release_all(struct kvmem_pager *pager)
-{
-	pthread_mutex_lock(&pager->lock);
-	pager->missing_at_end = km_pager_missing(pager);
-	pager->released = true;
-	pthread_mutex_unlock(&pager->lock);
-	for (; pager->paged_count; pager->paged_count--)
-		release(pager->paged[pager->paged_count - 1]);
-	while (drain_all(pager)) /* no fault comes any more, but who was held up is let go */
-		;
-}
-
 int kvmem_pager_free(struct kvmem_pager *pager)
 {
+	int r;
+
 	if (!pager)
 		return 0;
+	r = km_callback_check("kvmem_pager_free", pager);
+	if (r)
+		return r;
 	if (atomic_load(&pager->state) == KM_PAGER_RUNNING)
 		return km_fail(
 			EBUSY,
 			"kvmem_pager_free: the pager is running: kvmem_pager_stop() it first");
-	release_all(pager);
+	km_pager_release_all(pager);
 	destroy(pager);
 	return 0;
 }
 
-/* ---- start, stop ---- */
-
-static void count_slices(struct kvmem_pager *pager)
-{
-	for (unsigned int s = 0; s < pager->shard_count; s++)
-		for (unsigned int i = 0; i < pager->paged_count; i++)
-			pager->shards[s].slices += km_pager_slices(pager->paged[i], s);
-}
+/* ---- threads ---- */
 
 static void join_all(struct kvmem_pager *pager)
 {
 	atomic_store_explicit(&pager->stopping, true, memory_order_release);
 	km_pager_kick_all(pager);
-	for (unsigned int i = 0; i + 1 < pager->worker_count; i++) {
+	for (unsigned int i = 0; i + 1 < pager->all_count; i++) {
 		struct km_worker *w = &pager->workers[i];
 
 		if (w->started)
@@ -400,62 +199,173 @@ static void join_all(struct kvmem_pager *pager)
 	}
 }
 
+static int start_thread(struct km_worker *w, const char *what, unsigned int number)
+{
+	char name[16];
+	int64_t r;
+
+	snprintf(name, sizeof(name), "kvmem-%s/%u", what, number % 1000);
+	r = km_sys_thread_create(&w->thread, name, km_worker_run, w);
+	w->started = r >= 0;
+	return (int)r;
+}
+
+/* Without fillers, for want of threads, the workers do what nobody waits for. */
+static void start_fillers(struct kvmem_pager *pager)
+{
+	unsigned int first = pager->worker_count, n = 0;
+
+	for (unsigned int i = first; pager->slow && i + 1 < pager->all_count; i++, n++)
+		if (start_thread(&pager->workers[i], "fill", i - first) < 0)
+			break;
+	atomic_store(&pager->fillers_run, n && n == pager->set.count);
+}
+
 static int start_threads(struct kvmem_pager *pager)
 {
-	for (unsigned int i = 0; i + 1 < pager->worker_count; i++) {
-		struct km_worker *w = &pager->workers[i];
-		char name[16];
-		int64_t r;
+	for (unsigned int i = 0; i < pager->worker_count; i++) {
+		int r = start_thread(&pager->workers[i], "pager", i);
 
-		snprintf(name, sizeof(name), "kvmem-pager/%u", i % 1000);
-		r = km_sys_thread_create(&w->thread, name, km_worker_run, w);
 		if (r < 0) {
 			join_all(pager);
-			atomic_store(&pager->stopping, false);
-			return km_fail((int)-r, "kvmem_pager_start: worker %u of %u: %m", i,
-				       pager->worker_count - 1);
+			return km_fail(-r, "kvmem_pager_start: worker %u of %u: %m", i,
+				       pager->worker_count);
 		}
-		w->started = true;
 	}
+	start_fillers(pager);
+	return 0;
+}
+
+/* ---- start ---- */
+
+static int by_address(const void *a, const void *b)
+{
+	const struct km_paged *x = *(struct km_paged *const *)a, *y = *(struct km_paged *const *)b;
+
+	return x->watch.addr < y->watch.addr ? -1 : x->watch.addr > y->watch.addr;
+}
+
+static int sort_regions(struct kvmem_pager *pager)
+{
+	struct km_paged **list = km_sys_realloc(pager->by_addr,
+						pager->region_count * sizeof(*list));
+	unsigned int n = 0;
+
+	if (!list)
+		return km_fail(ENOMEM, "kvmem_pager_start: no memory for a list of %u regions",
+			       pager->region_count);
+	pager->by_addr = list;
+	for (struct km_paged *p = km_paged_first(pager); p; p = km_paged_next(p))
+		list[n++] = p;
+	qsort(list, n, sizeof(*list), by_address);
+	return 0;
+}
+
+static int make_buffers(struct kvmem_pager *pager)
+{
+	uint64_t bytes = BUF_BYTES;
+	int r = 0;
+
+	pager->slow = false;
+	for (struct km_paged *p = km_paged_first(pager); p; p = km_paged_next(p)) {
+		uint64_t page = 1ull << p->watch.shift;
+
+		if (page > bytes && page <= BUF_MOST)
+			bytes = page;
+		pager->slow |= p->haste != KM_AT_HAND;
+	}
+	for (unsigned int i = 0; !r && i < pager->all_count; i++)
+		r = km_worker_buffer(&pager->workers[i], bytes);
+	return r;
+}
+
+static int prepare(struct kvmem_pager *pager)
+{
+	int r = sort_regions(pager);
+
+	if (!r)
+		r = make_buffers(pager);
+	if (r)
+		return r;
+	atomic_store(&pager->stopping, false);
+	atomic_store(&pager->complete, false);
+	atomic_store(&pager->error, 0);
+	atomic_store(&pager->background, pager->opts.flags & KVMEM_PAGER_BACKGROUND);
+	for (unsigned int i = 0; i < pager->all_count; i++)
+		km_worker_reset(&pager->workers[i]);
+	km_backlog_begin(pager);
 	return 0;
 }
 
 int kvmem_pager_start(struct kvmem_pager *pager)
 {
-	int r = 0;
+	int r = 0, state;
 
 	if (!pager)
 		return km_fail(EINVAL, "kvmem_pager_start: pager is NULL");
-	if (atomic_load(&pager->state) != KM_PAGER_NEW)
+	r = km_callback_check("kvmem_pager_start", pager);
+	if (r)
+		return r;
+	state = atomic_load(&pager->state);
+	if (state != KM_PAGER_NEW && state != KM_PAGER_HANDED_BACK)
 		return km_fail(EBUSY, "kvmem_pager_start: the pager was started already");
-	if (!pager->paged_count)
+	if (!pager->region_count)
 		return km_fail(EINVAL, "kvmem_pager_start: no region: kvmem_pager_add() one first");
-	atomic_store(&pager->background, pager->opts.flags & KVMEM_PAGER_BACKGROUND);
-	count_slices(pager);
-	if (!(pager->opts.flags & KVMEM_PAGER_NO_THREADS))
+	r = prepare(pager);
+	if (r)
+		return r;
+	atomic_store(&pager->set.served, true);
+	if (has_threads(pager))
 		r = start_threads(pager);
-	else
-		km_worker_kick(&pager->workers[0]);
-	if (!r)
-		atomic_store(&pager->state, KM_PAGER_RUNNING);
-	for (unsigned int i = 0; r && i < pager->shard_count; i++)
-		pager->shards[i].slices = 0;
-	return r;
+	if (r) {
+		atomic_store(&pager->set.served, false);
+		return r;
+	}
+	atomic_store(&pager->state, KM_PAGER_RUNNING);
+	km_worker_kick(&pager->workers[0]);
+	/* What was filled before nobody has been told of. */
+	km_pager_region_whole(km_paged_first(pager));
+	return 0;
 }
+
+/* ---- stop ---- */
 
 static int fill_rest(struct kvmem_pager *pager)
 {
 	int r;
 
-	atomic_store(&pager->background, true); /* the workers help */
+	atomic_store(&pager->background, true); /* the others help */
 	km_pager_kick_all(pager);
-	r = km_pager_fill_rest(&pager->workers[pager->worker_count - 1]);
-	km_pager_check_complete(pager);
+	r = km_pager_fill_rest(pager);
 	if (r)
 		return km_fail(-r,
 			       "kvmem_pager_stop: not all could be filled, the pages concerned are "
 			       "poisoned: %m");
 	return 0;
+}
+
+static void drop_backlog(struct kvmem_pager *pager)
+{
+	pthread_mutex_lock(&pager->lock);
+	for (unsigned int i = 0; i < pager->set.count; i++) {
+		struct km_backlog *b = &pager->backlogs[i];
+
+		km_prefetch_free(b->prefetch);
+		b->prefetch = NULL;
+		b->prefetch_tail = &b->prefetch;
+		atomic_store(&b->prefetch_count, 0);
+	}
+	pthread_mutex_unlock(&pager->lock);
+}
+
+static void leave_waiters(struct kvmem_pager *pager, enum km_pager_state state)
+{
+	pthread_mutex_lock(&pager->lock);
+	atomic_store(&pager->state, state);
+	pthread_cond_broadcast(&pager->changed);
+	while (pager->waiters)
+		pthread_cond_wait(&pager->changed, &pager->lock);
+	pthread_mutex_unlock(&pager->lock);
 }
 
 int kvmem_pager_stop(struct kvmem_pager *pager, uint32_t how)
@@ -468,17 +378,18 @@ int kvmem_pager_stop(struct kvmem_pager *pager, uint32_t how)
 		return km_fail(EINVAL,
 			       "kvmem_pager_stop: how is %" PRIu32 ", must be FILL or HAND_BACK",
 			       how);
+	r = km_callback_check("kvmem_pager_stop", pager);
+	if (r)
+		return r;
 	if (atomic_load(&pager->state) != KM_PAGER_RUNNING)
 		return km_fail(EINVAL, "kvmem_pager_stop: the pager is not running");
 	if (how == KVMEM_STOP_FILL)
 		r = fill_rest(pager);
 	join_all(pager);
-	pthread_mutex_lock(&pager->lock);
-	atomic_store(&pager->state, KM_PAGER_STOPPED);
-	pthread_cond_broadcast(&pager->changed);
-	while (pager->waiters)
-		pthread_cond_wait(&pager->changed, &pager->lock);
-	pthread_mutex_unlock(&pager->lock);
-	release_all(pager);
+	atomic_store(&pager->set.served, false);
+	drop_backlog(pager);
+	leave_waiters(pager, how == KVMEM_STOP_FILL ? KM_PAGER_STOPPED : KM_PAGER_HANDED_BACK);
+	if (how == KVMEM_STOP_FILL)
+		km_pager_release_all(pager);
 	return r;
 }

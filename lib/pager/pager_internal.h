@@ -3,70 +3,55 @@
 #define KM_PAGER_INTERNAL_H
 
 /*
- * The pager's own parts.
+ * The pager's own parts, each calling only those above it:
  *
- *	pager.c		the life of a pager: options, regions, threads
- *	pager_worker.c	what a worker does next, and when it sleeps
- *	pager_serve.c	the fault path: events in, waiters woken
- *	pager_fill.c	claimed pages in, content placed; prefetch and background
- *	pager_uffd.c	the ioctls, and what they answer
- *	pager_watch.c	prefetch, waiting, statistics
+ *	wait.c		nothing is missing any more: `complete`, and who waits for it
+ *	fail.c		what is done with pages that cannot be filled
+ *	around.c	fault-around: streams, windows, and how much of it was of use
+ *	serve.c		the fault path: events in, waiters woken
+ *	background.c	work that nobody waits for: prefetch, and the fill in address order
+ *	worker.c	what a thread does next, and when it sleeps
+ *	stop.c		the rest filled, in the thread that stops
+ *	stats.c		counters
+ *	regions.c	regions added, their sources
+ *	pager.c		the life of a pager: options, threads, start and stop
  *
  * A shard is one userfaultfd over its stripes of every region. A worker belongs to one shard and
- *has buffers, statistics and patterns of its own, so that two shards share nothing on the fault
- *path but the presence map. Without threads one worker has all shards.
+ * serves its faults; it has buffers, statistics and patterns of its own, so that two shards share
+ * nothing on the fault path but the record of pages. Work that nobody waits for is done by the
+ * workers where all content is at hand, and else by fillers: threads of their own, one a shard, so
+ * that no fault waits for their reads. Without threads one worker has all shards.
  */
 
 #include "pager/pager.h"
-#include "base/uapi/userfaultfd.h"
 
-#define KM_MSGS	       64u	    /* events per read */
-#define KM_FAULTS      128u	    /* of one batch, with those put off */
 #define KM_STREAMS     16u	    /* sequential accesses told apart */
 #define KM_AROUNDS     64u	    /* fault-around windows put off until no fault waits */
+#define KM_SAMPLES     64u	    /* pages left out of windows, to see whether they are touched */
 #define KM_SLICE_BYTES (256u << 10) /* work without a waiter is done in pieces of this size */
-#define KM_CACHE_LINE  64u
-#define KM_TICK_MS     20
 
-struct km_shard {
-	_Alignas(KM_CACHE_LINE) _Atomic int fd;
-	int spare; /* a duplicate: outlives an fd closed by mistake */
-	struct kvmem_pager *pager;
-	_Atomic uint64_t retries;
-	_Atomic uint64_t removes;
-	/*
-	 * Work without a waiter is done by the shard's own workers too. If there is one, it is
-	 * never filling what a REMOVE event that it reads is about.
-	 */
-	_Atomic uint64_t cursor; /* slices of the background given out */
-	uint64_t slices;
-	struct km_prefetch *prefetch, **prefetch_tail; /* under the pager's lock */
-	_Atomic uint64_t prefetch_count;
-};
+enum km_why { KM_DEMAND, KM_AROUND, KM_PREFETCH, KM_BACKGROUND, KM_WHYS };
 
 /* A region being served. */
 struct km_paged {
+	struct km_watch watch; /* first: the set's list of watches is the list of these */
+	struct km_feed feed;
 	struct kvmem_pager *pager;
-	struct kvmem_region *region;
-	struct kvmem_source *source;
-	uint64_t source_offset;
-	uint64_t addr; /* of its mapping */
-	uint64_t pages;
-	unsigned int shift;
-	uint64_t stripe; /* pages in a row that belong to one shard */
 	uint64_t window; /* pages: fault-around at a fault without pattern, and at most */
 	uint64_t window_max;
-	uint64_t ioctls; /* that its memory takes, by bit */
-	uint64_t slice;	 /* pages; a stripe begins with one */
-	bool in_file;	 /* some were in its file at the beginning, and want mapping alone */
+	uint64_t slice; /* pages; a stripe begins with one */
+	enum km_haste haste;
+	bool in_file; /* some were in its file at the beginning, and want mapping alone */
+	/* Windows to be left out because content was not at hand the last times; and how many
+	 * next time. */
+	_Atomic uint32_t around_skip, around_penalty;
 };
-
-enum km_why { KM_DEMAND, KM_AROUND, KM_PREFETCH, KM_BACKGROUND, KM_WHYS };
 
 struct km_pager_counts {
 	_Atomic uint64_t missing, minor, stale, reads;
 	_Atomic uint64_t pages[KM_WHYS];
-	_Atomic uint64_t zero, poisoned;
+	_Atomic uint64_t zero, lost, failed;
+	_Atomic uint64_t sampled, touched;
 	_Atomic uint64_t service_ns[KVMEM_HIST_BUCKETS];
 };
 
@@ -83,6 +68,7 @@ struct km_window {
 	uint64_t first;
 	uint64_t count;
 	enum km_page_state kind;
+	bool down; /* the access goes towards lower addresses: the last pages are wanted first */
 };
 
 /* A sequential access: the window it got last. */
@@ -93,35 +79,36 @@ struct km_stream {
 	uint64_t used;	/* for replacing the one that rested longest */
 };
 
-/* What the source said last, in pages of the region. */
-struct km_extent {
-	struct km_paged *paged;
-	uint64_t first, end;
-	bool data;
+/* Fault-around of one worker. */
+struct km_around {
+	struct km_window windows[KM_AROUNDS];
+	unsigned int first, count;
+	struct km_stream streams[KM_STREAMS];
+	uint64_t tick;
+	struct {
+		const struct km_paged *paged;
+		uint64_t page;
+	} samples[KM_SAMPLES];
+	unsigned int next_sample;
+	uint64_t windows_done;
 };
 
 struct km_worker {
 	_Alignas(KM_CACHE_LINE) struct kvmem_pager *pager;
-	struct km_shard *shards;
-	unsigned int shard_count;
+	unsigned int first_shard, shard_count; /* whose events it reads, and whose work it does */
+	bool filler;			       /* it reads no events */
 	int epoll;
 	int kick; /* eventfd */
 	pthread_t thread;
 	bool started;
 	uint64_t demand_ns; /* when the last fault was read */
 	uint64_t gap_ns;    /* between reads that found some, smoothed */
-	uint64_t tick;
-	uint8_t *buf;
-	uint64_t buf_bytes;
-	struct km_extent extent;
+	struct km_hands hands;
 	struct km_window slice; /* of the background, under way */
-	struct km_window arounds[KM_AROUNDS];
-	unsigned int around_first, around_count;
-	struct km_stream streams[KM_STREAMS];
-	struct km_fault faults[KM_FAULTS];
+	struct km_around around;
+	struct km_fault faults[KM_UFFD_MSGS];
 	unsigned int fault_count;
-	struct km_window last; /* filled for an earlier fault of this batch */
-	struct uffd_msg msgs[KM_MSGS];
+	struct uffd_msg msgs[KM_UFFD_MSGS];
 	struct km_pager_counts counts;
 };
 
@@ -130,128 +117,156 @@ struct km_prefetch {
 	struct km_window window;
 };
 
-enum km_pager_state { KM_PAGER_NEW, KM_PAGER_RUNNING, KM_PAGER_STOPPED };
+/* What is to be done, and nobody waits for, of one shard. */
+struct km_backlog {
+	_Alignas(KM_CACHE_LINE) struct km_prefetch *prefetch; /* under the pager's lock */
+	struct km_prefetch **prefetch_tail;
+	_Atomic uint64_t prefetch_count;
+	_Atomic uint64_t cursor; /* slices of the background given out in this pass */
+	uint64_t slices;
+	_Atomic uint64_t demand_ns; /* when the shard's last fault was read */
+	_Atomic uint64_t busy;	    /* threads that have a slice under way */
+	_Atomic uint64_t failed;    /* pages of this pass that could not be filled */
+	_Atomic uint64_t filled;    /* and that could */
+	_Atomic uint64_t retry_ns;  /* when the next pass begins, 0: no other pass */
+	uint64_t delay_ns;	    /* and how long the one after that waits */
+	_Atomic bool stuck;	    /* the last pass failed, and filled nothing */
+};
+
+enum km_pager_state {
+	KM_PAGER_NEW,
+	KM_PAGER_RUNNING,
+	KM_PAGER_HANDED_BACK, /* stopped; its regions are registered still */
+	KM_PAGER_STOPPED,
+};
 
 struct kvmem_pager {
 	struct kvmem_pager_opts opts;
 	_Atomic int state; /* enum km_pager_state */
-	unsigned int shard_count;
-	unsigned int worker_count; /* with the one of kvmem_pager_stop(), the last */
-	struct km_shard *shards;
+	struct km_uffd_set set;
+	/* Workers, then a filler for each shard, and last the one of kvmem_pager_stop(). */
+	unsigned int worker_count, all_count;
 	struct km_worker *workers;
-	void *raw_shards, *raw_workers;
-	struct km_paged **paged; /* in the order they were added; under the lock until started */
-	unsigned int paged_count;
+	struct km_backlog *backlogs; /* one a shard */
+	void *raw_workers, *raw_backlogs;
+	unsigned int region_count;
+	uint64_t mappings;	   /* that the stripes of all regions take */
+	struct km_paged **by_addr; /* sorted, while it is running */
+	bool slow; /* some content is not at hand: fillers do what nobody waits for */
+	_Atomic bool fillers_run;
 	_Atomic bool stopping;
 	_Atomic bool background;
-	_Atomic bool watched; /* pages come from outside: look now and then whether all are there */
 	_Atomic bool complete;
 	_Atomic int error;    /* the first of a fill, -errno */
 	pthread_mutex_t lock; /* what follows; never taken by a fault */
 	pthread_cond_t changed;
 	unsigned int waiters;
 	bool released; /* the regions are not ours any more */
-	uint64_t missing_at_end;
+	uint64_t missing_at_end, poisoned_at_end;
 };
 
-/* Of a counter with one writer. */
-static inline void km_count_own(_Atomic uint64_t *counter, uint64_t n)
+static inline struct km_paged *km_paged_first(const struct kvmem_pager *pager)
 {
-	atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + n,
-			      memory_order_relaxed);
+	return (struct km_paged *)km_watch_first(&pager->set);
 }
 
-static inline bool km_can(const struct km_paged *p, unsigned int ioctl_nr)
+static inline struct km_paged *km_paged_next(const struct km_paged *p)
 {
-	return p->ioctls >> ioctl_nr & 1;
+	return (struct km_paged *)km_watch_next(&p->watch);
 }
 
-/* ---- pager_uffd.c ---- */
+static inline struct km_presence *km_paged_map(const struct km_paged *p)
+{
+	return &p->watch.region->presence;
+}
 
-/*
- * Resolve pages of one region; several shards if need be. 0, or -errno of the first page that could
- * not be, with ret_done the pages before it. EAGAIN is dealt with inside; -EEXIST: the page is
- * there.
- */
-int km_uffd_copy(struct km_paged *p, uint64_t first, uint64_t count, const void *src,
-		 uint64_t *ret_done);
-int km_uffd_zero(struct km_paged *p, uint64_t first, uint64_t count, uint64_t *ret_done);
-int km_uffd_continue(struct km_paged *p, uint64_t first, uint64_t count, uint64_t *ret_done);
-/* 1: poisoned; 0: mapped, poisoned already or gone. */
-int km_uffd_poison(struct km_paged *p, uint64_t first);
-void km_uffd_wake(struct km_paged *p, uint64_t first, uint64_t count);
+static inline struct km_worker *km_stop_worker(const struct kvmem_pager *pager)
+{
+	return &pager->workers[pager->all_count - 1];
+}
 
-/* Register all stripes of a region, all or none; sets p->ioctls. */
-int km_uffd_register(struct km_paged *p);
-void km_uffd_unregister(struct km_paged *p);
+static inline void km_worker_kick(struct km_worker *w)
+{
+	const uint64_t one = 1;
 
-/* Events of a shard, up to KM_MSGS: 0 when there are none. */
-unsigned int km_uffd_read(struct km_shard *s, struct uffd_msg *msgs);
-/* Read events nobody else will read: removals are applied, faults come again. False: there were
- * none. */
-bool km_uffd_drain(struct km_shard *s);
-int km_shard_open(struct km_shard *s, struct kvmem_pager *pager, uint64_t features);
-void km_shard_close(struct km_shard *s);
+	km_sys_write(w->kick, &one, sizeof(one));
+}
 
-/* ---- pager_serve.c ---- */
+static inline void km_pager_kick_all(struct kvmem_pager *pager)
+{
+	for (unsigned int i = 0; i + 1 < pager->all_count; i++)
+		km_worker_kick(&pager->workers[i]);
+}
 
-/* Read and serve one batch; returns the number of events. */
-unsigned int km_serve_events(struct km_worker *w);
-/* One window of fault-around that was put off; false when there is none. */
-bool km_serve_around(struct km_worker *w);
-/* Pages of [start, end) that nobody has filled are zero now. */
-void km_serve_removed(struct kvmem_pager *pager, uint64_t start, uint64_t end);
-struct km_paged *km_paged_at(struct kvmem_pager *pager, uint64_t addr);
+/* ---- wait.c ---- */
 
-/* ---- pager_fill.c ---- */
-
-/*
- * Fill what is absent of a run; what is in the file and only wants mapping is mapped, where nobody
- * waits for it. 0, or the first error, with the pages concerned absent again.
- */
-int km_pager_fill(struct km_worker *w, struct km_paged *p, uint64_t first, uint64_t count,
-		  enum km_why why);
-/*
- * Fill one page, or do what the caller's `fail` says. The error if it is poisoned now, or the pager
- * is stopping; after 0 it may still be somebody's claim.
- */
-int km_pager_fill_or_fail(struct km_worker *w, struct km_paged *p, uint64_t page);
-/*
- * Map pages that have content, or (zero) whose content is zero: a fault came for one of them.
- * `fixes`: how many pages may need a second look, because they are mapped already or gone, before
- * it stops.
- */
-int km_pager_map(struct km_worker *w, struct km_paged *p, uint64_t first, uint64_t count, bool zero,
-		 unsigned int fixes);
-/* One page, in whatever state the kernel has it: discarded since, mapped since, or only cached. */
-int km_pager_map_page(struct km_paged *p, uint64_t page);
-/* Content (NULL: zeros) into the page of the file, whatever it holds. */
-int km_pager_store_page(struct km_paged *p, uint64_t page, const void *src);
-/* Slices of the background that a shard has in a region. */
-uint64_t km_pager_slices(const struct km_paged *p, unsigned int shard);
-/* A piece of prefetch or background; false when there is none. */
-bool km_pager_prefetch_step(struct km_worker *w);
-bool km_pager_background_step(struct km_worker *w);
-/* All that is absent, in the calling thread; what fails is poisoned. The first error. */
-int km_pager_fill_rest(struct km_worker *w);
-
-/* ---- pager_worker.c ---- */
-
-extern const struct km_fault_ops km_pager_fault_ops;
-
-int km_worker_open(struct km_worker *w, struct kvmem_pager *pager, struct km_shard *shards,
-		   unsigned int shard_count);
-void km_worker_close(struct km_worker *w);
-void *km_worker_run(void *arg);
-void km_worker_kick(struct km_worker *w);
-void km_pager_kick_all(struct kvmem_pager *pager);
+/* Pages that are not PRESENT or ZERO, and those of them that are POISONED. */
+uint64_t km_pager_missing(const struct kvmem_pager *pager, uint64_t *ret_poisoned);
 void km_pager_set_error(struct kvmem_pager *pager, int err);
-uint64_t km_pager_missing(const struct kvmem_pager *pager);
-/* Nothing missing any more? Tells the caller and who waits, once. */
-void km_pager_check_complete(struct kvmem_pager *pager);
+/* Listener of a region's record: arg is the km_paged. */
+void km_pager_region_whole(void *arg);
+/* What kvmem_pager_wait() waits for may have come. */
+void km_pager_changed(struct kvmem_pager *pager);
 
-/* ---- pager_watch.c ---- */
+/* ---- fail.c ---- */
+
+/*
+ * Fill one page, or do what the caller's `fail` says. The error if it is poisoned or was left; 0:
+ * it is filled, or somebody else's claim.
+ */
+int km_fill_or_fail(struct km_worker *w, struct km_paged *p, uint64_t page, uint32_t why,
+		    const struct km_fill_way *way);
+
+/* ---- around.c ---- */
+
+/* The pages to bring in with a fault, in *ret: true when it continues a sequential access. */
+bool km_around_plan(struct km_worker *w, struct km_paged *p, uint64_t page, struct km_window *ret);
+void km_around_put_off(struct km_worker *w, const struct km_window *win);
+/* The next piece of a window that was put off, if it holds the page. */
+bool km_around_take(struct km_worker *w, const struct km_paged *p, uint64_t page,
+		    struct km_window *ret_piece);
+/* A piece of a window that was put off; false when there is none. */
+bool km_around_step(struct km_worker *w);
+void km_around_touched(struct km_worker *w, const struct km_paged *p, uint64_t page);
+struct km_fill_way km_way(struct km_worker *w, enum km_why why);
+
+/* ---- serve.c ---- */
+
+/* Read and serve one batch of each of its shards; returns the number of events. */
+unsigned int km_serve_events(struct km_worker *w);
+
+/* ---- background.c ---- */
 
 void km_prefetch_free(struct km_prefetch *f);
+/* Slices of the background that a shard has in a region. */
+uint64_t km_paged_slices(const struct km_paged *p, unsigned int shard);
+/* The next piece; false when there is none. */
+bool km_prefetch_step(struct km_worker *w);
+bool km_background_step(struct km_worker *w);
+/* Is there any, and when is the next pass (UINT64_MAX: none is due)? */
+bool km_backlog_left(const struct km_worker *w);
+uint64_t km_backlog_retry_ns(const struct km_worker *w);
+void km_backlog_begin(struct kvmem_pager *pager);
+
+/* ---- worker.c ---- */
+
+int km_worker_open(struct km_worker *w, struct kvmem_pager *pager, unsigned int first_shard,
+		   unsigned int shard_count, bool filler);
+int km_worker_buffer(struct km_worker *w, uint64_t bytes);
+void km_worker_close(struct km_worker *w);
+void *km_worker_run(void *arg);
+/* Forget what was begun before kvmem_pager_start(). */
+void km_worker_reset(struct km_worker *w);
+void km_worker_swallow_kick(struct km_worker *w);
+
+/* ---- regions.c ---- */
+
+/* Unregister all regions and free what is known of them. */
+void km_pager_release_all(struct kvmem_pager *pager);
+
+/* ---- stop.c ---- */
+
+/* All that is absent or poisoned, in the calling thread; what fails is poisoned. The first error. */
+int km_pager_fill_rest(struct kvmem_pager *pager);
 
 #endif

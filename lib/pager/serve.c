@@ -1,263 +1,42 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
 /*
- * The fault path: read a batch of events, apply what was removed, sort the faults, serve each run
- * of neighbours with one fill, and put off what nobody waits for (fault-around) until no fault
- * waits.
+ * The fault path: read a batch of events, sort the faults, answer each run of neighbours at once.
+ *
+ * Every fault gets an answer: its thread is woken, after its page was placed or mapped, or whatever
+ * else came of it; or the page is somebody's claim, which the fault marks as WANTED, and who ends
+ * the claim wakes the thread. Nothing is kept for later.
  */
 #include "pager/pager_internal.h"
 
 #include <errno.h>
 
-#define AROUND_FIXES 8u
-#define GAP_MAX_NS   1000000u
+#define GAP_MAX_NS	1000000u
+#define NEIGHBOUR_FIXES 8u
 
-struct km_paged *km_paged_at(struct kvmem_pager *pager, uint64_t addr)
+/* ---- which region ---- */
+
+static struct km_paged *paged_at(const struct kvmem_pager *pager, uint64_t addr)
 {
-	for (unsigned int i = 0; i < pager->paged_count; i++) {
-		struct km_paged *p = pager->paged[i];
+	unsigned int low = 0, high = pager->region_count;
 
-		if (addr - p->addr < p->pages << p->shift)
+	while (high - low > 1) {
+		unsigned int middle = low + (high - low) / 2;
+
+		if (pager->by_addr[middle]->watch.addr <= addr)
+			low = middle;
+		else
+			high = middle;
+	}
+	if (low < high) {
+		struct km_paged *p = pager->by_addr[low];
+
+		if (addr - p->watch.addr < p->watch.pages << p->watch.shift)
 			return p;
 	}
 	return NULL;
 }
 
-/* ---- removed ranges ---- */
-
-/*
- * What was absent is zero now. What was present needs no mark: the next fault tells whether the
- * kernel still has the page (madvise(MADV_DONTNEED) of a file mapping leaves it in the file) or
- * not.
- */
-static void removed_in(struct km_paged *p, uint64_t start, uint64_t end)
-{
-	struct km_presence *map = &p->region->presence;
-	uint64_t unit = 1ull << p->shift, page = (start - p->addr + unit - 1) >> p->shift;
-	uint64_t last = (end - p->addr) >> p->shift, n;
-	enum km_page_state state;
-
-	for (; page < last; page += n) {
-		n = km_presence_run(map, page, last - page, &state);
-		if (state == KM_ABSENT) {
-			n = km_presence_claim(map, page, n);
-			km_presence_publish(map, page, n, KM_ZERO);
-		}
-	}
-}
-
-void km_serve_removed(struct kvmem_pager *pager, uint64_t start, uint64_t end)
-{
-	for (unsigned int i = 0; i < pager->paged_count; i++) {
-		struct km_paged *p = pager->paged[i];
-		uint64_t p_end = p->addr + (p->pages << p->shift);
-		uint64_t from = start > p->addr ? start : p->addr, to = km_min(end, p_end);
-
-		if (from < to)
-			removed_in(p, from, to);
-	}
-}
-
-/* ---- fault-around ---- */
-
-enum place { INSIDE, AHEAD, BEHIND, APART };
-
-/* Where a fault lies to the window that a sequential access got last. */
-static enum place place_of(const struct km_stream *s, const struct km_paged *p, uint64_t page)
-{
-	if (s->paged != p)
-		return APART;
-	if (page >= s->end)
-		return page - s->end < s->count ? AHEAD : APART;
-	if (page >= s->first)
-		return INSIDE;
-	return s->first - page <= s->count ? BEHIND : APART;
-}
-
-static struct km_stream *find_stream(struct km_worker *w, const struct km_paged *p, uint64_t page,
-				     enum place *ret_place)
-{
-	struct km_stream *oldest = &w->streams[0];
-
-	for (unsigned int i = 0; i < KM_STREAMS; i++) {
-		struct km_stream *s = &w->streams[i];
-
-		*ret_place = place_of(s, p, page);
-		if (*ret_place != APART)
-			return s;
-		if (s->used < oldest->used)
-			oldest = s;
-	}
-	return oldest;
-}
-
-/*
- * The pages to bring in with a fault: true when it continues a sequential access, whose windows
- * double; else the aligned block about it, or nothing when that is on its way already. The window
- * lies within one stripe.
- */
-static bool plan_window(struct km_worker *w, struct km_paged *p, uint64_t page,
-			struct km_window *ret)
-{
-	uint64_t first = page & ~(p->window - 1), count = p->window, low, high;
-	enum place place;
-	struct km_stream *s = find_stream(w, p, page, &place);
-
-	s->used = ++w->tick;
-	if (place == INSIDE)
-		return false;
-	if (place != APART) {
-		count = km_min(s->count * 2, p->window_max);
-		first = page;
-	}
-	if (place == BEHIND) {
-		first = page + 1 > count ? page + 1 - count : 0;
-		count = page + 1 - first;
-	}
-	low = page - page % p->stripe;
-	high = km_min(low + p->stripe, p->pages);
-	ret->first = first > low ? first : low;
-	ret->count = km_min(first + count, high) - ret->first;
-	s->paged = p;
-	s->first = ret->first;
-	s->end = ret->first + ret->count;
-	s->count = count;
-	return place != APART;
-}
-
-static void put_off_around(struct km_worker *w, const struct km_window *win)
-{
-	unsigned int at;
-
-	if (w->around_count == KM_AROUNDS) { /* the oldest window is the least likely to help */
-		w->around_first = (w->around_first + 1) % KM_AROUNDS;
-		w->around_count--;
-	}
-	at = (w->around_first + w->around_count++) % KM_AROUNDS;
-	w->arounds[at] = *win;
-}
-
-static void map_around(struct km_worker *w, const struct km_window *win)
-{
-	struct km_presence *map = &win->paged->region->presence;
-	uint64_t page = win->first, end = win->first + win->count, n;
-	enum km_page_state state;
-
-	for (; page < end; page += n) {
-		n = km_presence_run(map, page, end - page, &state);
-		if (state == win->kind)
-			km_pager_map(w, win->paged, page, n, state == KM_ZERO, AROUND_FIXES);
-	}
-}
-
-bool km_serve_around(struct km_worker *w)
-{
-	struct km_window *win = &w->arounds[w->around_first];
-
-	if (!w->around_count)
-		return false;
-	w->around_first = (w->around_first + 1) % KM_AROUNDS;
-	w->around_count--;
-	if (win->kind == KM_ABSENT)
-		km_pager_fill(w, win->paged, win->first, win->count, KM_AROUND);
-	else
-		map_around(w, win);
-	return true;
-}
-
-/* ---- faults ---- */
-
-/* All at once for a sequential access; otherwise the page that is waited for, the rest later. */
-static void serve_absent(struct km_worker *w, struct km_paged *p, uint64_t first, uint64_t count,
-			 struct km_window *win, bool ordered)
-{
-	if (ordered) {
-		_Atomic uint64_t *pages = w->counts.pages;
-		uint64_t asked = km_min(count, win->first + win->count - first),
-			 filled = pages[KM_AROUND];
-
-		w->last = *win;
-		if (!km_pager_fill(w, p, win->first, win->count, KM_AROUND)) {
-			/* Others may have filled some of it meanwhile. */
-			asked = km_min(asked, pages[KM_AROUND] - filled);
-			km_count_own(&pages[KM_DEMAND], asked);
-			km_count_own(&pages[KM_AROUND], -asked);
-		}
-	}
-	if (count > 1 && !km_pager_fill(w, p, first, count, KM_DEMAND))
-		return;
-	for (; count; first++, count--)
-		if (km_presence_get(&p->region->presence, first) == KM_ABSENT)
-			km_pager_fill_or_fail(w, p, first);
-}
-
-/*
- * The kernel cannot bring back pages that had content: no memory, a lost swap device. Some of them
- * it could: those stay, also where poisoning is to take access rights away.
- */
-static void lost(struct km_worker *w, struct km_paged *p, uint64_t first, uint64_t count, int err)
-{
-	km_pager_set_error(w->pager, err);
-	for (; count; first++, count--)
-		if (km_pager_map_page(p, first) && km_uffd_poison(p, first) > 0)
-			km_count_own(&w->counts.poisoned, 1);
-}
-
-static void serve_run(struct km_worker *w, struct km_paged *p, uint64_t first, uint64_t count,
-		      enum km_page_state state, bool stale)
-{
-	struct km_window win = { .paged = p, .first = first, .count = count, .kind = state };
-	bool around = p->window_max > 1 && !stale, ordered = false;
-	int r = 0;
-
-	if (around)
-		ordered = plan_window(w, p, first, &win);
-	if (state == KM_ABSENT)
-		serve_absent(w, p, first, count, &win, ordered);
-	else
-		r = km_pager_map(w, p, first, count, state == KM_ZERO, (unsigned int)count);
-	if (r)
-		lost(w, p, first, count, r);
-	if (ordered && state != KM_ABSENT)
-		map_around(w, &win);
-	if (around && !ordered && win.count > count)
-		put_off_around(w, &win);
-}
-
-/* Sorted by region and page; batches are short, and mostly in order when they are not. */
-static void sort_faults(struct km_fault *f, unsigned int count)
-{
-	for (unsigned int i = 1; i < count; i++) {
-		struct km_fault x = f[i];
-		unsigned int at = i;
-
-		for (; at && (f[at - 1].paged->addr > x.paged->addr ||
-			      (f[at - 1].paged == x.paged && f[at - 1].page > x.page));
-		     at--)
-			f[at] = f[at - 1];
-		f[at] = x;
-	}
-}
-
-/* Pages in a row that the faults from i on wait for. */
-static uint64_t neighbours(const struct km_worker *w, unsigned int i)
-{
-	const struct km_fault *f = &w->faults[i];
-	uint64_t last = f->page;
-
-	for (i++; i < w->fault_count; i++) {
-		const struct km_fault *g = &w->faults[i];
-
-		if (g->paged != f->paged || g->page > last + 1)
-			break;
-		last = g->page;
-	}
-	return last - f->page + 1;
-}
-
-static bool filled_in_batch(const struct km_worker *w, const struct km_fault *f)
-{
-	return w->last.paged == f->paged && f->page - w->last.first < w->last.count;
-}
+/* ---- accounts ---- */
 
 static unsigned int bucket(uint64_t ns)
 {
@@ -266,61 +45,247 @@ static unsigned int bucket(uint64_t ns)
 	return b < KVMEM_HIST_BUCKETS ? b : KVMEM_HIST_BUCKETS - 1;
 }
 
-/*
- * Faults [from, to) were served. Put off those whose page another thread has claimed, or published
- * as zero without mapping it, in the meantime: its wake-up may have come before our fault.
- */
-static unsigned int settle_accounts(struct km_worker *w, unsigned int from, unsigned int to,
-				    unsigned int kept)
+/* A run of pages in one state, and the faults on them. */
+struct served {
+	struct km_worker *w;
+	struct km_paged *p;
+	uint64_t first, count;
+	const struct km_fault *faults;
+	unsigned int fault_count;
+	bool alone; /* no other fault of the batch is left to be served */
+};
+
+/* Before they are woken, so that who has been woken finds everything counted. `piece`: was placed
+ * with them, and is not woken yet. */
+static void count_and_wake(const struct served *s, const struct km_window *piece)
 {
-	uint64_t now = km_sys_now_ns();
+	uint64_t now = km_sys_now_ns(), end = s->first + s->count;
 
-	for (unsigned int i = from; i < to; i++) {
-		struct km_fault *f = &w->faults[i];
-		enum km_page_state s = km_presence_get(&f->paged->region->presence, f->page);
+	for (unsigned int i = 0; i < s->fault_count; i++)
+		km_count_own(&s->w->counts.service_ns[bucket(now - s->faults[i].read_ns)], 1);
+	if (piece->count)
+		km_watch_wake(&s->p->watch, piece->first, piece->count);
+	if (s->first < piece->first || end > piece->first + piece->count)
+		km_watch_wake(&s->p->watch, s->first, s->count);
+}
 
-		if (s == KM_CLAIMED || s == KM_ZERO)
-			w->faults[kept++] = *f;
-		else
-			km_count_own(&w->counts.service_ns[bucket(now - f->read_ns)], 1);
+/* ---- absent ---- */
+
+/* The part of a window that is placed at once, with the pages that are waited for in it. */
+static struct km_window piece_of(const struct km_window *win, const struct served *s)
+{
+	struct km_window piece = *win;
+	uint64_t end = win->first + win->count;
+
+	if (s->first + s->count > win->first + KM_CLAIM_PAGES)
+		piece.first = km_min(s->first, s->first + s->count - KM_CLAIM_PAGES);
+	if (piece.first < win->first || piece.first > s->first)
+		piece.first = win->first;
+	piece.count = km_min(end - piece.first, KM_CLAIM_PAGES);
+	return piece;
+}
+
+static void put_off_rest(struct km_worker *w, const struct km_window *win,
+			 const struct km_window *piece)
+{
+	struct km_window before = *win, behind = *win;
+
+	before.count = piece->first - win->first;
+	behind.first = piece->first + piece->count;
+	behind.count = win->first + win->count - behind.first;
+	if (behind.count)
+		km_around_put_off(w, &behind);
+	if (before.count)
+		km_around_put_off(w, &before);
+}
+
+/*
+ * A sequential access, no other fault waits and content is at hand: the neighbours come in the same
+ * ioctl. Of what is filled, the pages that are waited for count as such.
+ */
+static void fill_with_neighbours(const struct served *s, const struct km_window *piece)
+{
+	_Atomic uint64_t *pages = s->w->counts.pages;
+	struct km_fill_way way = km_way(s->w, KM_AROUND);
+	uint64_t filled = pages[KM_AROUND];
+	uint64_t asked = km_min(s->count, piece->first + piece->count - s->first);
+
+	way.demand = true;
+	km_fill_run(&s->p->feed, &s->w->hands, piece->first, piece->count, &way);
+	asked = km_min(asked, pages[KM_AROUND] - filled);
+	km_count_own(&pages[KM_DEMAND], asked);
+	km_count_own(&pages[KM_AROUND], -asked);
+}
+
+static void fill_asked(const struct served *s)
+{
+	struct km_fill_way way = km_way(s->w, KM_DEMAND);
+
+	if (s->count > 1 && !km_fill_run(&s->p->feed, &s->w->hands, s->first, s->count, &way))
+		return;
+	for (uint64_t i = 0; i < s->count; i++)
+		if (km_presence_get(km_paged_map(s->p), s->first + i) == KM_ABSENT)
+			km_fill_or_fail(s->w, s->p, s->first + i, KVMEM_FAIL_DEMAND, &way);
+}
+
+static void serve_absent(const struct served *s)
+{
+	struct km_window win = { .paged = s->p, .kind = KM_ABSENT }, piece = win;
+	bool around = s->p->window_max > 1, ordered = false;
+	bool cheap = s->alone && s->p->haste == KM_AT_HAND;
+
+	for (uint64_t i = 0; around && i < s->count; i++)
+		km_around_touched(s->w, s->p, s->first + i);
+	if (around)
+		ordered = km_around_plan(s->w, s->p, s->first, &win);
+	if (ordered && cheap)
+		piece = piece_of(&win, s);
+	else if (around && cheap && !win.count)
+		km_around_take(s->w, s->p, s->first, &piece);
+	if (piece.count)
+		fill_with_neighbours(s, &piece);
+	fill_asked(s);
+	if (ordered && piece.count)
+		put_off_rest(s->w, &win, &piece);
+	else if (win.count > s->count)
+		km_around_put_off(s->w, &win);
+	count_and_wake(s, &piece);
+}
+
+/* ---- present, zero, poisoned ---- */
+
+/*
+ * The kernel cannot bring back pages that had content: no memory, a lost swap device. Some of them
+ * it could: those stay, also where poisoning is to take access rights away.
+ */
+static void poison_lost(const struct served *s, int err)
+{
+	km_pager_set_error(s->w->pager, err);
+	for (uint64_t i = 0; i < s->count; i++) {
+		km_count_own(&s->w->counts.lost, 1);
+		if (!km_poison_lost(&s->p->watch, s->first + i))
+			km_count_own(&s->w->counts.lost, (uint64_t)-1);
 	}
-	return kept;
+}
+
+static void map_with_neighbours(const struct served *s, const struct km_window *piece)
+{
+	uint64_t page = piece->first, end = piece->first + piece->count, n;
+	enum km_page_state state;
+
+	for (; page < end; page += n) {
+		n = km_presence_run(km_paged_map(s->p), page, end - page, &state);
+		if (state == piece->kind)
+			km_map_run(&s->p->watch, page, n, state == KM_ZERO, NEIGHBOUR_FIXES);
+	}
+}
+
+/* The pages have content, whatever the kernel has of them: a removed one is zero. */
+static void serve_done(const struct served *s, enum km_page_state state)
+{
+	struct km_window win = { .paged = s->p, .kind = state }, piece = win;
+	bool stale = state == KM_PRESENT && !s->faults[0].minor, ordered = false;
+	int r;
+
+	if (stale)
+		km_count_own(&s->w->counts.stale, s->fault_count);
+	if (!stale && s->p->window_max > 1)
+		ordered = km_around_plan(s->w, s->p, s->first, &win);
+	r = km_map_run(&s->p->watch, s->first, s->count, state == KM_ZERO, (unsigned int)s->count);
+	if (r)
+		poison_lost(s, r);
+	if (ordered && s->alone) {
+		piece = piece_of(&win, s);
+		map_with_neighbours(s, &piece);
+		put_off_rest(s->w, &win, &piece);
+	} else if (win.count > s->count) {
+		km_around_put_off(s->w, &win);
+	}
+	count_and_wake(s, &piece);
+}
+
+/* The mark of poison is gone from the page tables, or the fault is older than it. */
+static void serve_poisoned(const struct served *s)
+{
+	for (uint64_t i = 0; i < s->count; i++)
+		if (km_presence_claim_poisoned(km_paged_map(s->p), s->first + i, 1))
+			km_poison_claimed(&s->p->watch, s->first + i);
+	count_and_wake(s, &(struct km_window){ 0 });
+}
+
+/* ---- batches ---- */
+
+static bool is_before(const struct km_fault *a, const struct km_fault *b)
+{
+	return a->paged != b->paged ? a->paged < b->paged : a->page < b->page;
+}
+
+static void sort_faults(struct km_fault *f, unsigned int n)
+{
+	for (unsigned int i = 1; i < n; i++) {
+		struct km_fault x = f[i];
+		unsigned int at = i;
+
+		for (; at && is_before(&x, &f[at - 1]); at--)
+			f[at] = f[at - 1];
+		f[at] = x;
+	}
+}
+
+/* The faults from i on that are on neighbouring pages in one state, as the claims of others go. */
+static unsigned int take_run(struct km_worker *w, unsigned int i, struct served *ret,
+			     enum km_page_state *ret_state)
+{
+	const struct km_fault *f = &w->faults[i];
+	struct km_presence *map = km_paged_map(f->paged);
+	uint64_t last = f->page;
+	unsigned int next = i + 1;
+
+	*ret_state = km_presence_want(map, f->page);
+	for (; next < w->fault_count; next++) {
+		const struct km_fault *g = &w->faults[next];
+
+		if (g->paged != f->paged || g->page > last + 1)
+			break;
+		if (g->page != last && km_presence_want(map, g->page) != *ret_state)
+			break;
+		last = g->page;
+	}
+	*ret = (struct served){
+		.w = w,
+		.p = f->paged,
+		.first = f->page,
+		.count = last - f->page + 1,
+		.faults = f,
+		.fault_count = next - i,
+		.alone = next == w->fault_count,
+	};
+	return next;
 }
 
 static void serve_faults(struct km_worker *w)
 {
-	unsigned int i = 0, next, kept = 0;
+	struct served s;
+	enum km_page_state state;
 
 	sort_faults(w->faults, w->fault_count);
-	w->last.count = 0;
-	while (i < w->fault_count) {
-		struct km_fault *f = &w->faults[i];
-		struct km_paged *p = f->paged;
-		uint64_t first = f->page, n;
-		enum km_page_state state;
-		bool stale;
-
-		n = km_presence_run(&p->region->presence, first, neighbours(w, i), &state);
-		for (next = i; next < w->fault_count && w->faults[next].paged == p &&
-			       w->faults[next].page < first + n;
-		     next++)
-			;
-		stale = state == KM_PRESENT && !f->minor;
-		if (stale)
-			km_count_own(&w->counts.stale, next - i);
-		if (state != KM_CLAIMED && !(stale && filled_in_batch(w, f)))
-			serve_run(w, p, first, n, state, stale);
-		kept = settle_accounts(w, i, next, kept);
-		i = next;
+	for (unsigned int i = 0; i < w->fault_count;) {
+		i = take_run(w, i, &s, &state);
+		if (state == KM_ABSENT)
+			serve_absent(&s);
+		else if (state == KM_POISONED)
+			serve_poisoned(&s);
+		else if (state != KM_CLAIMED)
+			serve_done(&s, state);
 	}
-	w->fault_count = kept;
+	w->fault_count = 0;
 }
 
 /* ---- events ---- */
 
 static void take_fault(struct km_worker *w, const struct uffd_msg *m)
 {
-	struct km_paged *p = km_paged_at(w->pager, m->arg.pagefault.address);
+	struct km_paged *p = paged_at(w->pager, m->arg.pagefault.address);
 	bool minor = m->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_MINOR;
 
 	if (!p)
@@ -328,59 +293,35 @@ static void take_fault(struct km_worker *w, const struct uffd_msg *m)
 	km_count_own(minor ? &w->counts.minor : &w->counts.missing, 1);
 	w->faults[w->fault_count++] = (struct km_fault){
 		.paged = p,
-		.page = (m->arg.pagefault.address - p->addr) >> p->shift,
+		.page = (m->arg.pagefault.address - p->watch.addr) >> p->watch.shift,
 		.read_ns = w->demand_ns,
 		.minor = minor,
 	};
 }
 
-static void take_events(struct km_worker *w, struct km_shard *s, unsigned int n)
-{
-	/* A fault can be handed out before the removal that caused it. */
-	for (unsigned int i = 0; i < n; i++)
-		if (w->msgs[i].event == UFFD_EVENT_REMOVE || w->msgs[i].event == UFFD_EVENT_UNMAP) {
-			atomic_fetch_add_explicit(&s->removes, 1, memory_order_relaxed);
-			km_serve_removed(w->pager, w->msgs[i].arg.remove.start,
-					 w->msgs[i].arg.remove.end);
-		}
-	for (unsigned int i = 0; i < n; i++)
-		if (w->msgs[i].event == UFFD_EVENT_PAGEFAULT)
-			take_fault(w, &w->msgs[i]);
-}
-
-/* Room for a whole read must remain: the threads of what does not fit fault again. */
-static void limit_put_off(struct km_worker *w)
-{
-	while (w->fault_count > KM_FAULTS - KM_MSGS) {
-		struct km_fault *f = &w->faults[--w->fault_count];
-
-		km_uffd_wake(f->paged, f->page, 1);
-	}
-}
-
-static void note_time(struct km_worker *w)
+static void note_time(struct km_worker *w, unsigned int shard)
 {
 	uint64_t now = km_sys_now_ns(), gap = km_min(now - w->demand_ns, GAP_MAX_NS);
 
 	w->gap_ns = (3 * w->gap_ns + gap) / 4;
 	w->demand_ns = now;
+	atomic_store_explicit(&w->pager->backlogs[shard].demand_ns, now, memory_order_relaxed);
 }
 
 unsigned int km_serve_events(struct km_worker *w)
 {
-	unsigned int events = 0, n;
+	unsigned int events = 0, faults, n;
 
 	for (unsigned int i = 0; i < w->shard_count; i++) {
-		n = km_uffd_read(&w->shards[i], w->msgs);
-		if (n) {
-			km_count_own(&w->counts.reads, 1);
-			note_time(w);
-			take_events(w, &w->shards[i], n);
-			events += n;
-		}
-		if (w->fault_count)
-			serve_faults(w);
-		limit_put_off(w);
+		n = km_uffd_read(&w->pager->set, w->first_shard + i, w->msgs, &faults);
+		if (!n)
+			continue;
+		events += n;
+		km_count_own(&w->counts.reads, 1);
+		note_time(w, w->first_shard + i);
+		for (unsigned int k = 0; k < faults; k++)
+			take_fault(w, &w->msgs[k]);
+		serve_faults(w);
 	}
 	return events;
 }

@@ -192,7 +192,7 @@ int km_region_store(struct kvmem_region *r, uint8_t **ret_base)
 	int64_t err = 0;
 
 	pthread_mutex_lock(&r->lock);
-	if (!r->fault_ops && !r->pager) {
+	if (!r->watch) {
 		*ret_base = r->base;
 	} else if (r->fd < 0) {
 		*ret_base = NULL;

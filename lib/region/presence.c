@@ -12,6 +12,7 @@
 #define TOP	 (EACH * KM_CLAIMED)
 #define WANTED	 1u
 #define REMOVED	 2u
+#define MARKED	 4u
 
 /* How long a waiter sleeps before it looks by itself. */
 #define LOOK_NS 100000000u
@@ -153,7 +154,7 @@ static uint64_t in_word(uint64_t page, uint64_t count)
 }
 
 static uint64_t claim_from(struct km_presence *p, uint64_t first, uint64_t max,
-			   enum km_page_state from)
+			   enum km_page_state from, unsigned int to)
 {
 	uint64_t n = 0;
 
@@ -168,8 +169,8 @@ static uint64_t claim_from(struct km_presence *p, uint64_t first, uint64_t max,
 			got = km_min(run_in(old, first + n, from), room);
 			if (!got)
 				return n;
-		} while (!atomic_compare_exchange_weak(
-			w, &old, old ^ fill_bits(first + n, got, KM_CLAIMED ^ from)));
+		} while (!atomic_compare_exchange_weak(w, &old,
+						       old ^ fill_bits(first + n, got, from ^ to)));
 		n += got;
 		if (got < room)
 			break;
@@ -179,12 +180,12 @@ static uint64_t claim_from(struct km_presence *p, uint64_t first, uint64_t max,
 
 uint64_t km_presence_claim(struct km_presence *p, uint64_t first, uint64_t max)
 {
-	return claim_from(p, first, max, KM_ABSENT);
+	return claim_from(p, first, max, KM_ABSENT, KM_CLAIMED);
 }
 
 uint64_t km_presence_claim_poisoned(struct km_presence *p, uint64_t first, uint64_t max)
 {
-	uint64_t n = claim_from(p, first, max, KM_POISONED);
+	uint64_t n = claim_from(p, first, max, KM_POISONED, KM_CLAIMED | MARKED);
 
 	atomic_fetch_sub(&p->poisoned, n);
 	return n;
@@ -235,32 +236,55 @@ unsigned int km_presence_publish(struct km_presence *p, uint64_t first, uint64_t
 	return r | (wanted ? KM_WAS_WANTED : 0);
 }
 
-/* Within one word, CLAIMED pages become ZERO where they are REMOVED, else ABSENT. */
-static uint64_t abandoned(uint64_t old, uint64_t all)
+bool km_presence_marked(const struct km_presence *p, uint64_t first, uint64_t pages)
 {
-	uint64_t removed = old & all & EACH * REMOVED; /* its bit is the higher one of ZERO's */
+	if (!atomic_load_explicit(&p->ever_poisoned, memory_order_acquire))
+		return false;
+	for (uint64_t n; pages; first += n, pages -= n) {
+		n = in_word(first, pages);
+		if (load(p, first) & fill_bits(first, n, MARKED))
+			return true;
+	}
+	return false;
+}
 
-	return (old & ~all) | removed | removed >> 1;
+void km_presence_unmark(struct km_presence *p, uint64_t first, uint64_t pages)
+{
+	for (uint64_t n; pages; first += n, pages -= n) {
+		n = in_word(first, pages);
+		atomic_fetch_and(&p->words[first / PER_WORD], ~fill_bits(first, n, MARKED));
+	}
+}
+
+/* Within one word, of the CLAIMED pages in `all`, those that become ZERO and POISONED, a bit each. */
+static void abandoned(uint64_t old, uint64_t all, uint64_t *ret_zero, uint64_t *ret_poisoned)
+{
+	old &= all;
+	*ret_zero = old / REMOVED & EACH;
+	*ret_poisoned = old / MARKED & EACH & ~*ret_zero;
 }
 
 unsigned int km_presence_abandon(struct km_presence *p, uint64_t first, uint64_t pages)
 {
-	uint64_t wanted = 0, zero = 0;
+	uint64_t wanted = 0, sum_zero = 0, sum_poisoned = 0;
 	unsigned int r;
 
 	while (pages) {
 		_Atomic uint64_t *w = &p->words[first / PER_WORD];
 		uint64_t n = in_word(first, pages), old = atomic_load(w);
-		uint64_t all = fill_bits(first, n, 15);
+		uint64_t all = fill_bits(first, n, 15), zero, poisoned;
 
-		while (!atomic_compare_exchange_weak(w, &old, abandoned(old, all)))
-			;
+		do
+			abandoned(old, all, &zero, &poisoned);
+		while (!atomic_compare_exchange_weak(
+			w, &old, (old & ~all) | zero * KM_ZERO | poisoned * KM_POISONED));
 		wanted |= old & all & EACH * WANTED;
-		zero += (uint64_t)__builtin_popcountll(old & all & EACH * REMOVED);
+		sum_zero += (uint64_t)__builtin_popcountll(zero);
+		sum_poisoned += (uint64_t)__builtin_popcountll(poisoned);
 		first += n;
 		pages -= n;
 	}
-	r = count(p, zero, 0);
+	r = count(p, sum_zero, sum_poisoned);
 	wake_waiters(p);
 	return r | (wanted ? KM_WAS_WANTED : 0);
 }

@@ -24,7 +24,9 @@
  *
  * While a page is CLAIMED, two flags may be added by others. WANTED: a thread waits in a fault on
  * it, so who ends the claim must wake it. REMOVED: the memory was taken away meanwhile, so the
- * content that the claimer is about to place must not appear: the page becomes ZERO.
+ * content that the claimer is about to place must not appear: the page becomes ZERO. A third flag,
+ * MARKED, says that the page was POISONED before: the mark of it is in the page tables until
+ * something is placed over it, and the page becomes POISONED again when the claim is given up.
  *
  * publish is a release and get an acquire: who sees PRESENT sees the content too.
  *
@@ -77,9 +79,13 @@ uint64_t km_presence_removed(const struct km_presence *p, uint64_t page, uint64_
 uint64_t km_presence_claim(struct km_presence *p, uint64_t first, uint64_t max);
 uint64_t km_presence_claim_poisoned(struct km_presence *p, uint64_t first, uint64_t max);
 
+/* Is any of these claimed pages MARKED? And: the marks have been taken away. */
+bool km_presence_marked(const struct km_presence *p, uint64_t first, uint64_t count);
+void km_presence_unmark(struct km_presence *p, uint64_t first, uint64_t count);
+
 /*
- * End the claim of `count` pages. Abandoned pages become ABSENT, but ZERO where they were REMOVED.
- * Both return KM_WAS_WANTED and KM_IS_WHOLE.
+ * End the claim of `count` pages. Abandoned pages become ABSENT, but ZERO where they were REMOVED
+ * and else POISONED where they are MARKED. Both return KM_WAS_WANTED and KM_IS_WHOLE.
  */
 unsigned int km_presence_publish(struct km_presence *p, uint64_t first, uint64_t count,
 				 enum km_page_state state);

@@ -146,7 +146,7 @@ int kvmem_region_free(struct kvmem_region *region)
 	if (!region)
 		return 0;
 	pthread_mutex_lock(&region->lock);
-	busy = region->pager || region->fault_ops || atomic_load(&region->fillers);
+	busy = region->watch || atomic_load(&region->fillers);
 	pthread_mutex_unlock(&region->lock);
 	if (busy)
 		return km_fail(

@@ -4,8 +4,7 @@
 
 /*
  * region: a run of guest RAM. What it is made of (plan, adopt), its file and mappings, and the
- * record of its pages (presence.h). Knows vm, caps and base. The pager, to its right, is reached
- * through km_fault_ops.
+ * record of its pages (presence.h). Knows vm, caps and base.
  *
  * Invariant: the record is the only truth about which pages have their content; nobody fills a page
  * that he has not claimed there.
@@ -17,31 +16,12 @@
 #include <kvmem/region.h>
 
 #include "base/base.h"
-#include "region/exists.h"
-#include "region/policy.h"
 #include "region/presence.h"
 #include "vm/vm.h"
 
-/*
- * The pager, as region and populate see it, while it serves a region. Offsets and bytes are whole
- * pages of the region. What is done when the first two fail is *ret_done bytes of it: these the
- * guest sees, and may have written to.
- */
-struct km_fault_ops {
-	/* Content was stored through km_region_store() memory or the fd: map it, wake its waiters.
-	 */
-	int (*complete)(struct kvmem_region *r, uint64_t offset, uint64_t bytes,
-			uint64_t *ret_done);
-	/* Place content from a buffer (NULL: zeros): the way for memory without a file descriptor.
-	 */
-	int (*place)(struct kvmem_region *r, uint64_t offset, const void *buf, uint64_t bytes,
-		     uint64_t *ret_done);
-	/* Claims were given up: let the waiters fault again. */
-	void (*wake)(struct kvmem_region *r, uint64_t offset, uint64_t bytes);
-	/* Take pages out of anonymous memory: the kernel holds who does so until the pager has
-	 * noticed. */
-	int (*remove)(struct kvmem_region *r, uint64_t offset, uint64_t bytes);
-};
+struct km_policy;
+
+struct km_watch; /* fill: the userfaultfds that watch the mapping, while a pager has it */
 
 struct kvmem_region {
 	struct kvmem_vm *vm; /* may be NULL */
@@ -64,10 +44,9 @@ struct kvmem_region {
 	pthread_mutex_t lock;	    /* policies, alias, pager, fillers */
 	struct km_policy *policies; /* region/policy.h */
 	uint8_t *alias;		    /* second mapping, never registered with a userfaultfd */
-	const struct km_fault_ops *fault_ops; /* set while a pager serves the region */
-	void *pager;
-	_Atomic unsigned int
-		fillers; /* populate calls under way: a pager cannot be added meanwhile */
+	struct km_watch *watch;	    /* NULL: no pager has it; changes while nobody fills */
+	_Atomic unsigned int fillers; /* operations on its pages under way: see km_pages_enter() */
+	_Atomic bool no_access;	      /* pages were poisoned by taking their access rights away */
 };
 
 static inline uint64_t km_region_page(const struct kvmem_region *r)
@@ -77,8 +56,8 @@ static inline uint64_t km_region_page(const struct kvmem_region *r)
 
 /*
  * Where to store content so that no userfaultfd sees it: the mapping itself as long as no pager
- * serves the region, then a second mapping of its file. NULL for anonymous memory under a pager
- * (place() is the way). Made on first need.
+ * has the region, then a second mapping of its file. NULL for anonymous memory under a pager
+ * (km_pages_place() is the way). Made on first need.
  */
 int km_region_store(struct kvmem_region *r, uint8_t **ret_base);
 

@@ -194,7 +194,7 @@ int kvmem_source_callback(const struct kvmem_source_ops *ops, void *arg, uint64_
 		return km_fail(EINVAL, "source: %s is NULL", ops ? "ret_source" : "ops");
 	r = km_opts_copy(&o, sizeof(o), sizeof(o), ops, "kvmem_source_ops");
 	if (!r)
-		r = km_flags_check(o.flags, 0, "kvmem_source_ops.flags");
+		r = km_flags_check(o.flags, KVMEM_SOURCE_CHEAP, "kvmem_source_ops.flags");
 	if (r)
 		return r;
 	if (!o.read)

@@ -252,7 +252,7 @@ static double first_instruction(void *arg)
 	} else {
 		ok(kvmem_source_file(fd, 0, 0, 0, &source));
 		ok(kvmem_pager_create(NULL, &pager));
-		ok(kvmem_pager_add(pager, ram, source, 0));
+		ok(kvmem_pager_add(pager, ram, source, 0, 0));
 		ok(kvmem_pager_start(pager));
 	}
 	run_first(vm, ram, &f);

@@ -164,7 +164,7 @@ void lazy_by_pager(struct lazy *l, const uint8_t *content, uint64_t bytes, enum 
 	if (!r)
 		r = kvmem_pager_create(opts, &l->pager);
 	if (!r)
-		r = kvmem_pager_add(l->pager, l->region, l->source, 0);
+		r = kvmem_pager_add(l->pager, l->region, l->source, 0, 0);
 	bench_check(!r, "pager: %s", kvmem_error_detail());
 	l->base = kvmem_region_base(l->region);
 }

@@ -521,9 +521,9 @@ TEST(paging_out_of_turn)
 	open_ram(KVMEM_WANT_PAGING);
 	REFUSED(EINVAL, "region", kvmem_pager_start(pager));
 	REFUSED(EINVAL, "not running", kvmem_pager_stop(pager, KVMEM_STOP_FILL));
-	OK(kvmem_pager_add(pager, ram, text, 0));
+	OK(kvmem_pager_add(pager, ram, text, 0, 0));
 	OK(kvmem_pager_create(NULL, &second));
-	REFUSED(EBUSY, "pager", kvmem_pager_add(second, ram, text, 0));
+	REFUSED(EBUSY, "pager", kvmem_pager_add(second, ram, text, 0, 0));
 	OK(kvmem_pager_free(second));
 	OK(kvmem_pager_start(pager));
 	REFUSED(EBUSY, "start", kvmem_pager_start(pager));
@@ -546,7 +546,7 @@ TEST(freed_while_in_use)
 	REFUSED(EBUSY, "region", kvmem_vm_free(vm));
 	pager = open_pager();
 	if (pager) {
-		OK(kvmem_pager_add(pager, ram, text, 0));
+		OK(kvmem_pager_add(pager, ram, text, 0, 0));
 		OK(kvmem_pager_start(pager));
 		REFUSED(EBUSY, "pager", kvmem_region_free(ram));
 		REFUSED(EBUSY, "source", kvmem_source_free(text));

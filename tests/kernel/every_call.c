@@ -191,9 +191,9 @@ static void null_of_engines(void)
 	uint64_t bits = 1;
 
 	NONE(kvmem_pager_create(NULL, NULL));
-	NONE(kvmem_pager_add(NULL, t.ram, t.source, 0));
-	NONE(kvmem_pager_add(t.pager, NULL, t.source, 0));
-	NONE(kvmem_pager_add(t.pager, t.ram, NULL, 0));
+	NONE(kvmem_pager_add(NULL, t.ram, t.source, 0, 0));
+	NONE(kvmem_pager_add(t.pager, NULL, t.source, 0, 0));
+	NONE(kvmem_pager_add(t.pager, t.ram, NULL, 0, 0));
 	NONE(kvmem_pager_start(NULL));
 	NONE(kvmem_pager_stop(NULL, KVMEM_STOP_FILL));
 	NONE(kvmem_pager_prefetch(NULL, &run, 1));
@@ -261,7 +261,6 @@ TEST(null_where_there_is_no_code)
 	ck_assert_uint_eq(kvmem_dirty_get_mode(NULL), KVMEM_DIRTY_AUTO);
 	ck_assert_str_eq(kvmem_dirty_get_reason(NULL), "");
 	ck_assert_uint_eq(kvmem_batch_pages(NULL), 0);
-	ck_assert_uint_eq(kvmem_hist_quantile(NULL, 3, 0.5), 0);
 	kvmem_caps_free(NULL);
 	kvmem_batch_free(NULL);
 	ck_assert_int_eq(kvmem_vm_free(NULL), 0);

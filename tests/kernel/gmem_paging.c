@@ -89,7 +89,7 @@ static void make_content(void)
 static void start_pager(void)
 {
 	ok(kvmem_pager_create(NULL, &pager));
-	ok(kvmem_pager_add(pager, ram, source, 0));
+	ok(kvmem_pager_add(pager, ram, source, 0, 0));
 	ok(kvmem_pager_start(pager));
 }
 
@@ -235,7 +235,7 @@ TEST(refused_on_a_direct_slot)
 	ok(kvmem_region_create(vm, &o, &ram));
 	make_content();
 	ok(kvmem_pager_create(NULL, &pager));
-	ck_assert_int_eq(kvmem_pager_add(pager, ram, source, 0), -EOPNOTSUPP);
+	ck_assert_int_eq(kvmem_pager_add(pager, ram, source, 0, 0), -EOPNOTSUPP);
 	harness_note("%s", kvmem_error_detail());
 	ck_assert_ptr_nonnull(strstr(kvmem_error_detail(), "direct"));
 	ok(kvmem_pager_free(pager));

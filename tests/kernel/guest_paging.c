@@ -124,7 +124,7 @@ static bool open_machine(uint32_t backing, uint64_t there, struct kvmem_source *
 	if (!source)
 		ok(kvmem_source_memory(m.content, BYTES, &m.source));
 	open_region(backing, there);
-	r = kvmem_pager_add(m.pager, m.ram, m.source, 0);
+	r = kvmem_pager_add(m.pager, m.ram, m.source, 0, 0);
 	if (r == -EOPNOTSUPP) {
 		harness_skip("gmem-uffd", "%s", kvmem_error_detail());
 		close_machine();

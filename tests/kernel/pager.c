@@ -239,7 +239,7 @@ TEST(short_source_and_odd_offset)
 		use_memory(&s);
 		must(kvmem_source_memory(s.content, 3 * MIB + 777, &part));
 		must(kvmem_pager_create(&s.opts, &s.pager));
-		must(kvmem_pager_add(s.pager, s.ram, part, 1001));
+		must(kvmem_pager_add(s.pager, s.ram, part, 1001, 0));
 		must(kvmem_pager_start(s.pager));
 		shifted = calloc(1, BYTES);
 		ck_assert_ptr_nonnull(shifted);
@@ -341,6 +341,7 @@ TEST(what_was_there_stays)
 		memset(s.base + 2 * MIB, 0x5a, MIB);		/* the VMM's, and says so */
 		must(kvmem_region_mark_present(s.ram, 2 * MIB, MIB));
 		memset(s.base + 4 * MIB, 0xa5, MIB);		/* stray: not content */
+		s.add_flags = KVMEM_FILL_OVERWRITE;
 		start_set(&s);
 		memset(s.content + 2 * MIB, 0x5a, MIB);
 		touch_by_threads(&s, 2);
@@ -662,7 +663,7 @@ TEST(discard_before_the_start)
 		memset(s.base, 1, MIB);
 		must(kvmem_region_mark_present(s.ram, 0, MIB));
 		must(kvmem_pager_create(&s.opts, &s.pager));
-		must(kvmem_pager_add(s.pager, s.ram, s.source, 0));
+		must(kvmem_pager_add(s.pager, s.ram, s.source, 0, 0));
 		must(kvmem_region_discard(s.ram, 0, 2 * MIB));
 		must(kvmem_pager_start(s.pager));
 		memset(s.content, 0, 2 * MIB);
@@ -701,14 +702,14 @@ TEST(looked_at_while_regions_are_added)
 		return;
 	use_memory(&s);
 	must(kvmem_pager_create(&s.opts, &s.pager));
-	must(kvmem_pager_add(s.pager, s.ram, s.source, 0));
+	must(kvmem_pager_add(s.pager, s.ram, s.source, 0, 0));
 	atomic_store(&look_on, true);
 	ck_assert_int_eq(pthread_create(&id, NULL, look, &s), 0);
 	o.bytes = MIB;
 	o.backing = KVMEM_BACKING_ANONYMOUS;
 	for (unsigned int i = 0; i < 64; i++) {
 		must(kvmem_region_create(NULL, &o, &more[i]));
-		must(kvmem_pager_add(s.pager, more[i], s.source, 0));
+		must(kvmem_pager_add(s.pager, more[i], s.source, 0, 0));
 	}
 	atomic_store(&look_on, false);
 	pthread_join(id, NULL);

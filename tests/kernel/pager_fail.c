@@ -432,13 +432,13 @@ TEST(wrong_calls)
 	must(kvmem_pager_create(NULL, &other));
 	ck_assert_int_eq(kvmem_pager_start(s.pager), -EINVAL);		/* no region */
 	ck_assert_int_eq(kvmem_pager_stop(s.pager, KVMEM_STOP_FILL), -EINVAL);
-	ck_assert_int_eq(kvmem_pager_add(NULL, s.ram, s.source, 0), -EINVAL);
-	ck_assert_int_eq(kvmem_pager_add(s.pager, NULL, s.source, 0), -EINVAL);
-	ck_assert_int_eq(kvmem_pager_add(s.pager, s.ram, NULL, 0), -EINVAL);
-	ck_assert_int_eq(kvmem_pager_add(s.pager, s.ram, s.source, UINT64_MAX), -EINVAL);
-	must(kvmem_pager_add(s.pager, s.ram, s.source, 0));
-	ck_assert_int_eq(kvmem_pager_add(s.pager, s.ram, s.source, 0), -EBUSY);
-	ck_assert_int_eq(kvmem_pager_add(other, s.ram, s.source, 0), -EBUSY);
+	ck_assert_int_eq(kvmem_pager_add(NULL, s.ram, s.source, 0, 0), -EINVAL);
+	ck_assert_int_eq(kvmem_pager_add(s.pager, NULL, s.source, 0, 0), -EINVAL);
+	ck_assert_int_eq(kvmem_pager_add(s.pager, s.ram, NULL, 0, 0), -EINVAL);
+	ck_assert_int_eq(kvmem_pager_add(s.pager, s.ram, s.source, UINT64_MAX, 0), -EINVAL);
+	must(kvmem_pager_add(s.pager, s.ram, s.source, 0, 0));
+	ck_assert_int_eq(kvmem_pager_add(s.pager, s.ram, s.source, 0, 0), -EBUSY);
+	ck_assert_int_eq(kvmem_pager_add(other, s.ram, s.source, 0, 0), -EBUSY);
 	ck_assert_int_eq(kvmem_pager_wait(s.pager, 0), -EINVAL);
 	must(kvmem_pager_start(s.pager));
 	ck_assert_int_eq(kvmem_pager_start(s.pager), -EBUSY);
@@ -476,7 +476,7 @@ TEST(freed_before_the_start)
 		return;
 	use_memory(&s);
 	must(kvmem_pager_create(NULL, &s.pager));
-	must(kvmem_pager_add(s.pager, s.ram, s.source, 0));
+	must(kvmem_pager_add(s.pager, s.ram, s.source, 0, 0));
 	must(kvmem_pager_free(s.pager));
 	ck_assert_uint_eq(s.base[0], 0);	/* an ordinary page again */
 	s.pager = NULL;

@@ -32,6 +32,7 @@ struct set {
 	struct kvmem_source *source;
 	struct kvmem_pager *pager;
 	struct kvmem_pager_opts opts;
+	uint32_t add_flags;
 	uint8_t *base;
 	uint8_t *content;
 	int fd;
@@ -107,7 +108,7 @@ static inline void use_file(struct set *s)
 static inline void start_set(struct set *s)
 {
 	must(kvmem_pager_create(&s->opts, &s->pager));
-	must(kvmem_pager_add(s->pager, s->ram, s->source, 0));
+	must(kvmem_pager_add(s->pager, s->ram, s->source, 0, s->add_flags));
 	must(kvmem_pager_start(s->pager));
 }
 

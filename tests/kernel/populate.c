@@ -317,7 +317,7 @@ static void beside_pager(uint32_t backing)
 		harness_skip("uffd", "%s", kvmem_error_detail());
 		goto out;
 	}
-	r = kvmem_pager_add(pager, fr.region, s, 0);
+	r = kvmem_pager_add(pager, fr.region, s, 0, 0);
 	if (r == -EOPNOTSUPP) {
 		harness_skip(backing == KVMEM_BACKING_GUEST_MEMFD ? "gmem-uffd" : "uffd-minor", "%s",
 			     kvmem_error_detail());

@@ -42,6 +42,7 @@ static struct {
 	unsigned int msg_count, msg_at;
 	unsigned int count[KINDS];
 	uint64_t last_dst[KINDS], last_len[KINDS];
+	bool woken[PAGES];
 	int bad_fd;			/* -EBADF for this one */
 } k;
 
@@ -147,6 +148,7 @@ static int64_t play_ioctl(int fd, unsigned long request, void *arg)
 		k.count[WAKE]++;
 		k.last_dst[WAKE] = offset_of(w->start);
 		k.last_len[WAKE] = w->len;
+		memset(k.woken + offset_of(w->start) / PAGE, true, w->len / PAGE);
 	} else if (request == KM_PROCMAP_QUERY) { /* what a source in memory is */
 		return km_real_ioctl(fd, request, arg);
 	} else {
@@ -248,7 +250,8 @@ static int open_pager(uint64_t around)
 	r = kvmem_pager_create(&o, &k.pager);
 	if (r)
 		return r;
-	r = kvmem_pager_add(k.pager, &k.region, k.source, 0);
+	k.pager->set.sees_removals = true; /* though nobody but this thread reads them */
+	r = kvmem_pager_add(k.pager, &k.region, k.source, 0, 0);
 	if (!r)
 		r = kvmem_pager_start(k.pager);
 	if (r)
@@ -327,7 +330,7 @@ TEST(refuses_what_no_userfaultfd_sees)
 	k.region.fillers = 1;
 	ck_assert_int_eq(open_pager(0), -EBUSY);
 	k.region.fillers = 0;
-	ck_assert_ptr_null(k.region.pager);
+	ck_assert_ptr_null(k.region.watch);
 	drop_region();
 }
 END
@@ -394,23 +397,26 @@ static void eagain_for_an_event(int64_t result)
 	set_up(false, PAGE);
 	for (unsigned int i = 0; i < 8; i++)
 		fault(i, false);
-	for (unsigned int i = 8; i < KM_MSGS; i++)
+	for (unsigned int i = 8; i < KM_UFFD_MSGS; i++)
 		fault(40, false);		/* a full read: the event is for the next */
 	removed(3, 2);
 	removed(20, 1);
 	fault(50, false);
 	answer(-EAGAIN, result);
-	ck_assert_int_eq(kvmem_pager_handle(k.pager), KM_MSGS);
+	ck_assert_int_eq(kvmem_pager_handle(k.pager), KM_UFFD_MSGS);
 	for (unsigned int i = 0; i < 8; i++) {
-		if (i == 3 || i == 4)
+		bool gone = i == 3 || i == 4;
+
+		if (gone)
 			expect_zero(i);
 		else
 			expect_content(i);
-		expect_state(i, KM_PRESENT);
+		expect_state(i, gone ? KM_ZERO : KM_PRESENT);
+		ck_assert(k.woken[i]);
 	}
 	expect_state(20, KM_ZERO);
 	expect_state(50, KM_ABSENT);		/* its thread was woken, to fault again */
-	ck_assert_uint_eq(k.last_dst[WAKE], 50 * PAGE);
+	ck_assert(k.woken[50]);
 	ck_assert_uint_eq(stats().retries, 1);
 	ck_assert_uint_eq(stats().removes, 2);
 	tear_down();
@@ -443,7 +449,8 @@ TEST(a_page_in_the_file_is_replaced)
 	answer(-EEXIST, -EEXIST);
 	fault(2, true);
 	ck_assert_int_eq(kvmem_pager_handle(k.pager), 1);
-	ck_assert_uint_eq(k.count[CONTINUE], 1);
+	ck_assert_uint_eq(fake.count.fallocate, 1); /* out with it */
+	ck_assert_uint_eq(k.count[COPY], 2);
 	expect_content(2);
 	expect_state(2, KM_PRESENT);
 	tear_down();
@@ -548,7 +555,8 @@ TEST(present_and_vanished_pages)
 }
 END
 
-TEST(a_claimed_page_is_put_off_until_its_claimer_is_done)
+/* A fault on a claimed page is not kept: it marks the page, and who ends the claim wakes its thread. */
+TEST(k5_17_a_fault_on_a_claimed_page_marks_it)
 {
 	set_up(true, PAGE);
 	ck_assert_uint_eq(km_presence_claim(&k.region.presence, 7, 1), 1);
@@ -556,26 +564,29 @@ TEST(a_claimed_page_is_put_off_until_its_claimer_is_done)
 	ck_assert_int_eq(kvmem_pager_handle(k.pager), 1);
 	ck_assert_int_eq(kvmem_pager_handle(k.pager), 0);
 	ck_assert_uint_eq(k.count[COPY] + k.count[ZERO] + k.count[CONTINUE] + k.count[WAKE], 0);
-	km_presence_publish(&k.region.presence, 7, 1, KM_ZERO);
-	ck_assert_int_eq(kvmem_pager_handle(k.pager), 0);
+	ck_assert_int_eq(km_pages_zero(&k.region, 7, 1, true), 0);
+	ck_assert_uint_eq(k.count[WAKE], 1);
+	ck_assert_uint_eq(k.last_dst[WAKE], 7 * PAGE);
+	fault(7, false); /* it comes again */
+	ck_assert_int_eq(kvmem_pager_handle(k.pager), 1);
 	ck_assert_uint_eq(k.count[ZERO], 1);
 	ck_assert_uint_eq(k.last_dst[ZERO], 7 * PAGE);
 	tear_down();
 }
 END
 
-/* No batch is lost however many faults are put off. */
-TEST(more_claimed_pages_than_there_is_room_for)
+TEST(faults_on_claimed_pages_of_a_discard_and_a_mark_are_woken)
 {
 	set_up(true, PAGE);
-	ck_assert_uint_eq(km_presence_claim(&k.region.presence, 0, PAGES), PAGES);
-	for (unsigned int i = 0; i < 3 * PAGES; i++)
-		fault(i % PAGES, false);
-	for (unsigned int i = 0; i < 4; i++)
-		ck_assert_int_ge(kvmem_pager_handle(k.pager), 0);
-	ck_assert_uint_eq(k.count[WAKE], 3 * PAGES - (KM_FAULTS - KM_MSGS));
-	km_presence_publish(&k.region.presence, 0, PAGES, KM_PRESENT);
-	kvmem_pager_handle(k.pager);
+	ck_assert_int_eq(kvmem_region_discard(&k.region, 4 * PAGE, 2 * PAGE), 0);
+	expect_state(4, KM_ZERO);
+	ck_assert_uint_eq(k.count[WAKE], 0); /* nobody waited */
+	ck_assert_int_eq(kvmem_region_mark_present(&k.region, 0, PAGE), 0);
+	ck_assert_uint_eq(k.count[CONTINUE], 1);
+	expect_state(0, KM_PRESENT);
+	answer(-EIO, -EIO);
+	ck_assert_int_eq(kvmem_region_mark_present(&k.region, 2 * PAGE, PAGE), -EIO);
+	expect_state(2, KM_ABSENT);
 	tear_down();
 }
 END
@@ -586,6 +597,7 @@ static int no_read(void *arg, uint64_t offset, void *buf, uint64_t bytes)
 	(void)buf;
 	(void)bytes;
 	++*(unsigned int *)arg;
+	km_presence_want(&k.region.presence, 1); /* another worker reads of a fault on it */
 	return -EIO;
 }
 
@@ -597,6 +609,7 @@ static void open_unreadable(unsigned int *reads, uint64_t fault_around)
 	play();
 	ck_assert_int_eq(kvmem_source_free(k.source), 0);
 	ops.read = no_read;
+	ops.flags = KVMEM_SOURCE_CHEAP;
 	ck_assert_int_eq(kvmem_source_callback(&ops, reads, BYTES, &k.source), 0);
 	ck_assert_int_eq(open_pager(fault_around), 0);
 }
@@ -616,7 +629,7 @@ static void poison_with(int64_t r, unsigned long mprotects)
 	ck_assert_uint_eq(stats().pages_poisoned, 1);
 	ck_assert_uint_eq(k.count[WAKE], 1);	/* not before: it would fault, and be asked for, again */
 	ck_assert_uint_eq(k.last_dst[WAKE], 3 * PAGE);
-	expect_state(3, KM_ABSENT);
+	expect_state(3, KM_POISONED);
 	tear_down();
 }
 
@@ -641,7 +654,10 @@ TEST(a_window_that_cannot_be_filled_wakes_who_waits_in_it)
 		kvmem_pager_handle(k.pager);
 	ck_assert_uint_gt(reads, 1);
 	ck_assert_uint_eq(k.count[POISON], 1);
-	ck_assert_uint_gt(k.count[WAKE], 1);
+	expect_state(3, KM_POISONED);
+	expect_state(1, KM_ABSENT);
+	ck_assert(k.woken[3]);
+	ck_assert(k.woken[1]);
 	tear_down();
 }
 END
@@ -654,13 +670,16 @@ static void lose_one_of_four(int64_t poison, unsigned long mprotects, uint64_t p
 	km_presence_publish(&k.region.presence, 0, 4, KM_PRESENT);
 	for (unsigned int i = 0; i < 4; i++)
 		fault(i, true);
-	answer(-EAGAIN, PAGE);
-	answer(-ENOMEM, -ENOMEM);
-	answer(-ENOMEM, -ENOMEM);
-	answer(0, 2 * PAGE);
+	answer(-EAGAIN, PAGE);		/* page 0 is mapped, */
+	answer(-ENOMEM, -ENOMEM);	/* page 1 not, */
+	answer(-ENOMEM, -ENOMEM);	/* nor by itself, */
+	answer(0, 2 * PAGE);		/* 2 and 3 are */
+	answer(-EEXIST, -EEXIST);	/* what is lost? not 0, */
 	answer(-EEXIST, -EEXIST);
-	answer(-ENOMEM, -ENOMEM);
+	answer(-ENOMEM, -ENOMEM);	/* but 1: */
 	answer(poison, poison);
+	answer(-EEXIST, -EEXIST);
+	answer(-EEXIST, -EEXIST);
 	answer(-EEXIST, -EEXIST);
 	answer(-EEXIST, -EEXIST);
 	ck_assert_int_eq(kvmem_pager_handle(k.pager), 4);
@@ -712,8 +731,8 @@ TEST(a_prefetch_is_queued_whole_or_not_at_all)
 	o.flags = KVMEM_PAGER_NO_THREADS;
 	o.shards = 2;
 	ck_assert_int_eq(kvmem_pager_create(&o, &k.pager), 0);
-	ck_assert_int_eq(kvmem_pager_add(k.pager, &k.region, k.source, 0), 0);
-	k.pager->paged[0]->stripe = 8;	/* pieces of 4, 8 and 4 pages for shards 0, 1, 0 */
+	ck_assert_int_eq(kvmem_pager_add(k.pager, &k.region, k.source, 0, 0), 0);
+	km_watch_first(&k.pager->set)->stripe = 8;	/* pieces of 4, 8 and 4 pages for shards 0, 1, 0 */
 	ck_assert_int_eq(kvmem_pager_start(k.pager), 0);
 	for (unsigned int at = 1; at <= 3; at++) {
 		fake.fail_at = atomic_load(&fake.calls) + at;
@@ -721,12 +740,12 @@ TEST(a_prefetch_is_queued_whole_or_not_at_all)
 		ck_assert_int_eq(kvmem_pager_prefetch(k.pager, &run, 1), -ENOMEM);
 		ck_assert_str_eq(fake.failed, "alloc");
 		for (unsigned int i = 0; i < 2; i++)
-			ck_assert_ptr_null(k.pager->shards[i].prefetch);
+			ck_assert_ptr_null(k.pager->backlogs[i].prefetch);
 	}
 	fake.fail_at = 0;
 	ck_assert_int_eq(kvmem_pager_prefetch(k.pager, &run, 1), 0);
-	ck_assert_uint_eq(k.pager->shards[0].prefetch_count, 2);
-	ck_assert_uint_eq(k.pager->shards[1].prefetch_count, 1);
+	ck_assert_uint_eq(k.pager->backlogs[0].prefetch_count, 2);
+	ck_assert_uint_eq(k.pager->backlogs[1].prefetch_count, 1);
 	for (unsigned int i = 0; i < 4; i++)
 		kvmem_pager_handle(k.pager);
 	ck_assert_uint_eq(stats().pages_prefetch, 16);
@@ -741,7 +760,7 @@ END
 TEST(windows_double_with_the_sequence)
 {
 	set_up(true, 32 * PAGE);
-	k.pager->paged[0]->window = 4;
+	km_paged_first(k.pager)->window = 4;
 	fault(0, false);
 	kvmem_pager_handle(k.pager);
 	expect_state(3, KM_PRESENT);
@@ -787,11 +806,11 @@ END
 TEST(a_closed_descriptor_is_replaced_by_the_spare)
 {
 	set_up(true, PAGE);
-	k.bad_fd = atomic_load(&k.pager->shards[0].fd);
+	k.bad_fd = atomic_load(&k.pager->set.all[0].fd);
 	fault(1, false);
 	ck_assert_int_eq(kvmem_pager_handle(k.pager), 1);
 	expect_content(1);
-	ck_assert_int_eq(atomic_load(&k.pager->shards[0].fd), k.pager->shards[0].spare);
+	ck_assert_int_eq(atomic_load(&k.pager->set.all[0].fd), k.pager->set.all[0].spare);
 	close(k.bad_fd);
 	tear_down();
 }
@@ -844,7 +863,7 @@ static void fail_each(bool file)
 				expect_content(i);
 			else
 				expect_state(i, KM_ABSENT);
-		ck_assert_ptr_null(k.region.pager);
+		ck_assert_ptr_null(k.region.watch);
 		drop_region();
 		ck_assert_msg(harness_count_fds() == fds, "call %lu (%s) leaks an fd", at, fake.failed);
 		ck_assert_msg(harness_count_maps() <= maps + 2, "call %lu (%s) leaks", at, fake.failed);
@@ -887,7 +906,7 @@ TEST(threads_that_cannot_be_made)
 	o.shards = 2;
 	o.workers = 2;
 	ck_assert_int_eq(kvmem_pager_create(&o, &k.pager), 0);
-	ck_assert_int_eq(kvmem_pager_add(k.pager, &k.region, k.source, 0), 0);
+	ck_assert_int_eq(kvmem_pager_add(k.pager, &k.region, k.source, 0, 0), 0);
 	ck_assert_int_eq(kvmem_pager_start(k.pager), -EAGAIN);
 	ck_assert_int_eq(kvmem_pager_stop(k.pager, KVMEM_STOP_FILL), -EINVAL);
 	fake.thread_create = NULL;
@@ -900,18 +919,22 @@ TEST(threads_that_cannot_be_made)
 }
 END
 
+/* Quantiles lie within the bucket that holds them. */
 TEST(quantiles)
 {
-	uint64_t h[KVMEM_HIST_BUCKETS] = { 0 };
+	struct kvmem_pager_stats s;
 
-	ck_assert_uint_eq(kvmem_hist_quantile(h, KVMEM_HIST_BUCKETS, 0.5), 0);
-	h[10] = 90;
-	h[20] = 10;
-	ck_assert_uint_eq(kvmem_hist_quantile(h, KVMEM_HIST_BUCKETS, 0), 1024);
-	ck_assert_uint_eq(kvmem_hist_quantile(h, KVMEM_HIST_BUCKETS, 0.45), 1536);
-	ck_assert_uint_eq(kvmem_hist_quantile(h, KVMEM_HIST_BUCKETS, 0.95), 1572864);
-	ck_assert_uint_eq(kvmem_hist_quantile(h, KVMEM_HIST_BUCKETS, 1), 2097152);
-	ck_assert_uint_eq(kvmem_hist_quantile(NULL, 0, 0.5), 0);
+	set_up(true, PAGE);
+	s = stats();
+	ck_assert_uint_eq(s.service_p50_ns + s.service_p999_ns, 0);
+	atomic_store(&k.pager->workers[0].counts.service_ns[10], 90);
+	atomic_store(&k.pager->workers[0].counts.service_ns[20], 10);
+	s = stats();
+	ck_assert_uint_eq(s.service_p50_ns, 1024 + 1024 * 50 / 90);
+	ck_assert_uint_eq(s.service_p90_ns, 2048);
+	ck_assert_uint_eq(s.service_p99_ns, 1992294); /* 2^20 * 1.9 */
+	ck_assert_uint_ge(s.service_p999_ns, s.service_p99_ns);
+	tear_down();
 }
 END
 
@@ -922,8 +945,8 @@ HARNESS_MAIN(T(registers_for_missing_and_minor), T(refuses_what_no_userfaultfd_s
 	     T(a_page_in_anonymous_memory_is_kept_and_its_waiter_woken), T(unmapped_memory_is_let_be),
 	     T(failures_of_the_region_and_of_populate_have_their_sentence),
 	     T(pages_mapped_before_a_failure_stay), T(present_and_vanished_pages),
-	     T(a_claimed_page_is_put_off_until_its_claimer_is_done),
-	     T(more_claimed_pages_than_there_is_room_for),
+	     T(k5_17_a_fault_on_a_claimed_page_marks_it),
+	     T(faults_on_claimed_pages_of_a_discard_and_a_mark_are_woken),
 	     T(a_failed_page_is_poisoned_or_loses_its_access_rights),
 	     T(a_window_that_cannot_be_filled_wakes_who_waits_in_it),
 	     T(only_pages_that_cannot_be_mapped_are_poisoned), T(a_prefetch_is_queued_whole_or_not_at_all),

@@ -9,6 +9,7 @@
 
 #include "fill_rig.h"
 #include "base/uapi/mm.h"
+#include "fill/fill.h"
 
 /* ---- write revisions, over a memfd that behaves as a guest_memfd of that revision ---- */
 
@@ -209,70 +210,106 @@ END
 /* ---- under a pager ---- */
 
 static uint8_t pager_state[PAGES];	/* per page: 'm' mapped, 'w' woken */
-static unsigned int pager_calls;
 static uint64_t pager_bad = UINT64_MAX;
+static struct km_uffd pager_uffd;
+static struct km_uffd_set pager_set;
+static struct km_watch pager_watch;
 
-static void note(struct kvmem_region *r, uint64_t offset, uint64_t bytes, uint8_t what)
+static void note(uint64_t offset, uint64_t bytes, uint8_t what)
 {
+	const struct kvmem_region *r = pager_watch.region;
+
 	ck_assert_uint_eq(offset & (km_region_page(r) - 1), 0);
 	ck_assert_uint_eq(bytes & (km_region_page(r) - 1), 0);
 	ck_assert_uint_gt(bytes, 0);
-	pager_calls++;
-	memset(pager_state + offset / PAGE, what, bytes / PAGE);
+	for (uint64_t p = offset / PAGE; p < (offset + bytes) / PAGE; p++) {
+		enum km_page_state state = km_presence_get(&r->presence, p);
+
+		if (what == 'm')
+			ck_assert_int_eq(state, KM_CLAIMED);
+		else
+			ck_assert_int_ne(state, KM_CLAIMED);
+		pager_state[p] = what;
+	}
 }
 
-static bool hit(uint64_t offset, uint64_t bytes)
+/* The bytes that come to be; a fault waits for the page that does not. */
+static int64_t let_through(uint64_t offset, uint64_t bytes, __s64 *result)
 {
-	return offset <= pager_bad && pager_bad < offset + bytes;
+	*result = (__s64)bytes;
+	if (offset > pager_bad || pager_bad >= offset + bytes)
+		return 0;
+	*result = (__s64)(pager_bad - offset);
+	if (*result)
+		return -EAGAIN;
+	km_presence_want(&pager_watch.region->presence, pager_bad / PAGE);
+	return -EIO;
 }
 
-static int pager_complete(struct kvmem_region *r, uint64_t offset, uint64_t bytes,
-			  uint64_t *ret_done)
+static int64_t pager_ioctl(int fd, unsigned long request, void *arg)
 {
-	bool bad = hit(offset, bytes);
+	uint64_t base = pager_watch.addr, at;
+	int64_t r = 0;
 
-	*ret_done = bad ? pager_bad - offset : bytes;
-	for (uint64_t p = offset / PAGE; p < (offset + bytes) / PAGE; p++)
-		ck_assert_int_eq(km_presence_get(&r->presence, p), KM_CLAIMED);
-	if (*ret_done)
-		note(r, offset, *ret_done, 'm');
-	return bad ? km_fail(EIO, "no") : 0;
+	if (fd != atomic_load(&pager_uffd.fd))
+		return km_real_ioctl(fd, request, arg);
+	if (request == UFFDIO_COPY) {
+		struct uffdio_copy *c = arg;
+
+		at = c->dst - base;
+		r = let_through(at, c->len, &c->copy);
+		memcpy(pager_watch.region->base + at, (void *)(uintptr_t)c->src, (size_t)c->copy);
+		if (c->copy)
+			note(at, (uint64_t)c->copy, 'm');
+	} else if (request == UFFDIO_ZEROPAGE) {
+		struct uffdio_zeropage *z = arg;
+
+		r = let_through(z->range.start - base, z->range.len, &z->zeropage);
+		if (z->zeropage)
+			note(z->range.start - base, (uint64_t)z->zeropage, 'm');
+	} else if (request == UFFDIO_CONTINUE) {
+		struct uffdio_continue *c = arg;
+
+		r = let_through(c->range.start - base, c->range.len, &c->mapped);
+		if (c->mapped)
+			note(c->range.start - base, (uint64_t)c->mapped, 'm');
+	} else {
+		struct uffdio_range *w = arg;
+
+		ck_assert_uint_eq(request, UFFDIO_WAKE);
+		note(w->start - base, w->len, 'w');
+	}
+	return r;
 }
 
-static int pager_place(struct kvmem_region *r, uint64_t offset, const void *buf, uint64_t bytes,
-		       uint64_t *ret_done)
+static int64_t no_events(int fd, void *buf, size_t len)
 {
-	*ret_done = 0;
-	if (hit(offset, bytes))
-		return km_fail(EIO, "no");
-	*ret_done = bytes;
-	if (buf)
-		memcpy(r->base + offset, buf, bytes);
-	note(r, offset, bytes, 'm');
-	return 0;
+	return fd == atomic_load(&pager_uffd.fd) ? -EAGAIN : km_real_read(fd, buf, len);
 }
-
-static void pager_wake(struct kvmem_region *r, uint64_t offset, uint64_t bytes)
-{
-	for (uint64_t p = offset / PAGE; p < (offset + bytes) / PAGE; p++)
-		ck_assert_int_ne(km_presence_get(&r->presence, p), KM_CLAIMED);
-	note(r, offset, bytes, 'w');
-}
-
-static const struct km_fault_ops pager_ops = { pager_complete, pager_place, pager_wake };
 
 static void pager_init(struct rig *g, enum rig_kind kind, unsigned int order)
 {
 	rig_init(g, kind, order);
 	rig_memory_source(g);
-	g->r.fault_ops = &pager_ops;
-	g->r.pager = g;
+	atomic_store(&pager_uffd.fd, 10000);
+	pager_set = (struct km_uffd_set){ .count = 1, .all = &pager_uffd, .served = true };
+	pager_watch = (struct km_watch){
+		.set = &pager_set,
+		.region = &g->r,
+		.addr = (uintptr_t)g->r.base,
+		.pages = BYTES >> g->r.page_shift,
+		.shift = g->r.page_shift,
+		.stripe = BYTES >> g->r.page_shift,
+		.ioctls = UINT64_MAX,
+	};
+	g->r.watch = &pager_watch;
+	fake.ioctl = pager_ioctl;
+	fake.read = no_events;
 	memset(pager_state, 0, sizeof(pager_state));
 	pager_bad = UINT64_MAX;
-	pager_calls = 0;
 }
 
-TEST(under_a_pager_every_waiter_is_woken)
+TEST(under_a_pager_pages_are_mapped)
 {
 	static const struct {
 		enum rig_kind kind;
@@ -293,7 +330,7 @@ TEST(under_a_pager_every_waiter_is_woken)
 		ck_assert_uint_eq(g.res.method, cases[i].want);
 		for (unsigned int p = 0; p < PAGES; p++)
 			ck_assert_int_eq(pager_state[p],
-					 km_is_zero(g.content + p * PAGE, PAGE) ? 'w' : 'm');
+					 km_is_zero(g.content + p * PAGE, PAGE) ? 0 : 'm');
 		if (cases[i].want != KVMEM_FILL_UFFD_COPY && cases[i].want != KVMEM_FILL_WRITE)
 			ck_assert_ptr_nonnull(g.r.alias);
 		rig_expect(&g);
@@ -323,10 +360,6 @@ TEST(anonymous_memory_under_a_pager_takes_no_other_method)
 	g.opts.method = KVMEM_FILL_POPULATE_COPY;
 	ck_assert_int_eq(rig_populate(&g, 0), -EOPNOTSUPP);
 	g.opts.method = KVMEM_FILL_AUTO;
-	g.r.fault_ops = NULL;		/* added, not started */
-	ck_assert_int_eq(rig_populate(&g, 0), -EOPNOTSUPP);
-	ck_assert_ptr_nonnull(strstr(kvmem_error_detail(), "start the pager"));
-	g.r.fault_ops = &pager_ops;
 	g.opts.flags = KVMEM_POPULATE_KEEP_ZERO;
 	ck_assert_int_eq(rig_populate(&g, 0), 0);
 	for (unsigned int p = 0; p < PAGES; p++)
@@ -348,8 +381,8 @@ TEST(waiters_are_woken_when_the_fill_fails)
 			enum km_page_state state = km_presence_get(&g.r.presence, p);
 
 			ck_assert_int_ne(state, KM_CLAIMED);
-			if (state != KM_ABSENT)
-				ck_assert_int_ne(pager_state[p], 0);
+			if (state == KM_PRESENT)
+				ck_assert_int_eq(pager_state[p], 'm');
 		}
 		ck_assert_int_eq(pager_state[100], 'w');
 		pager_bad = UINT64_MAX;
@@ -455,7 +488,7 @@ END
 
 HARNESS_MAIN(T(each_revision_of_write), T(a_page_that_is_there_cannot_be_written_once),
 	     T(write_refused_by_the_kernel), T(populate_refused_means_copy),
-	     T(the_fastest_of_the_trial_stays), T(under_a_pager_every_waiter_is_woken),
+	     T(the_fastest_of_the_trial_stays), T(under_a_pager_pages_are_mapped),
 	     T(parts_of_huge_pages_do_not_go_through_userfaultfd),
 	     T(anonymous_memory_under_a_pager_takes_no_other_method),
 	     T(waiters_are_woken_when_the_fill_fails), T(a_failed_fill_counts_what_it_published),

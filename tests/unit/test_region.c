@@ -386,52 +386,6 @@ TEST(anonymous_memory_is_given_back_too)
 }
 END
 
-	static struct {
-	unsigned int completed, woken;
-	uint64_t offset, bytes;
-	int error;
-} ops_seen;
-
-static int on_complete(struct kvmem_region *r, uint64_t offset, uint64_t bytes, uint64_t *ret_done)
-{
-	*ret_done = ops_seen.error ? 0 : bytes;
-	ck_assert_int_eq(km_presence_get(&r->presence, offset / PAGE), KM_CLAIMED);
-	ops_seen.completed++;
-	ops_seen.offset = offset;
-	ops_seen.bytes = bytes;
-	return ops_seen.error ? km_fail(ops_seen.error, "the test says so") : 0;
-}
-
-static void on_wake(struct kvmem_region *r, uint64_t offset, uint64_t bytes)
-{
-	ck_assert_int_ne(km_presence_get(&r->presence, offset / PAGE), KM_CLAIMED);
-	ops_seen.woken++;
-	ops_seen.offset = offset;
-	ops_seen.bytes = bytes;
-}
-
-static const struct km_fault_ops ops = { .complete = on_complete, .wake = on_wake };
-
-TEST(under_a_pager_waiters_are_woken)
-{
-	fresh(KVMEM_BACKING_MEMFD);
-	memset(&ops_seen, 0, sizeof(ops_seen));
-	ram->fault_ops = &ops;
-	ck_assert_int_eq(kvmem_region_discard(ram, 4 * PAGE, 2 * PAGE), 0);
-	ck_assert_uint_eq(ops_seen.woken, 1);
-	ck_assert_uint_eq(ops_seen.offset, 4 * PAGE);
-	ck_assert_uint_eq(ops_seen.bytes, 2 * PAGE);
-	ck_assert_int_eq(kvmem_region_mark_present(ram, 0, PAGE), 0);
-	ck_assert_uint_eq(ops_seen.completed, 1);
-	ops_seen.error = EIO;
-	failed(EIO, "the test", kvmem_region_mark_present(ram, 2 * PAGE, PAGE));
-	expect_states("paaazz");
-	failed(EBUSY, "pager", kvmem_region_free(ram));
-	ram->fault_ops = NULL;
-	done();
-}
-END
-
 TEST(mark_present)
 {
 	fresh(KVMEM_BACKING_MEMFD);
@@ -482,18 +436,19 @@ TEST(stores_go_where_no_pager_sees_them)
 	fresh(KVMEM_BACKING_MEMFD);
 	ck_assert_int_eq(km_region_store(ram, &p), 0);
 	ck_assert_ptr_eq(p, ram->base);
-	ram->fault_ops = &ops;
+	ram->watch = (struct km_watch *)ram; /* never looked into here */
 	ck_assert_int_eq(km_region_store(ram, &p), 0);
 	ck_assert_ptr_ne(p, ram->base);
 	p[PAGE] = 5;
 	ck_assert_uint_eq(ram->base[PAGE], 5);
-	ram->fault_ops = NULL;
+	failed(EBUSY, "pager", kvmem_region_free(ram));
+	ram->watch = NULL;
 	done();
 	fresh(KVMEM_BACKING_ANONYMOUS);
-	ram->fault_ops = &ops;
+	ram->watch = (struct km_watch *)ram;
 	ck_assert_int_eq(km_region_store(ram, &p), 0);
 	ck_assert_ptr_null(p);
-	ram->fault_ops = NULL;
+	ram->watch = NULL;
 	done();
 }
 END
@@ -512,5 +467,5 @@ HARNESS_MAIN(T(each_backing), T(the_guest_memfd_is_made_with_what_was_found), T(
 	     T(a_memfd_with_data_and_holes),
 	     T(a_guest_memfd_with_some_pages), T(files_that_are_neither), T(discard_by_state),
 	     T(a_discard_that_fails_keeps_the_record), T(anonymous_memory_is_given_back_too),
-	     T(under_a_pager_waiters_are_woken), T(mark_present), T(next_missing),
+	     T(mark_present), T(next_missing),
 	     T(stores_go_where_no_pager_sees_them), T(null_arguments))

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+/* kvmem_region_discard(): pages become zero and their memory goes back to the kernel. */
+#include "fill/fill_internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <linux/falloc.h>
+#include <sys/mman.h>
+
+int km_pages_check(const struct kvmem_region *r, uint64_t offset, uint64_t bytes, const char *what)
+{
+	int ret;
+
+	if (!r)
+		return km_fail(EINVAL, "%s: region is NULL", what);
+	ret = km_callback_check(what, r);
+	if (!ret)
+		ret = km_range_check(offset, bytes, r->bytes, what);
+	if (!ret)
+		ret = km_align_check(offset, km_region_page(r), what);
+	if (!ret)
+		ret = km_align_check(bytes, km_region_page(r), what);
+	return ret;
+}
+
+/* ---- out of a mapping that is watched ---- */
+
+/*
+ * The kernel holds who takes pages out of a watched mapping until its event has been read. Where
+ * nobody reads events all the time, one thread takes the pages out and this one reads.
+ */
+struct removal {
+	uint8_t *addr;
+	uint64_t bytes;
+	int64_t result;
+	_Atomic uint32_t done;
+};
+
+static void *remove_pages(void *arg)
+{
+	struct removal *rm = arg;
+
+	rm->result = km_mem_drop(rm->addr, rm->bytes);
+	atomic_store(&rm->done, 1);
+	km_sys_futex_wake(&rm->done);
+	return NULL;
+}
+
+static int64_t remove_unserved(struct km_uffd_set *set, struct removal *rm)
+{
+	pthread_t thread;
+	int64_t r = km_sys_thread_create(&thread, "kvmem-remove", remove_pages, rm);
+
+	if (r < 0)
+		return r;
+	while (!atomic_load(&rm->done)) {
+		bool any = false;
+
+		for (unsigned int i = 0; i < set->count; i++)
+			any |= km_uffd_drain(set, i);
+		if (!any)
+			km_sys_futex_wait(&rm->done, 0, 100000);
+	}
+	km_sys_thread_join(thread);
+	return rm->result;
+}
+
+static int64_t drop_mapping(struct kvmem_region *r, uint64_t page, uint64_t count)
+{
+	struct removal rm = { .addr = r->base + (page << r->page_shift),
+			      .bytes = count << r->page_shift };
+
+	if (r->watch && r->watch->set->sees_removals && !atomic_load(&r->watch->set->served))
+		return remove_unserved(r->watch->set, &rm);
+	remove_pages(&rm);
+	return rm.result;
+}
+
+/* ---- out of the memory ---- */
+
+/*
+ * A mark of poison is in the page tables of the mapping, where a hole in the file leaves it: that
+ * mapping is emptied as well.
+ */
+static int64_t take_out(struct kvmem_region *r, uint64_t page, uint64_t count)
+{
+	uint64_t offset = page << r->page_shift, bytes = count << r->page_shift;
+	int64_t err = 0;
+
+	if (r->fd >= 0)
+		err = km_pages_punch(r, page, count);
+	if (err >= 0 && (r->fd < 0 || atomic_load(&r->presence.ever_poisoned)))
+		err = drop_mapping(r, page, count);
+	if (err >= 0 && r->private_fd >= 0)
+		err = km_sys_fallocate(r->private_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+				       offset, bytes);
+	return err;
+}
+
+static int failed(const struct kvmem_region *r, uint64_t page, uint64_t count, int64_t err)
+{
+	return km_fail(EIO,
+		       "kvmem_region_discard: giving back 0x%" PRIx64 " bytes at offset 0x%" PRIx64
+		       ": errno %d",
+		       count << r->page_shift, page << r->page_shift, (int)-err);
+}
+
+/* ABSENT pages are taken out too: a guest without a pager may have written to them. */
+static int discard_claimed(struct kvmem_region *r, uint64_t page, uint64_t count)
+{
+	int64_t err = take_out(r, page, count);
+
+	if (err < 0) {
+		km_pages_give_up(r, page, count);
+		return failed(r, page, count, err);
+	}
+	km_pages_publish(r, page, count, KM_ZERO, false);
+	return 0;
+}
+
+/*
+ * ZERO before the pages are gone: a fault in between finds the old page, as one before the call
+ * would; the other way round it would find a page that is PRESENT and gone.
+ */
+static int discard_done(struct kvmem_region *r, uint64_t page, uint64_t count, bool present)
+{
+	int64_t err;
+
+	km_presence_turn(&r->presence, page, count, KM_PRESENT, KM_ZERO);
+	err = take_out(r, page, count);
+	if (err >= 0)
+		return 0;
+	if (present)
+		km_presence_turn(&r->presence, page, count, KM_ZERO, KM_PRESENT);
+	return failed(r, page, count, err);
+}
+
+/* One step from `page` on: *ret_n pages are dealt with. */
+static int discard_step(struct kvmem_region *r, uint64_t page, uint64_t max, uint64_t *ret_n)
+{
+	enum km_page_state state;
+	uint64_t n = km_presence_run(&r->presence, page, max, &state);
+
+	*ret_n = 0;
+	switch (state) {
+	case KM_CLAIMED:
+		km_presence_wait(&r->presence, page, n, UINT64_MAX);
+		return 0;
+	case KM_ABSENT:
+	case KM_POISONED:
+		*ret_n = state == KM_ABSENT ? km_presence_claim(&r->presence, page, n)
+					    : km_pages_claim(r, page, n);
+		return *ret_n ? discard_claimed(r, page, *ret_n) : 0;
+	default:
+		*ret_n = n;
+		return discard_done(r, page, n, state == KM_PRESENT);
+	}
+}
+
+int kvmem_region_discard(struct kvmem_region *region, uint64_t offset, uint64_t bytes)
+{
+	int err = km_pages_check(region, offset, bytes, "kvmem_region_discard");
+	uint64_t page, end, n, done = 0;
+
+	if (err)
+		return err;
+	km_pages_enter(region);
+	page = offset >> region->page_shift;
+	end = (offset + bytes) >> region->page_shift;
+	for (; page < end && !err; page += n, done += n)
+		err = discard_step(region, page, end - page, &n);
+	km_pages_leave(region);
+	if (done)
+		km_vm_changed(region->vm, region, offset, done << region->page_shift);
+	return err;
+}

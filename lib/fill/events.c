@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+/* What a userfaultfd tells: removals go into the records here, faults go to who asked. */
+#include "fill/fill_internal.h"
+
+/*
+ * Sections under the lock are a few microseconds long: a ioctl, a read. Look again for that long
+ * before going to sleep.
+ */
+#define LOOKS 300u
+
+static void lock_for_reading_events(struct km_uffd *u)
+{
+	for (unsigned int i = 0; i < LOOKS; i++) {
+		if (!pthread_rwlock_trywrlock(&u->lock))
+			return;
+		km_relax();
+	}
+	pthread_rwlock_wrlock(&u->lock);
+}
+
+void km_uffd_lock_for_placing(struct km_uffd *u)
+{
+	for (unsigned int i = 0; i < LOOKS; i++) {
+		if (!pthread_rwlock_tryrdlock(&u->lock))
+			return;
+		km_relax();
+	}
+	pthread_rwlock_rdlock(&u->lock);
+}
+
+/* Those whole pages of a watch that [start, end) covers. */
+static unsigned int removed_in(struct km_watch *w, uint64_t start, uint64_t end)
+{
+	uint64_t w_end = w->addr + (w->pages << w->shift), unit = 1ull << w->shift, page, last;
+
+	start = start > w->addr ? start : w->addr;
+	end = km_min(end, w_end);
+	if (start >= end)
+		return 0;
+	page = (start - w->addr + unit - 1) >> w->shift;
+	last = (end - w->addr) >> w->shift;
+	return page < last ? km_presence_remove(&w->region->presence, page, last - page) : 0;
+}
+
+/* The ends of removals may call the VMM: not here, where the lock is held. */
+struct news {
+	bool removals, whole;
+};
+
+static void enter_removals(struct km_uffd_set *set, struct km_uffd *u, const struct uffd_msg *msgs,
+			   unsigned int n, struct news *news)
+{
+	for (unsigned int i = 0; i < n; i++) {
+		const struct uffd_msg *m = &msgs[i];
+
+		if (m->event != UFFD_EVENT_REMOVE && m->event != UFFD_EVENT_UNMAP)
+			continue;
+		news->removals = true;
+		atomic_fetch_add_explicit(&u->removes, 1, memory_order_relaxed);
+		for (struct km_watch *w = km_watch_first(set); w; w = km_watch_next(w))
+			news->whole |= removed_in(w, m->arg.remove.start, m->arg.remove.end) &
+				       KM_IS_WHOLE;
+	}
+}
+
+static void notify(struct km_uffd_set *set)
+{
+	for (struct km_watch *w = km_watch_first(set); w; w = km_watch_next(w)) {
+		struct km_presence *p = &w->region->presence;
+
+		if (km_presence_missing(p) == km_presence_poisoned(p))
+			km_presence_notify(p);
+	}
+}
+
+static unsigned int keep_faults(struct uffd_msg *msgs, unsigned int n)
+{
+	unsigned int kept = 0;
+
+	for (unsigned int i = 0; i < n; i++)
+		if (msgs[i].event == UFFD_EVENT_PAGEFAULT)
+			msgs[kept++] = msgs[i];
+	return kept;
+}
+
+unsigned int km_uffd_read(struct km_uffd_set *set, unsigned int index, struct uffd_msg *msgs,
+			  unsigned int *ret_faults)
+{
+	struct km_uffd *u = &set->all[index];
+	struct news news = { 0 };
+	unsigned int n;
+	int64_t r;
+
+	if (set->sees_removals)
+		lock_for_reading_events(u);
+	r = km_uffd_read_raw(u, msgs, KM_UFFD_MSGS * sizeof(*msgs));
+	n = r < 0 ? 0 : (unsigned int)((size_t)r / sizeof(*msgs));
+	enter_removals(set, u, msgs, n, &news);
+	if (set->sees_removals)
+		pthread_rwlock_unlock(&u->lock);
+	if (news.whole)
+		notify(set);
+	*ret_faults = news.removals ? keep_faults(msgs, n) : n;
+	return n;
+}
+
+/* The page size of the fault is not told: a wake-up of a base page finds who waits for it. */
+static void wake_fault(struct km_uffd *u, const struct uffd_msg *m)
+{
+	uint64_t page = km_sys_page_size();
+
+	km_uffd_wake(u, m->arg.pagefault.address & ~(page - 1), page);
+}
+
+bool km_uffd_drain(struct km_uffd_set *set, unsigned int index)
+{
+	struct uffd_msg msgs[KM_UFFD_MSGS];
+	unsigned int faults, n = km_uffd_read(set, index, msgs, &faults);
+
+	for (unsigned int i = 0; i < faults; i++)
+		wake_fault(&set->all[index], &msgs[i]);
+	return n;
+}

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+/*
+ * The walk of a pager over a run of pages: claim, ask the source, place, publish.
+ *
+ * UFFDIO_COPY is the way to place content wherever memory takes it: one call makes the page,
+ * copies, maps and wakes, from the source's own memory if that is what it is. Storing through a
+ * second mapping of the file and UFFDIO_CONTINUE costs twice as much; it remains for pages larger
+ * than the buffer and for memory without UFFDIO_COPY.
+ */
+#include "fill/fill_internal.h"
+
+#include <errno.h>
+
+/* Claimed pages of one walk, and how they are to be filled. */
+struct walk {
+	const struct km_feed *f;
+	struct km_hands *h;
+	const struct km_fill_way *way;
+	struct km_watch *w;
+	struct kvmem_region *r;
+};
+
+typedef int step_fn(struct km_place *p, enum km_page_state *ret_state);
+
+static bool can_copy(const struct walk *k)
+{
+	return km_watch_can(k->w, _UFFDIO_COPY);
+}
+
+/*
+ * Place all of [first, first + count), which are counted before anybody can see them. No claim is
+ * left.
+ */
+static int place_all(const struct walk *k, uint64_t first, uint64_t count, const uint8_t *src,
+		     step_fn *step)
+{
+	struct km_place p = {
+		.watch = k->w, .first = first, .claimed = true, .quiet = k->way->demand
+	};
+	uint64_t end = first + count;
+	enum km_page_state state;
+	int r = 0;
+
+	km_count_own(k->way->pages, count);
+	while (p.first < end) {
+		p.count = end - p.first;
+		p.src = src ? src + ((p.first - first) << k->w->shift) : NULL;
+		r = step(&p, &state);
+		if (r)
+			break;
+		km_pages_publish(k->r, p.first, p.done, state, k->way->demand);
+		p.first += p.done;
+	}
+	if (!r)
+		return 0;
+	km_count_own(k->way->pages, -(end - p.first));
+	km_pages_abandon(k->r, p.first, end - p.first, step == km_place_stored);
+	return r;
+}
+
+/* ---- through the file ---- */
+
+static int store_base(const struct walk *k, uint8_t **ret_base)
+{
+	return k->r->fd < 0 ? -EOPNOTSUPP : km_region_store(k->r, ret_base);
+}
+
+/* Content (NULL: zeros) into claimed pages of the file. */
+static int store(const struct walk *k, uint64_t first, uint64_t count, const uint8_t *src)
+{
+	uint64_t pos = first << k->w->shift, bytes = count << k->w->shift;
+	uint8_t *base = NULL;
+	int r = store_base(k, &base);
+
+	if (!r)
+		r = km_store_write(k->r, base, pos, src, bytes);
+	if (r != KM_STORE_REFUSED)
+		return r;
+	r = km_store_make(k->r, base, pos, bytes);
+	return r ? r : km_store_copy(k->r, base, pos, src, bytes);
+}
+
+static int store_all(const struct walk *k, uint64_t first, uint64_t count, const uint8_t *src)
+{
+	int r = store(k, first, count, src);
+
+	if (!r)
+		return place_all(k, first, count, NULL, km_place_stored);
+	km_pages_abandon(k->r, first, count, true);
+	return r;
+}
+
+/* A page that is larger than the buffer, in pieces. */
+static int store_large(const struct walk *k, uint64_t page)
+{
+	uint64_t bytes = 1ull << k->w->shift, n;
+	uint8_t *base = NULL;
+	int r = store_base(k, &base);
+
+	if (!r)
+		r = km_store_make(k->r, base, page << k->w->shift, bytes);
+	for (uint64_t at = 0; !r && at < bytes; at += n) {
+		n = km_min(bytes - at, k->h->buf_bytes);
+		r = km_content_read(k->f, k->h, page, at, n, k->way->at_hand);
+		if (!r)
+			r = km_copy(base + (page << k->w->shift) + at, k->h->buf, n);
+	}
+	if (!r)
+		return place_all(k, page, 1, NULL, km_place_stored);
+	km_pages_abandon(k->r, page, 1, true);
+	return r;
+}
+
+/* ---- data and zeros ---- */
+
+/* Some of the claimed pages, *count of them, or one failure for these. */
+static int place_data(const struct walk *k, uint64_t first, uint64_t *count)
+{
+	const uint8_t *src = can_copy(k) ? km_content_direct(k->f, first, count) : NULL;
+	uint64_t fit = k->h->buf_bytes >> k->w->shift;
+	int r;
+
+	if (src)
+		return place_all(k, first, *count, src, km_place_claimed);
+	if (!fit) {
+		*count = 1;
+		return store_large(k, first);
+	}
+	*count = km_min(*count, fit);
+	r = km_content_read(k->f, k->h, first, 0, *count << k->w->shift, k->way->at_hand);
+	if (r) {
+		km_pages_give_up(k->r, first, *count);
+		return r;
+	}
+	if (can_copy(k))
+		return place_all(k, first, *count, k->h->buf, km_place_claimed);
+	return store_all(k, first, *count, k->h->buf);
+}
+
+/* Where nobody waits and nobody is expected soon, no memory is spent on zeros. */
+static int place_zeros(const struct walk *k, uint64_t first, uint64_t count)
+{
+	int r;
+
+	km_count_own(k->way->zero, count);
+	if (k->way->zeros || km_pages_want_zeros(k->r, first, count)) {
+		if (can_copy(k) || km_watch_can(k->w, _UFFDIO_ZEROPAGE))
+			r = place_all(k, first, count, NULL, km_place_claimed);
+		else
+			r = store_all(k, first, count, NULL);
+	} else {
+		r = km_pages_clear(k->r, first, count);
+		if (!r) {
+			km_count_own(k->way->pages, count);
+			km_pages_publish(k->r, first, count, KM_ZERO, false);
+		} else {
+			km_pages_give_up(k->r, first, count);
+		}
+	}
+	if (r)
+		km_count_own(k->way->zero, -count);
+	return r;
+}
+
+/* On error what was not filled is given up. */
+static int fill_claimed(const struct walk *k, uint64_t first, uint64_t count)
+{
+	while (count) {
+		uint64_t n = count;
+		bool data;
+		int r = km_content_look(k->f, k->h, first, &n, &data);
+
+		if (r) {
+			km_pages_give_up(k->r, first, count);
+			return r;
+		}
+		r = data ? place_data(k, first, &n) : place_zeros(k, first, n);
+		first += n;
+		count -= n;
+		if (r) {
+			km_pages_give_up(k->r, first, count);
+			return r;
+		}
+	}
+	return 0;
+}
+
+/* ---- the walk ---- */
+
+/* The file has them. What is mapped already, or gone, is let be: an access raises a fault. */
+static void map_present(struct km_watch *w, uint64_t first, uint64_t count)
+{
+	struct km_place p = { .watch = w, .op = KM_PLACE_CONTINUE, .first = first };
+
+	for (uint64_t end = first + count; p.first < end; p.first += p.done ? p.done : 1) {
+		p.count = end - p.first;
+		km_place(&p);
+	}
+}
+
+/* No more than is read at once: a fault on a claimed page waits for this read, not for the next. */
+static uint64_t claim(const struct walk *k, uint64_t page, uint64_t max)
+{
+	uint64_t at_once = k->h->buf_bytes >> k->w->shift;
+
+	if (k->f->source->kind != KM_SOURCE_MEMORY)
+		max = km_min(max, at_once ? at_once : 1);
+	return k->way->heal ? km_pages_claim(k->r, page, max)
+			    : km_presence_claim(&k->r->presence, page, km_min(max, KM_CLAIM_PAGES));
+}
+
+int km_fill_run(const struct km_feed *f, struct km_hands *h, uint64_t first, uint64_t count,
+		const struct km_fill_way *way)
+{
+	const struct walk k = { f, h, way, f->watch, f->watch->region };
+	bool map = way->map && km_watch_can(k.w, _UFFDIO_CONTINUE);
+
+	for (uint64_t end = first + count, n; first < end; first += n) {
+		enum km_page_state state;
+		int r;
+
+		n = km_presence_run(&k.r->presence, first, end - first, &state);
+		if (state == KM_ABSENT || (state == KM_POISONED && way->heal)) {
+			n = claim(&k, first, n);
+			r = n ? fill_claimed(&k, first, n) : 0;
+			if (r)
+				return r;
+		} else if (state == KM_PRESENT && map) {
+			map_present(k.w, first, n);
+		}
+	}
+	return 0;
+}

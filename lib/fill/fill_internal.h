@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+#ifndef KM_FILL_INTERNAL_H
+#define KM_FILL_INTERNAL_H
+
+/*
+ * fill's own parts, each calling only those above it:
+ *
+ *	store.c		content into memory that no userfaultfd watches
+ *	uffd.c		userfaultfds: opened, registered over regions, woken
+ *	events.c	their events: removals into the record, faults to who asks
+ *	place.c		one placing ioctl, and what it answers
+ *	engine.c	claimed pages to their end: placed, published, woken, or given up
+ *	unannounced.c	pages that exist and are not in the record
+ *	content.c	what the source has for a page
+ *	fill.c		the walk of a pager: claim, content, place, publish
+ *	map.c		pages that have content, mapped where a fault asks for them, or poisoned
+ *	discard.c, mark.c, query.c	what the VMM asks of pages
+ */
+
+#include "fill/fill.h"
+
+/* ---- uffd.c ---- */
+
+struct km_uffd *km_watch_uffd_of(const struct km_watch *w, uint64_t page);
+int64_t km_uffd_ioctl(struct km_uffd *u, unsigned long request, void *arg);
+int64_t km_uffd_read_raw(struct km_uffd *u, void *buf, size_t bytes);
+void km_uffd_wake(struct km_uffd *u, uint64_t addr, uint64_t bytes);
+
+/* ---- events.c ---- */
+
+void km_uffd_lock_for_placing(struct km_uffd *u);
+
+/* ---- engine.c ---- */
+
+/*
+ * End claims, wake who waits and tell who listens. `quiet`: the caller wakes, of all pages at once.
+ * Pages of a region that nobody watches have no waiters.
+ */
+void km_pages_publish(struct kvmem_region *r, uint64_t page, uint64_t count,
+		      enum km_page_state state, bool quiet);
+void km_pages_give_up(struct kvmem_region *r, uint64_t page, uint64_t count);
+
+/*
+ * One step of placing claimed pages: with the content `src` (NULL: zeros), or content that is in
+ * the file. What must be in the way is taken out of it. 0 with p->done > 0 pages, which the caller
+ * publishes as *ret_state; or -errno.
+ */
+int km_place_claimed(struct km_place *p, enum km_page_state *ret_state);
+int km_place_stored(struct km_place *p, enum km_page_state *ret_state);
+
+/* Claimed pages that become ZERO: nothing may be left of them in the file. 0 or -errno. */
+int km_pages_clear(struct kvmem_region *r, uint64_t page, uint64_t count);
+/* ... and zero alone is not enough, a page of zeros has to be placed. */
+bool km_pages_want_zeros(const struct kvmem_region *r, uint64_t page, uint64_t count);
+
+/* The sentence of a failed ioctl; `op` names it. */
+int km_place_failed(int err, const char *op, const struct kvmem_region *r, uint64_t page,
+		    uint64_t count);
+
+/* Take pages out of the file, so that whoever looks finds nothing there. */
+int64_t km_pages_punch(const struct kvmem_region *r, uint64_t page, uint64_t count);
+
+/* ---- discard.c ---- */
+
+/* Whole pages of the region, and not from a callback of its own. */
+int km_pages_check(const struct kvmem_region *r, uint64_t offset, uint64_t bytes, const char *what);
+
+/* ---- content.c ---- */
+
+/* What a run of pages has: its data ends at *count pages, or its zeros do. 0 or -errno. */
+int km_content_look(const struct km_feed *f, struct km_hands *h, uint64_t page, uint64_t *count,
+		    bool *ret_data);
+/* Whole pages of data that lie in memory: where, and how many of *count; else NULL. */
+const uint8_t *km_content_direct(const struct km_feed *f, uint64_t page, uint64_t *count);
+/*
+ * Bytes of a page or more, from byte `at` of it on, into the buffer. `at_hand`: only what can be had
+ * without waiting, else -EAGAIN.
+ */
+int km_content_read(const struct km_feed *f, struct km_hands *h, uint64_t page, uint64_t at,
+		    uint64_t bytes, bool at_hand);
+
+static inline void km_relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__)
+	__asm__ volatile("yield");
+#endif
+}
+
+#endif

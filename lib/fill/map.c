@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+/* Pages that have content, mapped where a fault asks for them; and pages that nothing can bring. */
+#include "fill/fill_internal.h"
+
+#include <errno.h>
+#include <sys/mman.h>
+
+#define TRIES 8u
+
+static int place_one(struct km_watch *w, enum km_place_op op, uint64_t page)
+{
+	static const uint8_t zeros[64u << 10];
+	struct km_place p = { .watch = w, .op = op, .first = page, .count = 1, .quiet = true };
+
+	if (op == KM_PLACE_ZERO && !km_watch_can(w, _UFFDIO_ZEROPAGE)) {
+		if (w->shift > 16 || !km_watch_can(w, _UFFDIO_COPY))
+			return -EOPNOTSUPP;
+		p.op = KM_PLACE_COPY;
+		p.src = zeros;
+	}
+	return km_place(&p);
+}
+
+/* A page of zeros where the kernel has none and knows no ioctl for it: -EEXIST when it has. */
+static int zero_large(struct km_watch *w, uint64_t page)
+{
+	uint64_t bytes = 1ull << w->shift;
+	uint8_t *base;
+	int r = km_region_store(w->region, &base);
+
+	/* Made in the file, it is zero; the caller maps it. */
+	if (!r)
+		r = km_store_make(w->region, base, page << w->shift, bytes);
+	return r ? r : -EEXIST;
+}
+
+static int zero_one(struct km_watch *w, uint64_t page)
+{
+	int r = place_one(w, KM_PLACE_ZERO, page);
+
+	return r == -EOPNOTSUPP && w->region->fd >= 0 ? zero_large(w, page) : r;
+}
+
+/*
+ * One page, in whatever state the kernel has it: removed since, mapped since, or only in the file.
+ * What changes all the time is left alone after some tries: the access faults again.
+ */
+static int map_one(struct km_watch *w, uint64_t page)
+{
+	bool file = w->region->fd >= 0;
+	int r = -EAGAIN;
+
+	for (unsigned int i = 0; i < TRIES; i++) {
+		r = file ? place_one(w, KM_PLACE_CONTINUE, page) : -EFAULT;
+		if (r == -EFAULT) /* nothing there any more */
+			r = zero_one(w, page);
+		if (r != -EEXIST || !file)
+			break;
+		r = place_one(w, KM_PLACE_CONTINUE, page);
+		if (r != -EFAULT)
+			break;
+	}
+	return r == -EEXIST || r == -ENOENT || r == -EFAULT ? 0 : r;
+}
+
+static int map_many(struct km_watch *w, uint64_t first, uint64_t count, bool zero,
+		    uint64_t *ret_done)
+{
+	struct km_place p = { .watch = w, .first = first, .count = count, .quiet = true };
+	int r = -EEXIST;
+
+	if (zero && km_watch_can(w, _UFFDIO_ZEROPAGE)) {
+		p.op = KM_PLACE_ZERO;
+		r = km_place(&p);
+	} else if (!zero && w->region->fd >= 0) {
+		p.op = KM_PLACE_CONTINUE;
+		r = km_place(&p);
+	}
+	*ret_done = p.done;
+	return r;
+}
+
+int km_map_run(struct km_watch *w, uint64_t first, uint64_t count, bool zero, unsigned int fixes)
+{
+	int r = 0, err = 0;
+	uint64_t n;
+
+	/* Before they are mapped, for the guest may write to them from then on. */
+	if (zero)
+		km_presence_turn(&w->region->presence, first, count, KM_ZERO, KM_PRESENT);
+	for (; count; first += n, count -= n) {
+		r = map_many(w, first, count, zero, &n);
+		if (!r)
+			continue;
+		if (!fixes--)
+			break;
+		r = map_one(w, first);
+		n = 1;
+		if (r && !err)
+			err = r;
+	}
+	return err;
+}
+
+/* ---- poison ---- */
+
+/*
+ * Without UFFDIO_POISON (before 6.6, or memory that does not take it) the page loses its access
+ * rights instead: the waiter gets SIGSEGV, a vCPU's KVM_RUN EFAULT, and neither ever sees zeros.
+ * -EEXIST, -ENOENT: mapped, or not mapped any more.
+ */
+static int poison(struct km_watch *w, uint64_t page)
+{
+	struct kvmem_region *r = w->region;
+	int err = place_one(w, KM_PLACE_POISON, page);
+
+	if (!err || err == -EEXIST || err == -ENOENT)
+		return err;
+	atomic_store(&r->no_access, true);
+	return (int)km_sys_mprotect(r->base + (page << w->shift), 1ull << w->shift, PROT_NONE);
+}
+
+bool km_poison_claimed(struct km_watch *w, uint64_t page)
+{
+	bool marked = km_presence_marked(&w->region->presence, page, 1);
+	int err = poison(w, page);
+
+	if (err == -EEXIST && marked) /* by the mark that it had before */
+		err = 0;
+	if (err == -ENOENT)
+		km_pages_publish(w->region, page, 1, KM_ZERO, false);
+	else if (err == -EEXIST)
+		km_pages_publish(w->region, page, 1, KM_PRESENT, false);
+	else
+		km_pages_publish(w->region, page, 1, KM_POISONED, false);
+	return !err;
+}
+
+bool km_poison_lost(struct km_watch *w, uint64_t page)
+{
+	int err = map_one(w, page);
+
+	if (err)
+		err = poison(w, page);
+	else
+		err = -EEXIST;
+	if (!err) /* a discard has to take the mark away */
+		atomic_store(&w->region->presence.ever_poisoned, true);
+	return !err;
+}

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+/*
+ * The placing ioctls, and what they answer.
+ *
+ * EAGAIN has three meanings. With a positive result: so much is done, go on behind it. Without: a
+ * change of the address space has begun in another thread, which waits until its REMOVE or UNMAP
+ * event has been read, so read it; or the event has been read and the change is under way, so wait
+ * a moment. Kernels before 6.15 leave the result 0 in the last two cases, later ones make it
+ * -EAGAIN.
+ *
+ * ENOENT is what the kernel says where two mappings meet, also in the middle of what is registered:
+ * a policy, madvise(2), mlock(2) or mprotect(2) of a part divides a mapping. Only ENOENT for a
+ * single page means that the page is not mapped.
+ */
+#include "fill/fill_internal.h"
+
+#include <errno.h>
+#include <sys/ioctl.h>
+
+#define PER_IOCTL KM_CLAIM_PAGES
+#define SPINS	  200u
+#define YIELDS	  200u
+
+static int64_t issue(struct km_uffd *u, const struct km_place *p, uint64_t count,
+		     int64_t *ret_moved)
+{
+	struct uffdio_range range = { .start = p->watch->addr + (p->first << p->watch->shift),
+				      .len = count << p->watch->shift };
+	struct uffdio_copy copy = { .dst = range.start,
+				    .src = (uintptr_t)p->src,
+				    .len = range.len,
+				    .mode = p->quiet ? UFFDIO_COPY_MODE_DONTWAKE : 0 };
+	struct uffdio_zeropage zero = { .range = range,
+					.mode = p->quiet ? UFFDIO_ZEROPAGE_MODE_DONTWAKE : 0 };
+	struct uffdio_continue cont = { .range = range,
+					.mode = p->quiet ? UFFDIO_CONTINUE_MODE_DONTWAKE : 0 };
+	struct km_uffdio_poison poison = { .range = range,
+					   .mode = p->quiet ? KM_UFFDIO_POISON_MODE_DONTWAKE : 0 };
+	int64_t r;
+
+	switch (p->op) {
+	case KM_PLACE_COPY:
+		r = km_uffd_ioctl(u, UFFDIO_COPY, &copy);
+		*ret_moved = copy.copy;
+		return r;
+	case KM_PLACE_ZERO:
+		r = km_uffd_ioctl(u, UFFDIO_ZEROPAGE, &zero);
+		*ret_moved = zero.zeropage;
+		return r;
+	case KM_PLACE_CONTINUE:
+		r = km_uffd_ioctl(u, UFFDIO_CONTINUE, &cont);
+		*ret_moved = cont.mapped;
+		return r;
+	default:
+		r = km_uffd_ioctl(u, KM_UFFDIO_POISON, &poison);
+		*ret_moved = poison.updated;
+		return r;
+	}
+}
+
+/* Under the lock: what was removed is seen, or it is the ioctl that the kernel refuses. */
+static int64_t try_once(struct km_uffd *u, struct km_place *p, uint64_t count, int64_t *ret_moved)
+{
+	bool lock = p->watch->set->sees_removals;
+	int64_t r = 0;
+
+	if (lock)
+		km_uffd_lock_for_placing(u);
+	if (lock && p->claimed)
+		count = km_presence_removed(&p->watch->region->presence, p->first, count,
+					    &p->removed);
+	*ret_moved = (int64_t)(count << p->watch->shift);
+	if (!p->removed)
+		r = issue(u, p, count, ret_moved);
+	if (lock)
+		pthread_rwlock_unlock(&u->lock);
+	if (r >= 0 && *ret_moved <= 0)
+		*ret_moved = (int64_t)(count << p->watch->shift);
+	return r;
+}
+
+/* The change that the kernel waits for is under way in another thread. */
+static void back_off(unsigned int tries)
+{
+	if (tries > SPINS)
+		km_sys_yield();
+	if (tries > SPINS + YIELDS)
+		km_sys_poll(NULL, 0, 1);
+}
+
+int km_place(struct km_place *p)
+{
+	unsigned int index = km_watch_uffd(p->watch, p->first), tries = 0;
+	struct km_uffd *u = &p->watch->set->all[index];
+	uint64_t n = km_watch_in_stripe(p->watch, p->first, km_min(p->count, PER_IOCTL));
+
+	p->done = 0;
+	p->removed = false;
+	for (;;) {
+		int64_t moved, r = try_once(u, p, n, &moved);
+
+		if (r >= 0 || (r == -EAGAIN && moved > 0)) {
+			p->done = (uint64_t)moved >> p->watch->shift;
+			return 0;
+		}
+		if (r == -ENOENT && n > 1) {
+			n /= 2;
+			continue;
+		}
+		if (r != -EAGAIN)
+			return (int)r;
+		atomic_fetch_add_explicit(&u->retries, 1, memory_order_relaxed);
+		if (km_uffd_drain(p->watch->set, index))
+			tries = 0;
+		else
+			back_off(++tries);
+	}
+}

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+/* Userfaultfds: opened, used although somebody closes them, and registered over regions. */
+#include "fill/fill_internal.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <sys/ioctl.h>
+
+/* ---- one of them ---- */
+
+static int uffd_fd(struct km_uffd *u)
+{
+	return atomic_load_explicit(&u->fd, memory_order_relaxed);
+}
+
+/* Somebody closed our descriptor: go on with the duplicate. */
+static bool use_spare(struct km_uffd *u, int64_t err)
+{
+	if (err != -EBADF || uffd_fd(u) == u->spare)
+		return false;
+	atomic_store_explicit(&u->fd, u->spare, memory_order_relaxed);
+	return true;
+}
+
+int64_t km_uffd_ioctl(struct km_uffd *u, unsigned long request, void *arg)
+{
+	int64_t r = km_sys_ioctl(uffd_fd(u), request, arg);
+
+	return use_spare(u, r) ? km_sys_ioctl(uffd_fd(u), request, arg) : r;
+}
+
+int64_t km_uffd_read_raw(struct km_uffd *u, void *buf, size_t bytes)
+{
+	int64_t r = km_sys_read(uffd_fd(u), buf, bytes);
+
+	return use_spare(u, r) ? km_sys_read(uffd_fd(u), buf, bytes) : r;
+}
+
+static void init_lock(struct km_uffd *u)
+{
+	pthread_rwlockattr_t attr;
+
+	/* Who reads events must not wait for ever behind those who place. */
+	pthread_rwlockattr_init(&attr);
+	pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+	pthread_rwlock_init(&u->lock, &attr);
+	pthread_rwlockattr_destroy(&attr);
+}
+
+static int open_uffd(struct km_uffd *u, uint64_t features)
+{
+	int fd = km_uffd_open(features);
+	int64_t spare;
+
+	if (fd < 0)
+		return fd;
+	spare = km_sys_dup(fd);
+	if (spare < 0) {
+		km_sys_close(fd);
+		return km_fail((int)-spare, "pager: duplicating a userfaultfd: %m");
+	}
+	atomic_store(&u->fd, fd);
+	u->spare = (int)spare;
+	return 0;
+}
+
+static void close_uffd(struct km_uffd *u)
+{
+	if (uffd_fd(u) != u->spare)
+		km_sys_close(uffd_fd(u));
+	km_sys_close(u->spare);
+	pthread_rwlock_destroy(&u->lock);
+}
+
+/* ---- a set ---- */
+
+int km_uffd_set_open(struct km_uffd_set *set, unsigned int count, bool removals)
+{
+	uint64_t features = removals ? UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP : 0;
+	int r = 0;
+
+	set->sees_removals = removals;
+	set->raw = km_sys_alloc(count * sizeof(*set->all) + KM_CACHE_LINE);
+	if (!set->raw)
+		return km_fail(ENOMEM, "pager: no memory for %u shards", count);
+	set->all = (void *)(((uintptr_t)set->raw + KM_CACHE_LINE - 1) &
+			    ~(uintptr_t)(KM_CACHE_LINE - 1));
+	set->count = count;
+	for (unsigned int i = 0; i < count; i++) {
+		atomic_store(&set->all[i].fd, -1);
+		set->all[i].spare = -1;
+		init_lock(&set->all[i]);
+	}
+	for (unsigned int i = 0; !r && i < count; i++)
+		r = open_uffd(&set->all[i], features);
+	return r;
+}
+
+void km_uffd_set_close(struct km_uffd_set *set)
+{
+	for (unsigned int i = 0; i < set->count; i++)
+		close_uffd(&set->all[i]);
+	km_sys_free(set->raw);
+	*set = (struct km_uffd_set){ 0 };
+}
+
+/* ---- stripes ---- */
+
+unsigned int km_watch_uffd(const struct km_watch *w, uint64_t page)
+{
+	return (unsigned int)((w->first_uffd + page / w->stripe) % w->set->count);
+}
+
+uint64_t km_watch_in_stripe(const struct km_watch *w, uint64_t page, uint64_t count)
+{
+	return km_min(count, w->stripe - page % w->stripe);
+}
+
+struct km_uffd *km_watch_uffd_of(const struct km_watch *w, uint64_t page)
+{
+	return &w->set->all[km_watch_uffd(w, page)];
+}
+
+void km_uffd_wake(struct km_uffd *u, uint64_t addr, uint64_t bytes)
+{
+	struct uffdio_range range = { .start = addr, .len = bytes };
+
+	km_uffd_ioctl(u, UFFDIO_WAKE, &range);
+}
+
+void km_watch_wake(const struct km_watch *w, uint64_t first, uint64_t count)
+{
+	for (uint64_t n; count; first += n, count -= n) {
+		n = km_watch_in_stripe(w, first, count);
+		km_uffd_wake(km_watch_uffd_of(w, first), w->addr + (first << w->shift),
+			     n << w->shift);
+	}
+}
+
+/* ---- registering ---- */
+
+static const char *why_refused(const struct km_watch *w)
+{
+	if (w->region->plan.backing == KVMEM_BACKING_GUEST_MEMFD)
+		return "this kernel takes no userfaultfd on a guest_memfd mapping: create the region with "
+		       "KVMEM_WANT_PAGING and the plan moves to a memfd";
+	return "this kernel takes no userfaultfd on this kind of memory: create the region as a memfd";
+}
+
+static int register_failed(const struct km_watch *w, uint64_t first, uint64_t count, int64_t err)
+{
+	if (err == -EINVAL)
+		return km_fail(EOPNOTSUPP, "pager: UFFDIO_REGISTER: %s", why_refused(w));
+	return km_fail(
+		(int)-err,
+		"pager: UFFDIO_REGISTER of 0x%" PRIx64 " bytes at offset 0x%" PRIx64 ": %m%s",
+		count << w->shift, first << w->shift,
+		err == -ENOMEM ? "; each region takes a mapping or more: see vm.max_map_count"
+			       : "");
+}
+
+static int register_stripe(struct km_watch *w, uint64_t first, uint64_t count)
+{
+	struct uffdio_register reg = {
+		.range = { .start = w->addr + (first << w->shift), .len = count << w->shift },
+		.mode = UFFDIO_REGISTER_MODE_MISSING,
+	};
+	int64_t r;
+
+	/* Never MINOR alone: an absent page would not fault, but be allocated as zeros. */
+	if (w->region->fd >= 0)
+		reg.mode |= UFFDIO_REGISTER_MODE_MINOR;
+	r = km_uffd_ioctl(km_watch_uffd_of(w, first), UFFDIO_REGISTER, &reg);
+	if (r < 0)
+		return register_failed(w, first, count, r);
+	w->ioctls &= reg.ioctls;
+	return 0;
+}
+
+static void unregister(struct km_watch *w, uint64_t pages)
+{
+	for (uint64_t first = 0, n; first < pages; first += n) {
+		struct uffdio_range range;
+
+		n = km_watch_in_stripe(w, first, pages - first);
+		range.start = w->addr + (first << w->shift);
+		range.len = n << w->shift;
+		km_uffd_ioctl(km_watch_uffd_of(w, first), UFFDIO_UNREGISTER, &range);
+	}
+}
+
+/* Readers walk the list without a lock: a watch is whole before it can be found. */
+static void append(struct km_uffd_set *set, struct km_watch *w)
+{
+	if (set->last_watch)
+		atomic_store_explicit(&set->last_watch->next, w, memory_order_release);
+	else
+		atomic_store_explicit(&set->first_watch, w, memory_order_release);
+	set->last_watch = w;
+}
+
+int km_watch_begin(struct km_watch *w)
+{
+	const uint64_t fills = 1ull << _UFFDIO_COPY | 1ull << _UFFDIO_CONTINUE;
+	uint64_t first, n;
+	int r;
+
+	w->ioctls = UINT64_MAX;
+	for (first = 0; first < w->pages; first += n) {
+		n = km_watch_in_stripe(w, first, w->pages - first);
+		r = register_stripe(w, first, n);
+		if (r)
+			goto undo;
+	}
+	if (w->ioctls & fills) {
+		append(w->set, w);
+		w->region->watch = w;
+		return 0;
+	}
+	r = km_fail(EOPNOTSUPP, "pager: the memory takes neither UFFDIO_COPY nor UFFDIO_CONTINUE");
+undo:
+	unregister(w, first);
+	return r;
+}
+
+/* Who walks the list just now may still be at this watch: its `next` stays as it is. */
+static void unlink_watch(struct km_watch *w)
+{
+	struct km_watch *_Atomic *link = &w->set->first_watch;
+	struct km_watch *before = NULL;
+
+	while (atomic_load(link) != w) {
+		before = atomic_load(link);
+		link = &before->next;
+	}
+	atomic_store(link, atomic_load(&w->next));
+	if (w->set->last_watch == w)
+		w->set->last_watch = before;
+}
+
+void km_watch_end(struct km_watch *w)
+{
+	unregister(w, w->pages);
+	unlink_watch(w);
+	w->region->watch = NULL;
+}

@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+#ifndef KM_FILL_WATCH_H
+#define KM_FILL_WATCH_H
+
+/*
+ * The userfaultfds of a pager and the regions that they watch. Included by fill.h; the functions
+ * are in uffd.c, events.c and place.c.
+ *
+ * A set has one or more userfaultfds (shards). A region is divided into stripes of whole pages, and
+ * each stripe is registered with one of them. UFFDIO_REGISTER makes a mapping of each stripe.
+ *
+ * How a removal is exact: the kernel refuses to place anything from the moment a REMOVE or UNMAP
+ * event is queued until it is read. Events of a userfaultfd are read, and their removals entered
+ * into the record, with its lock held for writing; each placing ioctl, with the look at the REMOVED
+ * flag of its pages before it, runs with the lock held for reading. So content can only be placed
+ * before the event was queued, and is then taken away by the removal, or after the removal is in
+ * the record, and is then not placed.
+ */
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/uapi/userfaultfd.h"
+
+struct kvmem_region;
+struct km_watch;
+
+#define KM_UFFD_MSGS  64u /* events per read */
+#define KM_CACHE_LINE 64u
+
+struct km_uffd {
+	_Alignas(KM_CACHE_LINE) _Atomic int fd;
+	int spare; /* a duplicate: outlives an fd closed by mistake */
+	pthread_rwlock_t lock;
+	_Atomic uint64_t retries; /* EAGAIN from the kernel */
+	_Atomic uint64_t removes; /* REMOVE and UNMAP events */
+};
+
+struct km_uffd_set {
+	unsigned int count;
+	struct km_uffd *all;
+	void *raw;
+	bool sees_removals;		      /* REMOVE and UNMAP events are on */
+	_Atomic bool served;		      /* somebody reads events all the time */
+	struct km_watch *_Atomic first_watch; /* in the order they were added */
+	struct km_watch *last_watch;
+};
+
+/* A region that is watched. Filled in by the pager but for `ioctls` and `next`. */
+struct km_watch {
+	struct km_watch *_Atomic next;
+	struct km_uffd_set *set;
+	struct kvmem_region *region;
+	uint64_t addr; /* of its mapping */
+	uint64_t pages;
+	unsigned int shift;
+	unsigned int first_uffd; /* of the first stripe; the next ones take turns */
+	uint64_t stripe;	 /* pages in a row that belong to one userfaultfd */
+	uint64_t ioctls;	 /* that its memory takes, by bit */
+};
+
+int km_uffd_set_open(struct km_uffd_set *set, unsigned int count, bool removals);
+void km_uffd_set_close(struct km_uffd_set *set);
+
+/* Register all stripes, all or none, with the region's lock held; the watch is in the set's list
+ * from then on. -errno with the detail set. */
+int km_watch_begin(struct km_watch *w);
+/* Unregister: who waits goes on, and finds what the kernel has. The caller frees the watch when
+ * nobody works on any region of the set any more. */
+void km_watch_end(struct km_watch *w);
+
+static inline struct km_watch *km_watch_first(const struct km_uffd_set *set)
+{
+	return atomic_load_explicit(&set->first_watch, memory_order_acquire);
+}
+
+static inline struct km_watch *km_watch_next(const struct km_watch *w)
+{
+	return atomic_load_explicit(&w->next, memory_order_acquire);
+}
+
+static inline bool km_watch_can(const struct km_watch *w, unsigned int ioctl_nr)
+{
+	return w->ioctls >> ioctl_nr & 1;
+}
+
+/* The index of a page's userfaultfd, and how many pages from it on belong to the same one. */
+unsigned int km_watch_uffd(const struct km_watch *w, uint64_t page);
+uint64_t km_watch_in_stripe(const struct km_watch *w, uint64_t page, uint64_t count);
+
+/* Let the threads that wait for these pages fault again. */
+void km_watch_wake(const struct km_watch *w, uint64_t first, uint64_t count);
+
+/*
+ * Read events, up to KM_UFFD_MSGS: enters the removals among them into the records and leaves the
+ * faults in `msgs`, *ret_faults of them. Returns how many events there were; 0: none.
+ */
+unsigned int km_uffd_read(struct km_uffd_set *set, unsigned int index, struct uffd_msg *msgs,
+			  unsigned int *ret_faults);
+
+/* Read events that nobody else reads: the faults among them are woken and come again. False: there
+ * were none. */
+bool km_uffd_drain(struct km_uffd_set *set, unsigned int index);
+
+enum km_place_op { KM_PLACE_COPY, KM_PLACE_ZERO, KM_PLACE_CONTINUE, KM_PLACE_POISON };
+
+/* One step of resolving pages. */
+struct km_place {
+	struct km_watch *watch;
+	enum km_place_op op;
+	uint64_t first, count;
+	const uint8_t *src; /* of KM_PLACE_COPY */
+	bool claimed;	    /* by the caller: pages that were REMOVED meanwhile are left out */
+	bool quiet;	    /* do not wake: the caller does, later */
+	/* Results. */
+	uint64_t done; /* the first `done` pages are dealt with */
+	bool removed;  /* they were removed meanwhile, and nothing was placed */
+};
+
+/*
+ * One ioctl that succeeds, or fails for the first page: 0 with done > 0, or -errno with done 0.
+ * EAGAIN, and ENOENT where mappings meet, are dealt with inside. -EEXIST: the page exists (COPY,
+ * ZERO) or is mapped (CONTINUE). -ENOENT: the page is not mapped any more.
+ */
+int km_place(struct km_place *p);
+
+#endif

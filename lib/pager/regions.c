@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+/* Regions of a pager: added, divided into stripes, given a source, and let go. */
+#include "pager/pager_internal.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <sys/mman.h>
+
+#define AROUND_BLOCK	  (256u << 10) /* bytes: the block about a fault that follows no pattern */
+#define STRIPES_PER_SHARD 16u
+#define STRIPE_MIN	  (2u << 20) /* bytes; page tables of two shards are never the same */
+/*
+ * Each stripe is a mapping, and vm.max_map_count, 65530 by default, is shared with the whole VMM.
+ * The first regions are divided finely, since one region may be all there is. When so many mappings
+ * are used, a further region is divided no more than that each shard has a part of a large one.
+ */
+#define MAPPINGS_FINE 1024u
+#define LARGE_REGION  (1ull << 30)
+
+/* ---- geometry ---- */
+
+static uint64_t round_down_pow2(uint64_t n)
+{
+	return n ? 1ull << (63 - __builtin_clzll(n)) : 1;
+}
+
+static uint64_t parts_of(const struct kvmem_pager *pager, const struct km_watch *w)
+{
+	uint64_t shards = pager->set.count;
+
+	if (shards == 1)
+		return 1;
+	if (pager->mappings + shards * STRIPES_PER_SHARD <= MAPPINGS_FINE)
+		return shards * STRIPES_PER_SHARD;
+	return w->pages << w->shift >= LARGE_REGION ? shards : 1;
+}
+
+static void set_geometry(struct km_paged *p)
+{
+	const struct kvmem_pager *pager = p->pager;
+	struct km_watch *w = &p->watch;
+	uint64_t parts, unit;
+
+	w->addr = (uintptr_t)w->region->base;
+	w->shift = w->region->page_shift;
+	w->pages = w->region->bytes >> w->shift;
+	w->first_uffd = pager->region_count % pager->set.count;
+	p->window_max = pager->opts.fault_around >> w->shift ? pager->opts.fault_around >> w->shift
+							     : 1;
+	p->window = round_down_pow2(km_min(AROUND_BLOCK >> w->shift, p->window_max));
+	unit = STRIPE_MIN >> w->shift ? STRIPE_MIN >> w->shift : 1;
+	p->slice = KM_SLICE_BYTES >> w->shift ? KM_SLICE_BYTES >> w->shift : 1;
+	parts = parts_of(pager, w);
+	w->stripe = parts == 1 ? w->pages
+			       : ((w->pages + parts - 1) / parts + unit - 1) / unit * unit;
+}
+
+static uint64_t mappings_of(const struct km_paged *p)
+{
+	return (p->watch.pages + p->watch.stripe - 1) / p->watch.stripe;
+}
+
+/* ---- adding ---- */
+
+/*
+ * What is absent must fault: pages that somebody touched through the mapping before are taken out
+ * of it. Marks of poison from an earlier pager are taken away, and these pages are absent again.
+ */
+static int unmap_run(struct kvmem_region *r, uint64_t page, uint64_t n, enum km_page_state state)
+{
+	uint8_t *at = r->base + (page << r->page_shift);
+	uint64_t bytes = n << r->page_shift;
+	int64_t err = 0;
+
+	if (state == KM_POISONED && atomic_load(&r->no_access))
+		err = km_sys_mprotect(at, bytes, PROT_READ | PROT_WRITE);
+	if (err >= 0)
+		err = km_mem_drop(at, bytes);
+	if (err < 0)
+		return km_fail((int)-err,
+			       "kvmem_pager_add: MADV_DONTNEED of 0x%" PRIx64 " bytes at "
+			       "offset 0x%" PRIx64 ": %m",
+			       bytes, page << r->page_shift);
+	km_presence_turn(&r->presence, page, n, KM_POISONED, KM_ABSENT);
+	return 0;
+}
+
+static int unmap_absent(struct km_paged *p)
+{
+	struct kvmem_region *r = p->watch.region;
+	enum km_page_state state;
+	int err = 0;
+
+	for (uint64_t page = 0, n; page < p->watch.pages && !err; page += n) {
+		n = km_presence_run(&r->presence, page, p->watch.pages - page, &state);
+		p->in_file |= state == KM_PRESENT;
+		if (state == KM_ABSENT || state == KM_POISONED)
+			err = unmap_run(r, page, n, state);
+	}
+	return err;
+}
+
+static int check_region(const struct kvmem_region *r)
+{
+	if (r->plan.slot_form == KVMEM_SLOT_DIRECT)
+		return km_fail(
+			EOPNOTSUPP,
+			"kvmem_pager_add: the region's slots are direct "
+			"(KVM_MEM_GUEST_MEMFD): the kernel resolves their faults by itself and no "
+			"userfaultfd sees them; create the region with slot form HVA, or want "
+			"KVMEM_WANT_PAGING");
+	if (r->watch)
+		return km_fail(EBUSY, "kvmem_pager_add: the region has a pager already");
+	if (atomic_load(&r->fillers))
+		return km_fail(EBUSY, "kvmem_pager_add: the region is being populated");
+	return 0;
+}
+
+/* With the region's lock held. */
+static int serve_region(struct km_paged *p, uint32_t flags)
+{
+	struct kvmem_region *r = p->watch.region;
+	int err = check_region(r);
+
+	if (!err)
+		err = km_pages_unannounced(r, 0, p->watch.pages, flags, "kvmem_pager_add");
+	if (!err)
+		err = unmap_absent(p);
+	if (!err)
+		err = km_watch_begin(&p->watch);
+	if (err)
+		return err;
+	p->in_file = p->in_file && km_watch_can(&p->watch, _UFFDIO_CONTINUE);
+	km_source_get(p->feed.source);
+	km_presence_listen(&r->presence, km_pager_region_whole, p);
+	return 0;
+}
+
+static int check_source(const struct kvmem_pager *pager, const struct kvmem_region *region,
+			const struct kvmem_source *source, uint64_t source_offset, const char *call)
+{
+	if (!pager || !region || !source)
+		return km_fail(EINVAL, "%s: %s is NULL", call,
+			       !pager	 ? "pager"
+			       : !region ? "region"
+					 : "source");
+	if (source_offset + region->bytes < source_offset)
+		return km_fail(EINVAL,
+			       "%s: source_offset 0x%" PRIx64 " + 0x%" PRIx64 " bytes overflows",
+			       call, source_offset, region->bytes);
+	return km_callback_check(call, pager);
+}
+
+static int check_flags(uint32_t flags)
+{
+	const uint32_t both = KVMEM_FILL_KEEP | KVMEM_FILL_OVERWRITE;
+	int r = km_flags_check(flags, both, "kvmem_pager_add: flags");
+
+	if (r || (flags & both) != both)
+		return r;
+	return km_fail(EINVAL, "kvmem_pager_add: KVMEM_FILL_KEEP and KVMEM_FILL_OVERWRITE exclude "
+			       "each other");
+}
+
+static void set_source(struct km_paged *p, struct kvmem_source *source, uint64_t source_offset)
+{
+	p->feed.watch = &p->watch;
+	p->feed.source = source;
+	p->feed.source_offset = source_offset;
+	p->feed.owner = p->pager;
+	p->haste = km_feed_haste(&p->feed);
+}
+
+int kvmem_pager_add(struct kvmem_pager *pager, struct kvmem_region *region,
+		    struct kvmem_source *source, uint64_t source_offset, uint32_t flags)
+{
+	int r = check_source(pager, region, source, source_offset, "kvmem_pager_add");
+	struct km_paged *p;
+
+	if (!r)
+		r = check_flags(flags);
+	if (r)
+		return r;
+	if (atomic_load(&pager->state) != KM_PAGER_NEW)
+		return km_fail(EBUSY, "kvmem_pager_add: the pager was started: regions come before "
+				      "kvmem_pager_start()");
+	p = km_sys_alloc(sizeof(*p));
+	if (!p)
+		return km_fail(ENOMEM, "kvmem_pager_add: no memory");
+	p->pager = pager;
+	p->watch.set = &pager->set;
+	p->watch.region = region;
+	set_geometry(p);
+	set_source(p, source, source_offset);
+	pthread_mutex_lock(&region->lock);
+	r = serve_region(p, flags);
+	pthread_mutex_unlock(&region->lock);
+	if (r) {
+		km_sys_free(p);
+		return r;
+	}
+	pager->region_count++;
+	pager->mappings += mappings_of(p);
+	return 0;
+}
+
+/* ---- another source ---- */
+
+int kvmem_pager_set_source(struct kvmem_pager *pager, struct kvmem_region *region,
+			   struct kvmem_source *source, uint64_t source_offset)
+{
+	int r = check_source(pager, region, source, source_offset, "kvmem_pager_set_source");
+	struct km_paged *p;
+	int state;
+
+	if (r)
+		return r;
+	state = atomic_load(&pager->state);
+	if (state == KM_PAGER_RUNNING)
+		return km_fail(EBUSY, "kvmem_pager_set_source: the pager is running: "
+				      "kvmem_pager_stop() it with KVMEM_STOP_HAND_BACK first");
+	if (state == KM_PAGER_STOPPED)
+		return km_fail(EINVAL, "kvmem_pager_set_source: the pager was stopped, and has no "
+				       "regions any more");
+	for (p = km_paged_first(pager); p && p->watch.region != region;)
+		p = km_paged_next(p);
+	if (!p)
+		return km_fail(ENOENT, "kvmem_pager_set_source: the region is not of this pager");
+	km_source_get(source);
+	km_source_put(p->feed.source);
+	set_source(p, source, source_offset);
+	for (unsigned int i = 0; i < pager->all_count; i++)
+		pager->workers[i].hands.feed = NULL; /* what the old source said */
+	atomic_store(&p->around_skip, 0);
+	atomic_store(&p->around_penalty, 0);
+	return 0;
+}
+
+/* ---- letting go ---- */
+
+/* Nobody else reads events any more, and who holds the lock may be waiting for that. */
+static void drain_all(struct km_uffd_set *set)
+{
+	for (unsigned int i = 0; i < set->count; i++)
+		while (km_uffd_drain(set, i))
+			;
+}
+
+/* Until nobody works on the region's pages: populate, a discard. */
+static void lock_unfilled(struct km_paged *p)
+{
+	struct kvmem_region *r = p->watch.region;
+
+	for (;; km_sys_poll(NULL, 0, 1)) {
+		drain_all(p->watch.set);
+		if (pthread_mutex_trylock(&r->lock))
+			continue;
+		if (!atomic_load(&r->fillers))
+			return;
+		pthread_mutex_unlock(&r->lock);
+	}
+}
+
+static void release(struct km_paged *p)
+{
+	struct kvmem_region *r = p->watch.region;
+
+	lock_unfilled(p);
+	km_watch_end(&p->watch);
+	km_presence_listen(&r->presence, NULL, NULL);
+	pthread_mutex_unlock(&r->lock);
+	km_source_put(p->feed.source);
+}
+
+void km_pager_release_all(struct kvmem_pager *pager)
+{
+	struct km_paged *p, *first = km_paged_first(pager), *next;
+
+	pthread_mutex_lock(&pager->lock);
+	pager->missing_at_end = km_pager_missing(pager, &pager->poisoned_at_end);
+	pager->released = true;
+	pthread_mutex_unlock(&pager->lock);
+	for (p = first; p; p = km_paged_next(p))
+		release(p);
+	/* No fault comes any more, but who was held up is let go. */
+	drain_all(&pager->set);
+	for (p = first; p; p = next) {
+		next = km_paged_next(p);
+		km_sys_free(p);
+	}
+	pager->region_count = 0;
+}

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+/* Nothing is missing any more: `complete`, and who waits for it. */
+#include "pager/pager_internal.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <time.h>
+
+uint64_t km_pager_missing(const struct kvmem_pager *pager, uint64_t *ret_poisoned)
+{
+	uint64_t n = 0;
+
+	*ret_poisoned = 0;
+	for (struct km_paged *p = km_paged_first(pager); p; p = km_paged_next(p)) {
+		*ret_poisoned += km_presence_poisoned(km_paged_map(p));
+		n += km_presence_missing(km_paged_map(p));
+	}
+	return n;
+}
+
+void km_pager_set_error(struct kvmem_pager *pager, int err)
+{
+	int none = 0;
+
+	atomic_compare_exchange_strong(&pager->error, &none, err);
+}
+
+void km_pager_changed(struct kvmem_pager *pager)
+{
+	pthread_mutex_lock(&pager->lock);
+	pthread_cond_broadcast(&pager->changed);
+	pthread_mutex_unlock(&pager->lock);
+}
+
+static void tell_complete(struct kvmem_pager *pager, const struct km_paged *last)
+{
+	struct km_callback cb;
+
+	if (!pager->opts.complete)
+		return;
+	km_callback_enter(&cb, "kvmem_pager_opts.complete", pager, last->watch.region);
+	pager->opts.complete(pager->opts.arg);
+	km_callback_leave(&cb);
+}
+
+/*
+ * Called by whoever published the last page of a region, without locks: a worker, populate, a
+ * discard. No page of the region is claimed, and the pager cannot go away meanwhile.
+ */
+void km_pager_region_whole(void *arg)
+{
+	struct km_paged *p = arg;
+	struct kvmem_pager *pager = p->pager;
+	uint64_t poisoned = 0, missing;
+	bool running;
+
+	/* The lock: regions are not let go meanwhile. */
+	pthread_mutex_lock(&pager->lock);
+	running = !pager->released && atomic_load(&pager->state) == KM_PAGER_RUNNING;
+	missing = running ? km_pager_missing(pager, &poisoned) : 0;
+	pthread_mutex_unlock(&pager->lock);
+	if (!running)
+		return; /* kvmem_pager_start() looks itself */
+	if (!missing && !atomic_exchange(&pager->complete, true)) {
+		tell_complete(pager, p);
+		if (pager->opts.flags & KVMEM_PAGER_NO_THREADS)
+			km_worker_kick(&pager->workers[0]);
+	}
+	if (missing == poisoned)
+		km_pager_changed(pager);
+}
+
+/* ---- waiting ---- */
+
+static struct timespec from_now(int64_t ns)
+{
+	struct timespec t;
+	int64_t sum;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	sum = t.tv_nsec + ns % 1000000000;
+	t.tv_sec += ns / 1000000000 + sum / 1000000000;
+	t.tv_nsec = sum % 1000000000;
+	return t;
+}
+
+/* The background has come to its end in every shard, and in one it could fill nothing of what is
+ * missing there. */
+static bool is_stuck(const struct kvmem_pager *pager)
+{
+	bool stuck = false;
+
+	if (!atomic_load(&pager->background))
+		return false;
+	for (unsigned int i = 0; i < pager->set.count; i++) {
+		struct km_backlog *b = &pager->backlogs[i];
+
+		if (atomic_load(&b->prefetch_count))
+			return false;
+		if (atomic_load(&b->stuck))
+			stuck = true;
+		else if (atomic_load(&b->failed) || atomic_load(&b->busy) ||
+			 atomic_load(&b->cursor) < b->slices)
+			return false;
+	}
+	return stuck;
+}
+
+/* 1: not yet. */
+static int wait_result(struct kvmem_pager *pager)
+{
+	uint64_t poisoned, missing;
+	int err = atomic_load(&pager->error);
+
+	if (atomic_load(&pager->complete))
+		return 0;
+	if (pager->released || atomic_load(&pager->state) != KM_PAGER_RUNNING)
+		return km_fail(EINVAL, "kvmem_pager_wait: the pager was stopped meanwhile");
+	missing = km_pager_missing(pager, &poisoned);
+	if (!missing)
+		return 0;
+	if (missing == poisoned)
+		return km_fail(err ? -err : EIO,
+			       "kvmem_pager_wait: all that is missing is poisoned, %" PRIu64
+			       " pages: %m",
+			       poisoned);
+	if (is_stuck(pager))
+		return km_fail(
+			err ? -err : EIO,
+			"kvmem_pager_wait: a whole pass of the background could fill none of "
+			"the %" PRIu64 " pages that are missing: %m",
+			missing);
+	return 1;
+}
+
+static int timed_out(struct kvmem_pager *pager)
+{
+	uint64_t poisoned;
+	int r = wait_result(pager);
+
+	if (r <= 0)
+		return r;
+	return km_fail(ETIMEDOUT, "kvmem_pager_wait: %" PRIu64 " pages are missing still",
+		       km_pager_missing(pager, &poisoned));
+}
+
+static int wait_locked(struct kvmem_pager *pager, int64_t timeout_ns)
+{
+	struct timespec end = from_now(timeout_ns < 0 ? 0 : timeout_ns);
+	int r;
+
+	while ((r = wait_result(pager)) > 0) {
+		if (timeout_ns < 0)
+			pthread_cond_wait(&pager->changed, &pager->lock);
+		else if (pthread_cond_timedwait(&pager->changed, &pager->lock, &end) == ETIMEDOUT)
+			return timed_out(pager);
+	}
+	return r;
+}
+
+int kvmem_pager_wait(struct kvmem_pager *pager, int64_t timeout_ns)
+{
+	int r;
+
+	if (!pager)
+		return km_fail(EINVAL, "kvmem_pager_wait: pager is NULL");
+	r = km_callback_check("kvmem_pager_wait", pager);
+	if (r)
+		return r;
+	if (pager->opts.flags & KVMEM_PAGER_NO_THREADS)
+		return km_fail(EINVAL,
+			       "kvmem_pager_wait: the pager has no threads: nothing would go on");
+	pthread_mutex_lock(&pager->lock);
+	if (atomic_load(&pager->state) == KM_PAGER_RUNNING) {
+		pager->waiters++;
+		r = wait_locked(pager, timeout_ns);
+		if (!--pager->waiters)
+			pthread_cond_broadcast(&pager->changed);
+	} else {
+		r = km_fail(EINVAL, "kvmem_pager_wait: the pager is not running");
+	}
+	pthread_mutex_unlock(&pager->lock);
+	return r;
+}
