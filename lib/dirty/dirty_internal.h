@@ -121,8 +121,9 @@ struct kvmem_dirty {
 	struct km_dirty_vcpu **vcpus;
 	size_t vcpu_count, vcpu_room;
 	pthread_rwlock_t mark_lock;
+	_Atomic bool marked; /* entries may be marked and not reset: spares an idle harvest the lock */
 	struct km_doubt doubts[KM_DOUBTS]; /* under mark_lock */
-	size_t doubt_count;
+	_Atomic size_t doubt_count;
 	int uffd; /* protects anonymous memory; -1: not opened, -errno: not to be had */
 	_Atomic bool suspects; /* some slot is suspect */
 	_Atomic bool untold;   /* a change of the library's own could not be written down */

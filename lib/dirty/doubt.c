@@ -134,6 +134,8 @@ static void drop_logged(struct kvmem_dirty *d)
 
 void km_doubt_report(struct kvmem_dirty *d, bool batch_was_empty)
 {
+	if (!d->doubt_count)
+		return;
 	pthread_rwlock_wrlock(&d->mark_lock);
 	if (batch_was_empty)
 		drop_logged(d);

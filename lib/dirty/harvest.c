@@ -127,6 +127,8 @@ static int64_t unsure_pages(struct kvmem_dirty *d)
 {
 	int64_t n;
 
+	if (!d->doubt_count)
+		return 0;
 	pthread_rwlock_rdlock(&d->mark_lock);
 	n = (int64_t)km_doubt_pages(d);
 	pthread_rwlock_unlock(&d->mark_lock);

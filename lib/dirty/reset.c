@@ -20,6 +20,8 @@ uint32_t km_dirty_take(struct kvmem_dirty *d, struct km_dirty_vcpu *v, bool shar
 	pthread_mutex_lock(&v->lock);
 	pthread_rwlock_rdlock(&d->mark_lock);
 	n = km_ring_take(&v->ring, &d->table, shared);
+	if (n)
+		atomic_store(&d->marked, true);
 	pthread_rwlock_unlock(&d->mark_lock);
 	pthread_mutex_unlock(&v->lock);
 	if (n) {
@@ -126,8 +128,11 @@ int km_dirty_reset(struct kvmem_dirty *d, bool always)
 {
 	int r;
 
+	if (!always && !atomic_load(&d->marked))
+		return 0;
 	pthread_rwlock_wrlock(&d->mark_lock);
 	r = reset_marked(d, always);
+	atomic_store(&d->marked, anything_marked(d));
 	pthread_rwlock_unlock(&d->mark_lock);
 	return r;
 }
