@@ -33,10 +33,13 @@ struct km_cap_text {
 	char text[];
 };
 
+struct km_cap_def;
+
 struct kvmem_caps {
 	pthread_mutex_t lock;
-	int kvm_fd; /* ours, -1: /dev/kvm is opened when needed */
-	int vm_fd;  /* borrowed, -1: the scratch VM answers */
+	const struct km_cap_def *defs; /* km_cap_defs, which stands above the probes */
+	int kvm_fd;		       /* ours, -1: /dev/kvm is opened when needed */
+	int vm_fd;		       /* borrowed, -1: the scratch VM answers */
 	uint64_t vm_type;
 	bool snapshot;	 /* nothing is probed again: vm_fd was lent for one call */
 	int scratch_kvm; /* open during one look-up */

@@ -104,12 +104,10 @@ void km_dmap_clear(struct km_dmap *m);
 /*
  * Runs of set bits at or after page *pos, in order and merged, at most `max`, as runs of `region`
  * in bytes (page << shift); *pos moves on to where the next call begins. Fewer than `max` only at
- * the end. The plain way is what processors without the instructions for the other get.
+ * the end.
  */
 size_t km_dmap_runs(const struct km_dmap *m, uint64_t *pos, struct kvmem_region *region,
 		    unsigned int shift, struct kvmem_run *runs, size_t max);
-size_t km_dmap_runs_plain(const struct km_dmap *m, uint64_t *pos, struct kvmem_region *region,
-			  unsigned int shift, struct kvmem_run *runs, size_t max);
 
 /* OR bits [first, first + count) into `out`, whose bit 0 is page `first`. */
 void km_dmap_or_out(const struct km_dmap *m, uint64_t first, uint64_t count, uint64_t *out);

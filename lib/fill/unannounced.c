@@ -7,7 +7,6 @@
 #include <inttypes.h>
 
 #include "fill/fill.h"
-#include "region/exists.h"
 
 #define FOLIO_PAGES 512u /* of the largest folio that comes unasked, in base pages */
 #define ASK_PAGES   (1u << 20)

@@ -7,7 +7,6 @@
 #include <sys/mman.h>
 
 #include "numa/numa.h"
-#include "region/exists.h"
 #include "base/uapi/mm.h"
 
 #define WORD_BITS (8 * sizeof(unsigned long))

@@ -10,7 +10,6 @@
 
 #include <kvmem/numa.h>
 
-#include "region/policy.h"
 #include "region/region.h"
 
 struct km_numa_state {

@@ -5,7 +5,6 @@
 #include <string.h>
 
 #include "numa/numa.h"
-#include "region/exists.h"
 #include "base/uapi/mm.h"
 
 #define BATCH KM_EXISTS_BATCH

@@ -16,10 +16,10 @@
 #include <kvmem/region.h>
 
 #include "base/base.h"
+#include "region/exists.h"
+#include "region/policy.h"
 #include "region/presence.h"
 #include "vm/vm.h"
-
-struct km_policy;
 
 struct km_watch; /* fill: the userfaultfds that watch the mapping, while a pager has it */
 

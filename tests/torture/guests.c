@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
 /* The actors that run vCPUs: writes that the model knows, and comparisons made by the guest itself. */
-#include "torture.h"
+#include "actors.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -86,11 +86,6 @@ static void run_claimed(struct thread *thread, const struct span *span)
 		fail(span->area, -1,
 		     "%s: memory error in area %d pages %u+%u, whose source does not fail: %s",
 		     thread->trace->name, span->area->index, span->first, span->count, vmm_error());
-}
-
-static struct area *some_area(struct thread *thread)
-{
-	return &thread->round->area[below(&thread->rng, thread->round->areas)];
 }
 
 static void fill(struct thread *thread, const struct span *span)

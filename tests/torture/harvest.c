@@ -81,6 +81,34 @@ static void copy_pages(struct area *area, uint32_t first, uint32_t n)
 	}
 }
 
+static uint64_t bits_of(const uint64_t *bitmap, uint64_t words)
+{
+	uint64_t n = 0;
+
+	for (uint64_t i = 0; i < words; i++)
+		n += (uint64_t)__builtin_popcountll(bitmap[i]);
+	return n;
+}
+
+/* The same pages as the runs have. */
+static void check_bitmaps(struct round *round, struct kvmem_batch *batch, uint64_t pages)
+{
+	uint64_t sum = 0;
+
+	for (unsigned int i = 0; i < round->areas; i++) {
+		struct area *area = &round->area[i];
+		uint64_t *bitmap = calloc(area->pages / 64 + 1, 8);
+
+		must(kvmem_batch_bitmap(batch, area->region, 0, (uint64_t)area->pages * PAGE,
+					bitmap));
+		sum += bits_of(bitmap, area->pages / 64 + 1);
+		free(bitmap);
+	}
+	if (sum != pages)
+		fail(NULL, -1, "a batch of %llu pages has %llu bits", (unsigned long long)pages,
+		     (unsigned long long)sum);
+}
+
 static void copy_batch(struct round *round, struct kvmem_batch *batch, uint64_t pages)
 {
 	struct area *last_area = NULL;
@@ -136,6 +164,8 @@ static int64_t harvest(struct thread *thread, struct busy_ring *ring, bool may_g
 	op_end(thread, r);
 	op_begin(thread, OP_AUDIT, NULL, 0, 0, (uint64_t)pages);
 	copy_batch(round, batch, (uint64_t)pages);
+	if (one_in(&thread->rng, 8))
+		check_bitmaps(round, batch, (uint64_t)pages);
 	op_end(thread, 0);
 	kvmem_batch_free(batch);
 	return pages;

@@ -182,18 +182,15 @@ static void shrink(unsigned int round)
 	for (unsigned int op = 0; op < OP_COUNT; op++) {
 		uint64_t before = options.mask;
 
-		if (op == OP_SETUP || op == OP_CLOSE || op == OP_COMMIT || op == OP_AUDIT ||
-		    !report->done[op])
+		if (op == OP_SETUP || op == OP_CLOSE || op == OP_COMMIT || op == OP_AUDIT)
 			continue;
 		options.mask &= ~(UINT64_C(1) << op);
 		if (!fails_still(round))
 			options.mask = before;
-		fprintf(stderr, "torture: %s %s\n", operation_name((enum operation)op),
-			options.mask == before ? "is needed" : "is not needed");
+		else
+			continue;
+		fprintf(stderr, "torture: %s is needed\n", operation_name((enum operation)op));
 	}
-	for (unsigned int op = 0; op < OP_COUNT; op++)
-		if (!report->done[op])
-			options.mask &= ~(UINT64_C(1) << op);
 	options.shrink = false;
 	fprintf(stderr, "torture: what is left:\n");
 	for (unsigned int i = 0; i < SHRINK_TRIES && do_round(round); i++)

@@ -125,8 +125,7 @@ static uint64_t first_kept(const struct trace *trace)
 static bool concerns(const struct event *e, int area, int page)
 {
 	return e->area == area &&
-	       (page < 0 || !e->count ||
-		(e->first <= (uint32_t)page && (uint32_t)page < e->first + e->count));
+	       (page < 0 || (e->first <= (uint32_t)page && (uint32_t)page < e->first + e->count));
 }
 
 static void print_event(const struct trace *trace, const struct event *e, uint64_t end)

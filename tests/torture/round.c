@@ -2,6 +2,7 @@
 /* The life of a round: threads, phases, and the checks between them. */
 #include "torture.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -45,6 +46,12 @@ struct thread *thread_start(const char *name, void (*body)(struct thread *), str
 	if (pthread_create(&thread->id, NULL, thread_main, thread))
 		fail(NULL, -1, "no thread");
 	return thread;
+}
+
+void thread_join(struct thread *thread)
+{
+	pthread_join(thread->id, NULL);
+	thread->id = 0;
 }
 
 static void start_actor(const char *name, void (*body)(struct thread *), struct vmm_vcpu *vcpu)
@@ -102,10 +109,8 @@ static void end_actors(struct round *round)
 		pthread_cond_wait(&round->change, &round->lock);
 	pthread_mutex_unlock(&round->lock);
 	for (unsigned int i = 1; i < thread_count; i++)
-		if (threads[i].id) {
-			pthread_join(threads[i].id, NULL);
-			threads[i].id = 0;
-		}
+		if (threads[i].id)
+			thread_join(&threads[i]);
 }
 
 /* ---- phases ---- */
@@ -178,7 +183,8 @@ static bool hand_over(struct round *round, struct thread *thread)
 	op_end(thread, 0);
 	pager_close(round);
 	for (unsigned int i = 0; i < round->areas; i++)
-		next_generation(&round->area[i]);
+		if (round->area[i].paged)
+			next_generation(&round->area[i]);
 	if (!pager_open(round, thread))
 		fail(NULL, -1, "no second pager: %s", kvmem_error_detail());
 	unpark_actors(round);
@@ -188,6 +194,19 @@ static bool hand_over(struct round *round, struct thread *thread)
 static bool may_fail(void)
 {
 	return allowed(OP_POISON) || allowed(OP_GUEST_POISON);
+}
+
+static void check_complete(struct round *round)
+{
+	struct kvmem_pager_stats stats = KVMEM_PAGER_STATS_INIT;
+
+	must(kvmem_pager_get_stats(round->pager, &stats));
+	if (stats.pages_missing)
+		fail(NULL, -1, "stopped with all filled, but %llu pages count as missing",
+		     (unsigned long long)stats.pages_missing);
+	if (round->completes != 1)
+		fail(NULL, -1, "stopped with all filled, and `complete` came %d times",
+		     round->completes);
 }
 
 /* Under guests and actors that go on. */
@@ -202,6 +221,8 @@ static void stop_filling(struct round *round, struct thread *thread)
 	if (r != -EREMOTEIO || !may_fail())
 		must(r);
 	op_end(thread, r);
+	if (!r)
+		check_complete(round);
 	for (unsigned int i = 0; i < round->areas; i++)
 		atomic_store(&round->area[i].paged, PAGED_NO);
 	atomic_store(&round->populated, 1);
@@ -210,12 +231,25 @@ static void stop_filling(struct round *round, struct thread *thread)
 	pthread_rwlock_unlock(&round->pager_gate);
 }
 
+static unsigned int open_files(void)
+{
+	DIR *dir = opendir("/proc/self/fd");
+	unsigned int n = 0;
+
+	while (dir && readdir(dir))
+		n++;
+	if (dir)
+		closedir(dir);
+	return n;
+}
+
 static void mix(struct round *round, struct thread *thread)
 {
+	unsigned int files = open_files();
 	bool paged;
 
 	round_open(round, thread);
-	if (round->dirty && allowed(OP_POPULATE) && allowed(OP_MARK) && one_in(&round->rng, 2))
+	if (round->dirty && one_in(&round->rng, 2))
 		dirty_start(round);
 	mark_some(round, thread);
 	paged = pager_open(round, thread);
@@ -242,6 +276,9 @@ static void mix(struct round *round, struct thread *thread)
 		harvest_last(thread);
 	check_all(thread, "after all");
 	round_close(round, thread);
+	if (open_files() != files)
+		fail(NULL, -1, "%u files were open before the round, %u are after it", files,
+		     open_files());
 }
 
 void run_round(uint64_t seed, enum kind kind)

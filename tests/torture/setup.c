@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
 /* What a round is made of, by its seed: VM, tracker, vCPUs, memory, sources, pager; and its end. */
-#include "torture.h"
+#include "actors.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -68,6 +68,8 @@ void open_tracker(struct round *round)
 	if (round->kind == KIND_RING)
 		o.mode = KVMEM_DIRTY_RING;
 	o.ring_entries = o.mode == KVMEM_DIRTY_RING ? 1024u << (2 * below(&round->rng, 4)) : 0;
+	if (round->supervisor)
+		o.ring_entries = 65536;
 	o.flags = (one_in(&round->rng, 3) ? KVMEM_DIRTY_REAPER : 0) |
 		  (one_in(&round->rng, 5) ? KVMEM_DIRTY_FIRST_ALL : 0);
 	r = kvmem_dirty_create(round->vm, &o, &round->dirty);
@@ -358,8 +360,7 @@ void event_loop_stop(struct round *round)
 		return;
 	if (write(loop.stop_fd, &one, sizeof(one)) != sizeof(one))
 		fail(NULL, -1, "eventfd: %s", strerror(errno));
-	pthread_join(loop.thread->id, NULL);
-	loop.thread->id = 0;
+	thread_join(loop.thread);
 	close(loop.stop_fd);
 	loop.stop_fd = -1;
 }
@@ -378,6 +379,14 @@ static enum kvmem_fail_action on_fail(void *arg, const struct kvmem_fail *f)
 	return KVMEM_FAIL_RETRY;
 }
 
+static void on_complete(void *arg)
+{
+	struct round *round = arg;
+
+	if (atomic_fetch_add(&round->completes, 1))
+		fail(NULL, -1, "`complete` of a pager came twice");
+}
+
 static void choose_pager(struct round *round, struct kvmem_pager_opts *o)
 {
 	o->shards = (uint32_t)between(&round->rng, 1, 3);
@@ -388,14 +397,16 @@ static void choose_pager(struct round *round, struct kvmem_pager_opts *o)
 			  : one_in(&round->rng, 2) ? between(&round->rng, 2, 64) * PAGE
 						   : 0;
 	o->fail = one_in(&round->rng, 2) ? on_fail : NULL;
+	o->complete = on_complete;
 	o->arg = round;
+	round->completes = 0;
 	describe("; pager: %u x %u%s%s, around %llu%s", o->shards, o->workers,
 		 o->flags & KVMEM_PAGER_BACKGROUND ? ", background" : "",
 		 o->flags & KVMEM_PAGER_NO_THREADS ? ", event loop" : "",
 		 (unsigned long long)o->fault_around, o->fail ? ", fail" : "");
 }
 
-static bool add_area(struct round *round, struct thread *thread, struct area *area)
+static bool add_area(struct round *round, struct thread *thread, struct area *area, bool first)
 {
 	int r;
 
@@ -407,7 +418,7 @@ static bool add_area(struct round *round, struct thread *thread, struct area *ar
 	must(r);
 	atomic_store(&area->paged,
 		     round->pager_flags & KVMEM_PAGER_NO_THREADS ? PAGED_NO_EVENTS : PAGED_EVENTS);
-	for (uint32_t page = 0; page < area->pages && !area->generation; page++) {
+	for (uint32_t page = 0; page < area->pages && first; page++) {
 		if (area->page[page].exists)
 			continue;
 		area->page[page].base = BASE_SOURCE;
@@ -416,28 +427,50 @@ static bool add_area(struct round *round, struct thread *thread, struct area *ar
 	return true;
 }
 
+/* Parts of the area, in any order, by any method; another thread may be filling the same. */
+static void populate_parts(struct thread *thread, struct area *area)
+{
+	for (unsigned int i = 0; i < 6; i++) {
+		uint32_t first = (uint32_t)below(&thread->rng, area->pages);
+		struct span span = { area, first,
+				     (uint32_t)between(&thread->rng, 1, area->pages - first),
+				     CLAIM_SHARED, 0 };
+
+		op_begin(thread, OP_POPULATE, area, span.first, span.count, 0);
+		op_end(thread, populate_pages(thread, &span));
+	}
+}
+
+static struct area *area_to_populate;
+
+static void populate_beside(struct thread *thread)
+{
+	populate_parts(thread, area_to_populate);
+}
+
 static void populate_area(struct thread *thread, struct area *area)
 {
-	struct kvmem_populate_opts o = KVMEM_POPULATE_OPTS_INIT;
-	uint64_t there = area->source->bytes - area->source_offset,
-		 bytes = (uint64_t)area->pages * PAGE;
+	struct span all = { area, 0, area->pages, CLAIM_SHARED, 0 };
+	struct thread *beside = NULL;
 
-	o.source_offset = area->source_offset;
-	o.bytes = there < bytes ? there : bytes;
-	o.threads = (uint32_t)between(&thread->rng, 0, 2);
+	if (one_in(&thread->rng, 2)) {
+		area_to_populate = area;
+		beside = thread_start("populate", populate_beside, NULL);
+		populate_parts(thread, area);
+	}
 	op_begin(thread, OP_POPULATE, area, 0, area->pages, 0);
-	must(kvmem_populate(area->region, 0, area->source->handle, &o, NULL));
-	op_end(thread, 0);
+	op_end(thread, must(populate_whole(thread, &all)));
+	if (beside)
+		thread_join(beside);
 	for (uint32_t page = 0; page < area->pages; page++)
 		if (!area->page[page].exists)
-			area->page[page].base = (uint64_t)page * PAGE < o.bytes ? BASE_SOURCE
-										: BASE_ZERO;
+			area->page[page].base = BASE_SOURCE;
 }
 
 bool pager_open(struct round *round, struct thread *thread)
 {
 	struct kvmem_pager_opts o = KVMEM_PAGER_OPTS_INIT;
-	bool wanted = round->area[0].generation || !one_in(&round->rng, 5), any = false;
+	bool first = !round->pagers++, wanted = !first || !one_in(&round->rng, 5), any = false;
 	int r;
 
 	choose_pager(round, &o);
@@ -450,10 +483,9 @@ bool pager_open(struct round *round, struct thread *thread)
 	for (unsigned int i = 0; i < round->areas; i++) {
 		struct area *area = &round->area[i];
 
-		if (wanted && (area->paged || !area->generation || i == 0) &&
-		    add_area(round, thread, area))
+		if (wanted && (first || area->paged) && add_area(round, thread, area, first))
 			any = true;
-		else if (!area->generation)
+		else if (first)
 			populate_area(thread, area);
 	}
 	if (!any) {

@@ -336,14 +336,17 @@ struct round {
 	struct vmm *vmm;
 	struct vmm_vcpu *vcpu[MAX_VCPUS];
 	unsigned int vcpus;
+	bool supervisor; /* the guests run in supervisor mode */
 	struct area area[MAX_AREAS];
 	unsigned int areas;
 	struct source source[MAX_AREAS][2];
 	struct kvmem_pager *pager;
+	unsigned int pagers; /* that there have been */
 	uint32_t pager_flags;
 	_Atomic int pager_state;
 	pthread_rwlock_t pager_gate; /* read: the pager is not freed meanwhile */
 	unsigned int retries;	     /* how often `fail` asks for another try */
+	_Atomic int completes;	     /* how often this pager said that nothing is missing */
 	struct kvmem_dirty *dirty;
 	pthread_rwlock_t dirty_gate; /* read: the tracker is not restarted meanwhile */
 	bool tracking;
@@ -371,7 +374,7 @@ struct thread {
 
 void run_round(uint64_t seed, enum kind kind);
 struct thread *thread_start(const char *name, void (*body)(struct thread *), struct vmm_vcpu *vcpu);
-void threads_join(void);
+void thread_join(struct thread *thread);
 /* False: the round ends. Waits while the actors are parked. */
 bool go_on(struct thread *thread);
 void park_actors(struct round *round);

@@ -48,10 +48,7 @@ static uint64_t model_count(void)
 	return n;
 }
 
-typedef size_t runs_fn(const struct km_dmap *m, uint64_t *pos, struct kvmem_region *region,
-		       unsigned int shift, struct kvmem_run *runs, size_t max);
-
-static void expect_runs(runs_fn *get, size_t chunk)
+static void expect_runs(size_t chunk)
 {
 	struct kvmem_region *region = (struct kvmem_region *)&map;
 	static struct kvmem_run runs[4096];
@@ -59,7 +56,7 @@ static void expect_runs(runs_fn *get, size_t chunk)
 	size_t n;
 
 	do {
-		n = get(&map, &pos, region, 12, runs, chunk);
+		n = km_dmap_runs(&map, &pos, region, 12, runs, chunk);
 		for (size_t i = 0; i < n; i++) {
 			uint64_t end = (runs[i].offset + runs[i].bytes) >> 12;
 
@@ -78,13 +75,12 @@ static void expect_runs(runs_fn *get, size_t chunk)
 		EXPECT(!model[at], at);
 }
 
-/* The runs, asked for `chunk` at a time, are the model's: on this processor and on a plain one. */
+/* The runs, asked for `chunk` at a time, are the model's. */
 static void expect_model(size_t chunk)
 {
 	ck_assert_uint_eq(km_dmap_count(&map), model_count());
 	ck_assert_int_eq(km_dmap_empty(&map), !model_count());
-	expect_runs(km_dmap_runs, chunk);
-	expect_runs(km_dmap_runs_plain, chunk);
+	expect_runs(chunk);
 }
 
 static void set(uint64_t page)
@@ -200,13 +196,11 @@ TEST(runs_further_apart_than_32_bits_count)
 	ck_assert_int_eq(km_dmap_init(&huge, 1ull << 33), 0);
 	for (size_t i = 0; i < 3; i++)
 		km_dmap_or(&huge, pages[i] / 64, 1ull << (pages[i] % 64));
-	for (int plain = 0; plain < 2; plain++) {
-		pos = 0;
-		ck_assert_uint_eq((plain ? km_dmap_runs_plain : km_dmap_runs)(&huge, &pos, NULL, 12, runs, 8), 3);
-		for (size_t i = 0; i < 3; i++) {
-			ck_assert_uint_eq(runs[i].offset, pages[i] << 12);
-			ck_assert_uint_eq(runs[i].bytes, 4096);
-		}
+	pos = 0;
+	ck_assert_uint_eq(km_dmap_runs(&huge, &pos, NULL, 12, runs, 8), 3);
+	for (size_t i = 0; i < 3; i++) {
+		ck_assert_uint_eq(runs[i].offset, pages[i] << 12);
+		ck_assert_uint_eq(runs[i].bytes, 4096);
 	}
 	km_dmap_destroy(&huge);
 }

@@ -4,10 +4,12 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include <linux/kvm.h>
 
@@ -348,10 +350,52 @@ TEST(a_vcpu_that_goes_around_the_ring_is_noticed)
 }
 END
 
+/* ---- an entry is read before it is given back ---- */
+
+static struct kvm_dirty_gfn *protected_gfns;
+static volatile sig_atomic_t stores;
+
+/* The kernel at its fastest: the entry is another page's in the moment in which it is marked. */
+static void on_store(int number)
+{
+	(void)number;
+	stores++;
+	mprotect(protected_gfns, ENTRIES * sizeof(*protected_gfns), PROT_READ | PROT_WRITE);
+	protected_gfns[0].offset = 77;
+}
+
+TEST(an_entry_is_read_before_it_is_given_back)
+{
+	struct sigaction act = { .sa_handler = on_store }, before;
+	size_t bytes = ENTRIES * sizeof(*protected_gfns);
+
+	for (int shared_way = 0; shared_way < 2; shared_way++) {
+		fresh();
+		protected_gfns = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+				      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		ck_assert_ptr_ne(protected_gfns, MAP_FAILED);
+		push(1, 5);
+		protected_gfns[0] = gfns[0];
+		ring.entries = (struct km_ring_entry *)protected_gfns;
+		stores = 0;
+		ck_assert_int_eq(mprotect(protected_gfns, bytes, PROT_READ), 0);
+		ck_assert_int_eq(sigaction(SIGSEGV, &act, &before), 0);
+		ck_assert_uint_eq(km_ring_take(&ring, &slots, shared_way), 1);
+		sigaction(SIGSEGV, &before, NULL);
+		ck_assert_int_eq(stores, 1);
+		ck_assert(has(shared_way ? &shared : &own, 1005));
+		ck_assert(!has(shared_way ? &shared : &own, 1077));
+		munmap(protected_gfns, bytes);
+		done();
+	}
+}
+END
+
 HARNESS_MAIN(T(the_last_run_is_what_the_kernel_may_have_joined),
 	     T(where_a_reset_stopped_is_read_off_the_ring),
 	     T(a_vcpu_that_goes_around_the_ring_is_noticed), T(layout_is_the_kernels),
 	     T(pages_land_in_their_slots_window), T(the_shared_way_takes_the_same),
 	     T(strangers_are_marked_counted_and_handed_on), T(a_full_ring_is_read_once_and_wraps),
 	     T(entries_not_reset_yet_stop_the_reader),
-	     T(a_ring_in_use_is_read_from_where_it_stands), T(a_live_writer_loses_nothing))
+	     T(a_ring_in_use_is_read_from_where_it_stands), T(a_live_writer_loses_nothing),
+	     T(an_entry_is_read_before_it_is_given_back))

@@ -402,6 +402,44 @@ TEST(nodes_with_memory)
 }
 END
 
+static int64_t filtered_get_mempolicy(int *mode, unsigned long *nodes, unsigned long maxnode,
+				      void *addr, unsigned long flags)
+{
+	(void)mode, (void)nodes, (void)maxnode, (void)addr, (void)flags;
+	return -EPERM;
+}
+
+/* Memory on nodes 0 to 3 and 70, of which 0, 2 and 70 are allowed. */
+static int64_t files_of_a_machine(const char *path, int flags)
+{
+	const char *text = NULL;
+	int fd;
+
+	if (!strcmp(path, "/sys/devices/system/node/has_memory"))
+		text = "0-3,70\n";
+	else if (!strcmp(path, "/proc/self/status"))
+		text = "Name:\tx\nMems_allowed:\tff\nMems_allowed_list:\t0,2,64-71\nlast:\t1\n";
+	if (!text)
+		return km_real_open(path, flags);
+	fd = (int)km_real_memfd_create("text", 0);
+	ck_assert_int_eq(pwrite(fd, text, strlen(text), 0), (ssize_t)strlen(text));
+	return fd;
+}
+
+TEST(k14_44_nodes_where_seccomp_refuses_the_call)
+{
+	unsigned long nodes[2] = { 0 };
+
+	fresh(KVMEM_BACKING_MEMFD);
+	fake.get_mempolicy = filtered_get_mempolicy;
+	fake.open = files_of_a_machine;
+	ck_assert_int_eq(kvmem_numa_nodes(nodes, 128), 3);
+	ck_assert_uint_eq(nodes[0], 5);
+	ck_assert_uint_eq(nodes[1], 1ul << 6);
+	done();
+}
+END
+
 TEST(whichever_call_fails_nothing_changes)
 {
 	int r = -1;
@@ -427,5 +465,5 @@ HARNESS_MAIN(T(the_kernel_is_told), T(bad_input), T(modes_the_kernel_lacks),
 	     T(too_late_is_said_with_the_count), T(later_ranges_cut_earlier_ones),
 	     T(ignored_policies_are_taken_back), T(emulated_by_the_filling_thread),
 	     T(the_second_mapping_of_hugetlb_has_the_policies_too), T(placement_counts),
-	     T(placement_without_move_pages), T(nodes_with_memory),
+	     T(placement_without_move_pages), T(nodes_with_memory), T(k14_44_nodes_where_seccomp_refuses_the_call),
 	     T(whichever_call_fails_nothing_changes))

@@ -4,6 +4,9 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <stdlib.h>
 
@@ -303,6 +306,37 @@ TEST(k9_26_the_end_is_never_missed_in_a_race)
 }
 END
 
+/* ---- order ---- */
+
+static uint64_t content[PAGES]; /* plain memory: ThreadSanitizer sees a read that nothing orders */
+
+static void *store_and_publish(void *arg)
+{
+	(void)arg;
+	for (uint64_t page = 0; page < PAGES; page++) {
+		ck_assert_uint_eq(km_presence_claim(&map, page, 1), 1);
+		content[page] = page + 1;
+		km_presence_publish(&map, page, 1, KM_PRESENT);
+	}
+	return NULL;
+}
+
+TEST(who_sees_a_page_present_sees_its_content)
+{
+	pthread_t t;
+
+	fresh();
+	ck_assert_int_eq(pthread_create(&t, NULL, store_and_publish, NULL), 0);
+	for (uint64_t page = 0; page < PAGES; page++) {
+		while (km_presence_get(&map, page) != KM_PRESENT)
+			sched_yield();
+		ck_assert_uint_eq(content[page], page + 1);
+	}
+	pthread_join(t, NULL);
+	km_presence_destroy(&map);
+}
+END
+
 /* ---- waiting ---- */
 
 static void *give_up_later(void *arg)
@@ -352,13 +386,40 @@ static int64_t sleep_until_woken(_Atomic uint32_t *word, uint32_t value, uint64_
 	return km_real_futex_wait(word, value, 60ull * 1000000000);
 }
 
-/* The wake-up does not get lost between a waiter's look and its sleep. */
+TEST(k6_21_who_waits_is_woken)
+{
+	uint64_t start;
+	pthread_t t;
+
+	fresh();
+	fake.futex_wait = sleep_until_woken;
+	ck_assert_uint_eq(km_presence_claim(&map, 5, 2), 2);
+	ck_assert_int_eq(pthread_create(&t, NULL, give_up_later, NULL), 0);
+	start = km_sys_now_ns();
+	ck_assert(km_presence_wait(&map, 0, PAGES, UINT64_MAX));
+	ck_assert_uint_lt(km_sys_now_ns() - start, 30ull * 1000000000);
+	pthread_join(t, NULL);
+	km_presence_destroy(&map);
+}
+END
+
+#define WAITS 20000u
+
+static atomic_uint claimed_turn, waited_turn;
+
+/* Many pages, so that a look at all of them takes a while: the claim ends at any moment of it. */
 static void *claim_and_end(void *arg)
 {
 	(void)arg;
-	for (unsigned int i = 0; i < 20000; i++)
-		if (km_presence_claim(&map, 5, 1))
-			km_presence_abandon(&map, 5, 1);
+	for (unsigned int i = 1; i <= WAITS; i++) {
+		ck_assert_uint_eq(km_presence_claim(&map, 5, PAGES - 5), PAGES - 5);
+		atomic_store(&claimed_turn, i);
+		for (volatile unsigned int n = 0; n < i * 7 % 3000; n++)
+			;
+		km_presence_abandon(&map, 5, PAGES - 5);
+		while (atomic_load(&waited_turn) != i)
+			sched_yield();
+	}
 	return NULL;
 }
 
@@ -371,11 +432,63 @@ TEST(k6_21_no_wake_up_is_lost)
 	fake.futex_wait = sleep_until_woken;
 	start = km_sys_now_ns();
 	ck_assert_int_eq(pthread_create(&t, NULL, claim_and_end, NULL), 0);
-	for (unsigned int i = 0; i < 20000; i++)
-		ck_assert(km_presence_wait(&map, 0, 32, UINT64_MAX));
+	for (unsigned int i = 1; i <= WAITS; i++) {
+		while (atomic_load(&claimed_turn) != i)
+			sched_yield();
+		ck_assert(km_presence_wait(&map, 0, PAGES, UINT64_MAX));
+		atomic_store(&waited_turn, i);
+	}
 	pthread_join(t, NULL);
-	ck_assert_uint_lt(km_sys_now_ns() - start, 20ull * 1000000000);
+	ck_assert_uint_lt(km_sys_now_ns() - start, 50ull * 1000000000);
 	km_presence_destroy(&map);
+}
+END
+
+
+static struct km_presence many;
+static unsigned int sleeps;
+static volatile sig_atomic_t looks;
+
+static void *second_page_of_words(void)
+{
+	return (void *)((uintptr_t)many.words + 4096);
+}
+
+/* The first sleep ends for nothing; the look after it will stop in the middle. */
+static int64_t stop_the_next_look(_Atomic uint32_t *word, uint32_t value, uint64_t timeout_ns)
+{
+	if (sleeps++)
+		return sleep_until_woken(word, value, timeout_ns);
+	ck_assert_int_eq(mprotect(second_page_of_words(), 4096, PROT_NONE), 0);
+	return 0;
+}
+
+static void end_the_claim(int number)
+{
+	(void)number;
+	looks++;
+	mprotect(second_page_of_words(), 4096, PROT_READ | PROT_WRITE);
+	km_presence_abandon(&many, 0, MANY);
+}
+
+TEST(k6_21_a_claim_that_ends_during_the_look)
+{
+	struct sigaction act = { .sa_handler = end_the_claim }, before;
+	uint64_t start;
+
+	fake_reset();
+	ck_assert_int_eq(km_presence_init(&many, MANY), 0);
+	ck_assert_uint_eq(km_presence_claim(&many, 0, MANY), MANY);
+	fake.futex_wait = stop_the_next_look;
+	sleeps = 0;
+	looks = 0;
+	ck_assert_int_eq(sigaction(SIGSEGV, &act, &before), 0);
+	start = km_sys_now_ns();
+	ck_assert(km_presence_wait(&many, 0, MANY, UINT64_MAX));
+	ck_assert_uint_lt(km_sys_now_ns() - start, 30ull * 1000000000);
+	sigaction(SIGSEGV, &before, NULL);
+	ck_assert_int_eq(looks, 1);
+	km_presence_destroy(&many);
 }
 END
 
@@ -388,5 +501,7 @@ HARNESS_MAIN(T(claims_stop_at_what_is_taken), T(states_and_the_count_of_missing)
 	     T(k7_24_poison_is_a_state_that_is_counted_and_healed),
 	     T(a_present_page_can_become_absent_again),
 	     T(k9_26_the_last_publisher_tells_that_nothing_is_missing),
-	     T(k9_26_the_end_is_never_missed_in_a_race), T(k6_21_who_waits_for_a_claim_sleeps),
-	     T(k6_21_no_wake_up_is_lost))
+	     T(k9_26_the_end_is_never_missed_in_a_race),
+	     T(who_sees_a_page_present_sees_its_content), T(k6_21_who_waits_for_a_claim_sleeps),
+	     T(k6_21_who_waits_is_woken),
+	     T(k6_21_no_wake_up_is_lost), T(k6_21_a_claim_that_ends_during_the_look))
