@@ -34,7 +34,8 @@ enum kvmem_policy {
  * mappings of hugetlb that the library makes have it. Returns 0 when the kernel holds the policy, 1 when it
  * is emulated. Errors: -EINVAL, -ERANGE, -ENODEV (a node that does not exist or has no memory; the detail
  * names it), -EEXIST (n pages exist already; the detail says how many, see KVMEM_POLICY_FUTURE),
- * -EOPNOTSUPP (mode not on this kernel), -EPERM (node outside the cpuset), -ENOMEM.
+ * -EOPNOTSUPP (mode not on this kernel), -EPERM (node outside the cpuset, or a container's seccomp filter
+ * refuses mbind() without CAP_SYS_NICE: the detail says which), -ENOMEM.
  * One thread at a time per object.
  */
 KVMEM_API int kvmem_region_set_policy(struct kvmem_region *region, uint64_t offset, uint64_t bytes,
@@ -57,7 +58,7 @@ struct kvmem_placement {
  * kvmem_region_placement() - count the pages of a range by the node they are on, as move_pages(2) says.
  *
  * Allocates nothing in the region: pages that do not exist are counted as such. Pages are of the
- * region's page size. Errors: -EINVAL, -ERANGE. May be called from any thread.
+ * region's page size. Where a seccomp filter hides the nodes, they are counted as `other`. Errors: -EINVAL, -ERANGE. May be called from any thread.
  */
 KVMEM_API int kvmem_region_placement(struct kvmem_region *region, uint64_t offset, uint64_t bytes,
 				     struct kvmem_placement *ret_placement);

@@ -386,6 +386,101 @@ TEST(placement_without_move_pages)
 }
 END
 
+/* ---- where a seccomp filter refuses the calls ---- */
+
+static int64_t forbidden_mempolicy(int *mode, unsigned long *nodes, unsigned long maxnode,
+				   void *addr, unsigned long flags)
+{
+	(void)mode, (void)nodes, (void)maxnode, (void)addr, (void)flags;
+	return -EPERM;
+}
+
+static int64_t forbidden_move_pages(size_t count, void **pages, int *status)
+{
+	(void)count, (void)pages, (void)status;
+	return -EPERM;
+}
+
+static const char *with_memory, *allowed;
+
+static int64_t node_files(const char *path, int flags)
+{
+	const char *text = NULL;
+	int64_t fd;
+
+	if (!strcmp(path, "/sys/devices/system/node/has_memory"))
+		text = with_memory;
+	else if (!strcmp(path, "/proc/self/status"))
+		text = allowed;
+	else
+		return km_real_open(path, flags);
+	if (!text)
+		return -ENOENT;
+	fd = km_real_memfd_create("text", 0);
+	ck_assert_int_eq(write((int)fd, text, strlen(text)), (ssize_t)strlen(text));
+	lseek((int)fd, 0, SEEK_SET);
+	return fd;
+}
+
+static void fresh_container(uint32_t backing)
+{
+	fresh(backing);
+	fake.get_mempolicy = forbidden_mempolicy;
+	fake.move_pages_query = forbidden_move_pages;
+	fake.open = node_files;
+	mbind_error = EPERM;
+	with_memory = "0-1,3\n";
+	allowed = "Name:\ttest\nMems_allowed:\t0000000b\nMems_allowed_list:\t0-1\nx:\t1\n";
+}
+
+TEST(k14_44_nodes_are_read_from_files)
+{
+	unsigned long got = 0;
+
+	fresh_container(KVMEM_BACKING_MEMFD);
+	ck_assert_int_eq(kvmem_numa_nodes(&got, 64), 2);
+	ck_assert_uint_eq(got, 3);
+	allowed = "Mems_allowed_list:\t1,3-5\n";
+	ck_assert_int_eq(kvmem_numa_nodes(&got, 64), 2);
+	ck_assert_uint_eq(got, 0xa);
+	with_memory = NULL;
+	expect_refused(EPERM, "CAP_SYS_NICE", kvmem_numa_nodes(&got, 64));
+	done();
+}
+END
+
+TEST(k14_44_policies_are_refused_with_the_reason)
+{
+	fresh_container(KVMEM_BACKING_MEMFD);
+	expect_refused(EPERM, "seccomp", set(0, 8, KVMEM_POLICY_BIND, 1, 0));
+	expect_refused(EPERM, "CAP_SYS_NICE", set(0, 8, KVMEM_POLICY_BIND, 1, 0));
+	ck_assert_int_eq(set(0, 8, KVMEM_POLICY_DEFAULT, 0, 0), 0);
+	ck_assert_ptr_null(region.policies);
+	done();
+}
+END
+
+TEST(k14_44_placement_counts_without_nodes)
+{
+	struct kvmem_placement p = KVMEM_PLACEMENT_INIT;
+	uint64_t nodes[4];
+
+	fresh_container(KVMEM_BACKING_ANONYMOUS);
+	memset(region.base, 1, 30 * PAGE);
+	p.nodes = nodes;
+	p.node_count = 4;
+	ck_assert_int_eq(kvmem_region_placement(&region, 0, BYTES, &p), 0);
+	ck_assert_uint_eq(p.present, 30);
+	ck_assert_uint_eq(p.other, 30);
+	with_memory = "1\n"; /* one node: then there is no doubt */
+	p.node_count = 4;
+	ck_assert_int_eq(kvmem_region_placement(&region, 0, BYTES, &p), 0);
+	ck_assert_uint_eq(p.other, 0);
+	ck_assert_uint_eq(nodes[1], 30);
+	done();
+}
+END
+
 TEST(nodes_with_memory)
 {
 	unsigned long got = ~0ul;
@@ -465,5 +560,7 @@ HARNESS_MAIN(T(the_kernel_is_told), T(bad_input), T(modes_the_kernel_lacks),
 	     T(too_late_is_said_with_the_count), T(later_ranges_cut_earlier_ones),
 	     T(ignored_policies_are_taken_back), T(emulated_by_the_filling_thread),
 	     T(the_second_mapping_of_hugetlb_has_the_policies_too), T(placement_counts),
-	     T(placement_without_move_pages), T(nodes_with_memory), T(k14_44_nodes_where_seccomp_refuses_the_call),
+	     T(placement_without_move_pages), T(nodes_with_memory), T(k14_44_nodes_are_read_from_files),
+	     T(k14_44_policies_are_refused_with_the_reason),
+	     T(k14_44_placement_counts_without_nodes), T(k14_44_nodes_where_seccomp_refuses_the_call),
 	     T(whichever_call_fails_nothing_changes))

@@ -293,6 +293,121 @@ TEST(a_guest_memfd_with_some_pages)
 }
 END
 
+/* What it is is told without a write, a hole, a seek or a read: also of what is taken. */
+TEST(k12_36_no_probe_touches_a_file)
+{
+	int file = open("/proc/self/exe", O_RDONLY), disk = open(".", O_TMPFILE | O_RDWR, 0600);
+	int mem = memfd_create("given", 0), gmem;
+	struct kvmem_plan p = KVMEM_PLAN_INIT;
+	struct kvmem_region_opts o = KVMEM_REGION_OPTS_INIT;
+
+	fresh_vm();
+	ck_assert(!ftruncate(mem, (off_t)BYTES));
+	gmem = (int)km_sys_ioctl(kvmem_vm_fd(vm), KM_KVM_CREATE_GUEST_MEMFD,
+				 &(struct km_kvm_create_guest_memfd){ .size = BYTES, .flags = 3 });
+	o.bytes = BYTES;
+	o.flags = KVMEM_REGION_FD;
+	kvmem_region_plan(vm, &(struct kvmem_region_opts){ .size = sizeof(o), .bytes = BYTES }, &p);
+	for (int i = 0; i < 4; i++) {
+		memset(&fake.count, 0, sizeof(fake.count));
+		o.fd = (int[]){ mem, gmem, disk, file }[i];
+		ck_assert_int_eq(kvmem_region_plan(vm, &o, &p), i < 2 ? 0 : -EBADF);
+		if (i > 1)
+			failed(EBADF, "fd", kvmem_region_create(vm, &o, &ram));
+		ck_assert_uint_eq(fake.count.pwrite + fake.count.write + fake.count.fallocate +
+					  fake.count.ftruncate + fake.count.lseek + fake.count.pread +
+					  fake.count.read + fake.count.open + fake.count.mmap,
+				  0);
+	}
+	ck_assert_int_eq(kvmem_vm_free(vm), 0);
+	close(file);
+	close(disk);
+	close(mem);
+	close(gmem);
+}
+END
+
+static int64_t no_proc(const char *path, int flags)
+{
+	return strncmp(path, "/proc/self/fd", 13) ? km_real_open(path, flags) : -ENOENT;
+}
+
+/* Without /proc there is only a duplicate, which shares the position and the flags. */
+TEST(k12_38_o_append_that_cannot_be_undone_is_refused)
+{
+	int fd = memfd_create("given", 0);
+
+	fresh_vm();
+	ck_assert(!ftruncate(fd, (off_t)BYTES));
+	ck_assert_int_eq(pwrite(fd, "x", 1, 2 * PAGE), 1);
+	ck_assert_int_eq(lseek(fd, 77, SEEK_SET), 77);
+	fake.open = no_proc;
+	ck_assert_int_eq(CREATE(.flags = KVMEM_REGION_FD, .fd = fd), 0);
+	expect_states("aapa");
+	ck_assert_int_eq(lseek(fd, 0, SEEK_CUR), 77);
+	ck_assert_int_eq(kvmem_region_free(ram), 0);
+	ck_assert_int_eq(fcntl(fd, F_SETFL, O_APPEND), 0);
+	failed(EBADF, "O_APPEND", CREATE(.flags = KVMEM_REGION_FD, .fd = fd));
+	ck_assert_int_eq(kvmem_vm_free(vm), 0);
+	close(fd);
+}
+END
+
+static unsigned int seals_added;
+
+static int64_t watch_seals(int fd, unsigned int s)
+{
+	seals_added = s;
+	return s & KVMEM_SEAL_EXEC ? -EINVAL : km_real_fcntl_add_seals(fd, s);
+}
+
+TEST(k12_39_a_seal_that_the_kernel_lacks_is_named)
+{
+	fresh_vm();
+	fake.fcntl_add_seals = watch_seals;
+	ck_assert_int_eq(CREATE(.backing = KVMEM_BACKING_MEMFD, .seals = KVMEM_SEAL_SEAL), 0);
+	ck_assert_uint_eq(seals_added, KVMEM_SEAL_SEAL | KVMEM_SEAL_SHRINK | KVMEM_SEAL_GROW);
+	ck_assert_int_eq(kvmem_region_free(ram), 0);
+	failed(EINVAL, "6.3", CREATE(.backing = KVMEM_BACKING_MEMFD, .seals = KVMEM_SEAL_EXEC));
+	fake.count.fcntl_add_seals = 0;
+	ck_assert_int_eq(CREATE(.backing = KVMEM_BACKING_MEMFD, .seals = KVMEM_SEAL_NONE), 0);
+	ck_assert_int_eq(kvmem_region_free(ram), 0);
+	ck_assert_int_eq(CREATE(.backing = KVMEM_BACKING_GUEST_MEMFD), 0);
+	ck_assert_uint_eq(fake.count.fcntl_add_seals, 0);
+	done();
+}
+END
+
+/* A mapping that lies wrong is made again over reserved space; nothing of it is left. */
+static int64_t unaligned(size_t len, int prot, int flags, int fd, uint64_t off, void **addr)
+{
+	void *p = NULL;
+	int64_t r = km_real_mmap(len + (2u << 20), PROT_NONE,
+				 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0, &p);
+	uintptr_t at = ((uintptr_t)p + (2u << 20) - 1) & ~((2ull << 20) - 1);
+
+	ck_assert_int_ge(r, 0);
+	munmap(p, len + (2u << 20));
+	*addr = (void *)(at + PAGE); /* such an address is as good a hint as any other */
+	return km_real_mmap_near(len, prot, flags, fd, off, addr);
+}
+
+TEST(k14_47_wherever_the_kernel_maps_it_it_is_aligned)
+{
+	static const uint32_t backings[] = { KVMEM_BACKING_MEMFD, KVMEM_BACKING_ANONYMOUS };
+
+	for (size_t i = 0; i < 2; i++) {
+		fresh_vm();
+		fake.mmap_near = unaligned;
+		ck_assert_int_eq(CREATE(.backing = backings[i], .bytes = (2 << 20) + 5 * PAGE), 0);
+		ck_assert_uint_eq((uintptr_t)kvmem_region_base(ram) % (2 << 20), 0);
+		ck_assert_uint_eq(fake.count.mmap_at, 1);
+		((uint8_t *)kvmem_region_base(ram))[(2 << 20) + 5 * PAGE - 1] = 1;
+		done();
+	}
+}
+END
+
 TEST(files_that_are_neither)
 {
 	char name[] = "/var/tmp/kvmem-test-XXXXXX"; /* not on tmpfs, where a file counts as a memfd */
@@ -465,7 +580,10 @@ END
 HARNESS_MAIN(T(each_backing), T(the_guest_memfd_is_made_with_what_was_found), T(plan_and_create_agree),
 	     T(no_creation_that_fails_leaks), T(private_pages_beside_shared_ones), T(no_planning_that_fails_leaks),
 	     T(a_memfd_with_data_and_holes),
-	     T(a_guest_memfd_with_some_pages), T(files_that_are_neither), T(discard_by_state),
+	     T(a_guest_memfd_with_some_pages), T(files_that_are_neither),
+	     T(k12_36_no_probe_touches_a_file), T(k12_38_o_append_that_cannot_be_undone_is_refused),
+	     T(k12_39_a_seal_that_the_kernel_lacks_is_named),
+	     T(k14_47_wherever_the_kernel_maps_it_it_is_aligned), T(discard_by_state),
 	     T(a_discard_that_fails_keeps_the_record), T(anonymous_memory_is_given_back_too),
 	     T(mark_present), T(next_missing),
 	     T(stores_go_where_no_pager_sees_them), T(null_arguments))
