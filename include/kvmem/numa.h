@@ -58,7 +58,8 @@ struct kvmem_placement {
  * kvmem_region_placement() - count the pages of a range by the node they are on, as move_pages(2) says.
  *
  * Allocates nothing in the region: pages that do not exist are counted as such. Pages are of the
- * region's page size. Where a seccomp filter hides the nodes, they are counted as `other`. Errors: -EINVAL, -ERANGE. May be called from any thread.
+ * region's page size. Where a seccomp filter hides the nodes, they are counted as `other`. Errors:
+ * -EINVAL, -ERANGE. May be called from any thread.
  */
 KVMEM_API int kvmem_region_placement(struct kvmem_region *region, uint64_t offset, uint64_t bytes,
 				     struct kvmem_placement *ret_placement);

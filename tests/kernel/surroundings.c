@@ -147,6 +147,8 @@ static int locked_region(uint32_t backing)
 	NEED(!fill_some(BYTES));
 	NEED(base[0] == CONTENT && base[BYTES - 1] == CONTENT);
 	NEED(pages_there() == (int64_t)PAGES);
+	NEED(!kvmem_region_discard(ram, PAGE, 2 * PAGE));
+	NEED(base[PAGE] == 0 && base[3 * PAGE] == CONTENT);
 	return kvmem_region_free(ram);
 }
 
@@ -170,6 +172,37 @@ static int locked_regions(void *arg)
 	return 0;
 }
 
+static int lazily_locked(void *arg)
+{
+	unsigned char *content = calloc(1, BYTES);
+	struct kvmem_pager *pager;
+	struct kvmem_source *s;
+
+	NEED(!lock_future(*(int *)arg));
+	for (size_t i = 0; i < 2; i++) {
+		unsigned char *base;
+
+		memset(content, CONTENT, BYTES);
+		NEED(!kvmem_source_memory(content, BYTES, &s));
+		NEED(!CREATE(.backing = backings[i]));
+		if (kvmem_pager_create(NULL, &pager))
+			return 77;
+		NEED(!kvmem_pager_add(pager, ram, s, 0, 0));
+		NEED(!kvmem_pager_start(pager));
+		base = kvmem_region_base(ram);
+		NEED(base[7 * PAGE] == CONTENT);
+		NEED(!kvmem_region_discard(ram, 7 * PAGE, 2 * PAGE));
+		NEED(base[7 * PAGE] == 0 && base[8 * PAGE] == 0 && base[9 * PAGE] == CONTENT);
+		NEED(!kvmem_pager_stop(pager, KVMEM_STOP_FILL));
+		NEED(base[BYTES - 1] == CONTENT);
+		NEED(!kvmem_pager_free(pager));
+		NEED(!kvmem_region_free(ram));
+		NEED(!kvmem_source_free(s));
+	}
+	free(content);
+	return 0;
+}
+
 TEST(k10_32_under_mlockall_a_new_region_is_empty)
 {
 	int onfault = MCL_ONFAULT, all = 0;
@@ -177,6 +210,18 @@ TEST(k10_32_under_mlockall_a_new_region_is_empty)
 	SKIP_IF(geteuid(), "root", "more is locked than others may lock");
 	ck_assert_int_eq(harness_child(locked_regions, &onfault), 0);
 	ck_assert_int_eq(harness_child(locked_regions, &all), 0);
+}
+END
+
+TEST(k10_32_under_mlockall_a_region_is_filled_lazily)
+{
+	int onfault = MCL_ONFAULT, all = 0, r;
+
+	SKIP_IF(geteuid(), "root", "more is locked than others may lock");
+	r = harness_child(lazily_locked, &all);
+	SKIP_IF(r == 77, "uffd", "no userfaultfd");
+	ck_assert_int_eq(r, 0);
+	ck_assert_int_eq(harness_child(lazily_locked, &onfault), 0);
 }
 END
 
@@ -488,6 +533,7 @@ TEST(k14_48_a_vm_of_another_process_is_told_from_no_vm)
 END
 
 HARNESS_MAIN(T(k10_31_a_file_size_limit_is_no_signal), T(k10_32_under_mlockall_a_new_region_is_empty),
+	     T(k10_32_under_mlockall_a_region_is_filled_lazily),
 	     T(k14_48_the_limit_of_locked_memory_is_named), T(k10_30_placement_takes_no_poison),
 	     T(k14_44_a_seccomp_filter_is_named_and_lived_with),
 	     T(k14_45_an_empty_guest_memfd_of_a_user_who_was_root),
