@@ -3,8 +3,9 @@
 #define KM_DIRTY_H
 
 /*
- * dirty: what was written. KVM's ring or bitmap behind harvest and commit. Knows vm and region; vm
- * reaches it through km_slot_hooks, which vm declares.
+ * dirty: what was written. KVM's ring or bitmap behind harvest and commit. Knows vm and region,
+ * and asks fill to protect pages that a pager watches; vm reaches it through km_slot_hooks, which vm
+ * declares.
  */
 
 #include <kvmem/dirty.h>

@@ -8,10 +8,9 @@
  *	anonymous memory	userfaultfd's write protection in its asynchronous form, on and off
  *				again: a write meanwhile is let through by the kernel itself.
  *				mprotect() would not do: KVM_RUN fails with EFAULT where it meets it
- *
- * Not while a pager watches the region. MADV_DONTNEED would raise an event there and sleep until
- * somebody reads it, who may be the very thread that calls us; and a range can be registered with
- * one userfaultfd only.
+ *	under a pager		the same write protection through the pager's own userfaultfd.
+ *				MADV_DONTNEED would raise an event there and sleep until somebody
+ *				reads it, who may be the very thread that calls us
  */
 #include "dirty/dirty_internal.h"
 
@@ -20,11 +19,7 @@
 #include <sys/ioctl.h>
 
 #include "base/uapi/userfaultfd.h"
-
-static bool watched(const struct kvmem_region *r)
-{
-	return r->watch != NULL;
-}
+#include "fill/fill.h"
 
 /* USER_MODE_ONLY, which needs no privilege, is enough: asynchronous protection raises no event. */
 static int open_uffd(void)
@@ -72,8 +67,9 @@ bool km_dirty_protect(struct kvmem_dirty *d, struct kvmem_region *region, uint64
 	/* Whoever holds it may be waiting for an event that our caller is to read. */
 	if (pthread_mutex_trylock(&region->lock))
 		return false;
-	if (watched(region))
-		done = false;
+	if (region->watch)
+		done = km_watch_protect(region->watch, from >> region->page_shift,
+					(to - from) >> region->page_shift);
 	else if (region->fd >= 0)
 		done = km_mem_drop(region->base + from, to - from) >= 0;
 	else

@@ -74,6 +74,23 @@ static void close_uffd(struct km_uffd *u)
 
 /* ---- a set ---- */
 
+/* With write protection that raises no events (Linux 6.7), where the kernel has it. */
+static int open_one(struct km_uffd_set *set, unsigned int i, uint64_t features)
+{
+	struct km_detail before;
+	int r;
+
+	if (i && !set->protects)
+		return open_uffd(&set->all[i], features);
+	km_detail_save(&before);
+	r = open_uffd(&set->all[i], features | KM_UFFD_FEATURE_WP_ASYNC);
+	set->protects = !r;
+	if (r != -EOPNOTSUPP || i)
+		return r;
+	km_detail_restore(&before);
+	return open_uffd(&set->all[i], features);
+}
+
 int km_uffd_set_open(struct km_uffd_set *set, unsigned int count, bool removals)
 {
 	uint64_t features = removals ? UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP : 0;
@@ -92,7 +109,7 @@ int km_uffd_set_open(struct km_uffd_set *set, unsigned int count, bool removals)
 		init_lock(&set->all[i]);
 	}
 	for (unsigned int i = 0; !r && i < count; i++)
-		r = open_uffd(&set->all[i], features);
+		r = open_one(set, i, features);
 	return r;
 }
 
@@ -137,6 +154,22 @@ void km_watch_wake(const struct km_watch *w, uint64_t first, uint64_t count)
 	}
 }
 
+bool km_watch_protect(const struct km_watch *w, uint64_t first, uint64_t count)
+{
+	if (!km_watch_can(w, _UFFDIO_WRITEPROTECT))
+		return false;
+	for (uint64_t n; count; first += n, count -= n) {
+		struct uffdio_writeprotect wp = { .mode = UFFDIO_WRITEPROTECT_MODE_WP };
+
+		n = km_watch_in_stripe(w, first, count);
+		wp.range.start = w->addr + (first << w->shift);
+		wp.range.len = n << w->shift;
+		if (km_uffd_ioctl(km_watch_uffd_of(w, first), UFFDIO_WRITEPROTECT, &wp) < 0)
+			return false;
+	}
+	return true;
+}
+
 /* ---- registering ---- */
 
 static const char *why_refused(const struct km_watch *w)
@@ -170,7 +203,14 @@ static int register_stripe(struct km_watch *w, uint64_t first, uint64_t count)
 	/* Never MINOR alone: an absent page would not fault, but be allocated as zeros. */
 	if (w->region->fd >= 0)
 		reg.mode |= UFFDIO_REGISTER_MODE_MINOR;
+	/* For the dirty tracker: km_watch_protect(). */
+	if (w->set->protects && w->region->plan.granted & KVMEM_WANT_DIRTY)
+		reg.mode |= UFFDIO_REGISTER_MODE_WP;
 	r = km_uffd_ioctl(km_watch_uffd_of(w, first), UFFDIO_REGISTER, &reg);
+	if (r == -EINVAL && reg.mode & UFFDIO_REGISTER_MODE_WP) {
+		reg.mode &= ~(uint64_t)UFFDIO_REGISTER_MODE_WP;
+		r = km_uffd_ioctl(km_watch_uffd_of(w, first), UFFDIO_REGISTER, &reg);
+	}
 	if (r < 0)
 		return register_failed(w, first, count, r);
 	w->ioctls &= reg.ioctls;

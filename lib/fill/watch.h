@@ -43,6 +43,7 @@ struct km_uffd_set {
 	struct km_uffd *all;
 	void *raw;
 	bool sees_removals;		      /* REMOVE and UNMAP events are on */
+	bool protects;			      /* write protection that raises no events is on */
 	_Atomic bool served;		      /* somebody reads events all the time */
 	struct km_watch *_Atomic first_watch; /* in the order they were added */
 	struct km_watch *last_watch;
@@ -92,6 +93,13 @@ uint64_t km_watch_in_stripe(const struct km_watch *w, uint64_t page, uint64_t co
 
 /* Let the threads that wait for these pages fault again. */
 void km_watch_wake(const struct km_watch *w, uint64_t first, uint64_t count);
+
+/*
+ * Write-protect pages for a moment: KVM, which follows the host's mapping, lets go of them, and the
+ * next write faults there. The kernel lets a write through by itself and raises no event. False
+ * where it cannot be had, or not now (events are unread). With the region's lock held.
+ */
+bool km_watch_protect(const struct km_watch *w, uint64_t first, uint64_t count);
 
 /*
  * Read events, up to KM_UFFD_MSGS: enters the removals among them into the records and leaves the

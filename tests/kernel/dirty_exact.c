@@ -10,6 +10,7 @@
 #include <liburing.h>
 #include <poll.h>
 #include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
@@ -108,18 +109,63 @@ static struct kvmem_dirty_stats stats(struct rig *rig)
 	return s;
 }
 
+/* ---- a pager beside it ---- */
+
+struct paged {
+	unsigned char *content;
+	struct kvmem_source *source;
+	struct kvmem_pager *pager;
+};
+
+/* Serves the rig's RAM, whose content is not zero and not the same in any two pages. */
+static bool pager_begin(struct paged *p, struct rig *rig)
+{
+	struct kvmem_pager_opts o = KVMEM_PAGER_OPTS_INIT;
+	int r;
+
+	p->content = malloc(rig->bytes);
+	ck_assert_ptr_nonnull(p->content);
+	for (uint64_t i = 0; i < rig->bytes / 8; i++)
+		((uint64_t *)p->content)[i] = i + 1;
+	r = kvmem_pager_create(&o, &p->pager);
+	if (r) {
+		harness_skip("uffd", "%s", kvmem_error_detail());
+		free(p->content);
+		return false;
+	}
+	ck_ok(kvmem_source_memory(p->content, rig->bytes, &p->source));
+	ck_ok(kvmem_pager_add(p->pager, rig->ram, p->source, 0, KVMEM_FILL_OVERWRITE));
+	ck_ok(kvmem_pager_start(p->pager));
+	return true;
+}
+
+static void pager_end(struct paged *p)
+{
+	ck_ok(kvmem_pager_stop(p->pager, KVMEM_STOP_FILL));
+	ck_ok(kvmem_pager_free(p->pager));
+	ck_ok(kvmem_source_free(p->source));
+	free(p->content);
+}
+
 /* The guest writes `count` pages a round; each round must report these, and no others. */
-static void each_round_exactly(uint32_t backing, uint64_t count, unsigned int rounds,
+static void each_round_exactly(uint32_t backing, bool paged, uint64_t count, unsigned int rounds,
 			       uint64_t pause_ns)
 {
 	struct rig_opts o = { .mode = KVMEM_DIRTY_RING, .backing = backing };
 	struct completions c;
 	uint64_t missed = 0, vain = 0;
+	struct paged p;
 	struct rig rig;
 
 	if (!rig_open(&rig, &o))
 		return;
+	if (paged && !pager_begin(&p, &rig)) {
+		rig_close(&rig);
+		return;
+	}
 	if (!completions_begin(&c, pause_ns)) {
+		if (paged)
+			pager_end(&p);
 		rig_close(&rig);
 		return;
 	}
@@ -143,30 +189,33 @@ static void each_round_exactly(uint32_t backing, uint64_t count, unsigned int ro
 		(unsigned long)stats(&rig).pages_kept);
 	ck_assert_msg(!missed && !vain,
 		      "%lu page writes never reported, %lu pages reported in vain", missed, vain);
-	ck_assert_uint_eq(rig_lost(&rig), 0);
+	if (paged)
+		pager_end(&p);
+	else
+		ck_assert_uint_eq(rig_lost(&rig), 0);
 	rig_close(&rig);
 }
 
 TEST(k1_2_equal_count)
 {
-	each_round_exactly(KVMEM_BACKING_MEMFD, 1, 2000, 20000);
+	each_round_exactly(KVMEM_BACKING_MEMFD, false, 1, 2000, 20000);
 }
 END
 
 TEST(k1_2_equal_count_of_runs)
 {
-	each_round_exactly(KVMEM_BACKING_MEMFD, 112, 300, 20000);
+	each_round_exactly(KVMEM_BACKING_MEMFD, false, 112, 300, 20000);
 }
 END
 
 TEST(k1_3_too_much_said)
 {
-	each_round_exactly(KVMEM_BACKING_MEMFD, 4096, 20, 100000);
+	each_round_exactly(KVMEM_BACKING_MEMFD, false, 4096, 20, 100000);
 }
 END
 
-	/* That is to be had and can be tracked. */
-	static bool has_guest_memfd(void)
+/* That is to be had and can be tracked. */
+static bool has_guest_memfd(void)
 {
 	struct kvmem_region_opts ro = KVMEM_REGION_OPTS_INIT;
 	struct kvmem_plan plan = KVMEM_PLAN_INIT;
@@ -191,20 +240,31 @@ TEST(k1_3_too_much_said_guest_memfd)
 {
 	if (!has_guest_memfd())
 		return;
-	each_round_exactly(KVMEM_BACKING_GUEST_MEMFD, 4096, 10, 100000);
+	each_round_exactly(KVMEM_BACKING_GUEST_MEMFD, false, 4096, 10, 100000);
 }
 END
 
 TEST(k1_3_too_much_said_anonymous)
 {
-	each_round_exactly(KVMEM_BACKING_ANONYMOUS, 300, 100, 20000);
+	each_round_exactly(KVMEM_BACKING_ANONYMOUS, false, 300, 100, 20000);
 }
 END
 
-	/* ---- slot numbers ---- */
+TEST(k1_3_too_much_said_under_a_pager)
+{
+	each_round_exactly(KVMEM_BACKING_MEMFD, true, 300, 100, 20000);
+}
+END
 
-	static void
-	guest_writes(struct rig *rig, uint64_t gpa, uint64_t page)
+TEST(k1_3_too_much_said_under_a_pager_of_anonymous_memory)
+{
+	each_round_exactly(KVMEM_BACKING_ANONYMOUS, true, 300, 100, 20000);
+}
+END
+
+/* ---- slot numbers ---- */
+
+static void guest_writes(struct rig *rig, uint64_t gpa, uint64_t page)
 {
 	struct guest_mailbox *box = vmm_mailbox(rig->vcpus[0]);
 
@@ -258,9 +318,9 @@ TEST(k1_1_number_used_again)
 }
 END
 
-	/* ---- what the VMM has set ---- */
+/* ---- what the VMM has set ---- */
 
-	struct adopted {
+struct adopted {
 	int kvm, vm_fd;
 	struct kvmem_vm *vm;
 	struct vmm *vmm;
@@ -436,7 +496,7 @@ TEST(k2_10_auto_leaves_the_vmms_own_log_alone)
 }
 END
 
-	static uint64_t handed[RAM_BYTES / RIG_PAGE];
+static uint64_t handed[RAM_BYTES / RIG_PAGE];
 
 static void on_foreign(void *arg, uint32_t slot, uint64_t page, uint32_t flags)
 {
@@ -489,10 +549,96 @@ TEST(k2_11_any_passes_over_the_vmms_numbers)
 }
 END
 
+/* ---- what the library itself changes ---- */
+
+/* Harvests and commits: the pages [first, first + count) of the RAM, and no others. */
+static void expect_pages(struct rig *rig, uint64_t first, uint64_t count)
+{
+	rig_forget(rig);
+	rig_sync(rig);
+	for (uint64_t p = 0; p < rig->bytes / RIG_PAGE; p++)
+		ck_assert_msg(rig->seen[p] == (p >= first && p < first + count), "page %lu", p);
+}
+
+static void library_changes(uint32_t mode, bool paged)
+{
+	struct rig_opts o = { .mode = mode, .bytes = 8u << 20, .backing = KVMEM_BACKING_MEMFD };
+	struct kvmem_source *source;
+	unsigned char *content;
+	struct paged p;
+	struct rig rig;
+
+	if (!rig_open(&rig, &o))
+		return;
+	content = malloc(100 * RIG_PAGE);
+	ck_assert_ptr_nonnull(content);
+	memset(content, 7, 100 * RIG_PAGE);
+	ck_ok(kvmem_source_memory(content, 100 * RIG_PAGE, &source));
+	if (!paged || pager_begin(&p, &rig)) {
+		rig_write(&rig, 0, 1, 200, false);
+		rig_wait(&rig);
+		expect_pages(&rig, 0, 200);
+		ck_ok(kvmem_region_discard(rig.ram, 10 * RIG_PAGE, 50 * RIG_PAGE));
+		expect_pages(&rig, 10, 50);
+		ck_assert_uint_eq(rig.base[20 * RIG_PAGE], 0);
+		ck_ok(kvmem_populate(rig.ram, 1000 * RIG_PAGE, source, NULL, NULL));
+		expect_pages(&rig, 1000, 100);
+		if (paged) /* where the pager does not see it */
+			ck_assert_int_eq(pwrite(kvmem_region_fd(rig.ram), content, 5 * RIG_PAGE,
+						1500 * RIG_PAGE),
+					 5 * RIG_PAGE);
+		else
+			memset(rig.base + 1500 * RIG_PAGE, 9, 5 * RIG_PAGE);
+		ck_ok(kvmem_region_mark_present(rig.ram, 1500 * RIG_PAGE, 5 * RIG_PAGE));
+		expect_pages(&rig, 1500, 5);
+		expect_pages(&rig, 0, 0);
+		if (paged) {
+			/* What it brings in from its source is no change. */
+			struct kvmem_run run = { rig.ram, 1800 * RIG_PAGE, 64 * RIG_PAGE };
+
+			ck_ok(kvmem_pager_prefetch(p.pager, &run, 1));
+			pager_end(&p);
+			expect_pages(&rig, 0, 0);
+		}
+	}
+	ck_ok(kvmem_source_free(source));
+	free(content);
+	rig_close(&rig);
+}
+
+TEST(k3_14_what_the_library_changes_ring)
+{
+	library_changes(KVMEM_DIRTY_RING, false);
+}
+END
+
+TEST(k3_14_what_the_library_changes_bitmap)
+{
+	library_changes(KVMEM_DIRTY_BITMAP, false);
+}
+END
+
+TEST(k3_14_what_the_library_changes_under_a_pager_ring)
+{
+	library_changes(KVMEM_DIRTY_RING, true);
+}
+END
+
+TEST(k3_14_what_the_library_changes_under_a_pager_bitmap)
+{
+	library_changes(KVMEM_DIRTY_BITMAP, true);
+}
+END
+
 HARNESS_MAIN(T(k1_2_equal_count), T(k1_2_equal_count_of_runs), T(k1_3_too_much_said),
 	     T(k1_3_too_much_said_guest_memfd), T(k1_3_too_much_said_anonymous),
-	     T(k1_1_number_used_again), T(k2_8_a_ring_where_the_vmm_has_initially_set_on),
+	     T(k1_3_too_much_said_under_a_pager),
+	     T(k1_3_too_much_said_under_a_pager_of_anonymous_memory), T(k1_1_number_used_again),
+	     T(k2_8_a_ring_where_the_vmm_has_initially_set_on),
 	     T(k2_9_bitmap_leaves_on_what_the_vmm_has_on),
 	     T(k2_10_auto_leaves_the_vmms_own_log_alone),
 	     T(k2_10_entries_of_the_vmms_slots_are_handed_on),
-	     T(k2_11_any_passes_over_the_vmms_numbers))
+	     T(k2_11_any_passes_over_the_vmms_numbers), T(k3_14_what_the_library_changes_ring),
+	     T(k3_14_what_the_library_changes_bitmap),
+	     T(k3_14_what_the_library_changes_under_a_pager_ring),
+	     T(k3_14_what_the_library_changes_under_a_pager_bitmap))
