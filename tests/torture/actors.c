@@ -171,10 +171,10 @@ static void prefetch(struct thread *thread)
 			runs[i].offset = runs[i].offset / s.area->unit / PAGE * s.area->unit * PAGE;
 	}
 	pthread_rwlock_rdlock(&round->pager_gate);
-	if (round->pager_state == PAGER_RUNNING) {
+	if (round->pager_state != PAGER_NONE) {
 		begin(thread, OP_PREFETCH, &span, n);
 		r = kvmem_pager_prefetch(round->pager, runs, n);
-		if (r && round->pager_state == PAGER_RUNNING)
+		if (round->pager_state == PAGER_RUNNING)
 			must(r);
 		op_end(thread, r);
 	}

@@ -173,22 +173,68 @@ static void next_generation(struct area *area)
 	}
 }
 
-/* From one pager to the next, with another source for what is missing. No vCPU runs meanwhile. */
-static bool hand_over(struct round *round, struct thread *thread)
+/* A call that needs a pager that runs holds the gate. */
+static void set_pager_state(struct round *round, enum pager_state state)
+{
+	pthread_rwlock_wrlock(&round->pager_gate);
+	atomic_store(&round->pager_state, state);
+	pthread_rwlock_unlock(&round->pager_gate);
+}
+
+static void hand_back(struct round *round, struct thread *thread, uint64_t how)
+{
+	event_loop_stop(round);
+	set_pager_state(round, PAGER_STOPPING);
+	op_begin(thread, OP_HAND_BACK, NULL, 0, 0, how);
+	op_end(thread, must(kvmem_pager_stop(round->pager, KVMEM_STOP_HAND_BACK)));
+}
+
+static void start_again(struct round *round)
+{
+	must(kvmem_pager_start(round->pager));
+	set_pager_state(round, PAGER_RUNNING);
+	event_loop_start(round);
+}
+
+/* Under guests and actors that go on: what is missing waits meanwhile. */
+static void pause_pager(struct round *round, struct thread *thread)
+{
+	hand_back(round, thread, 0);
+	sleep_ms(below(&round->rng, 30));
+	start_again(round);
+}
+
+/* The same pager, or another one, goes on with another source. */
+static void change_source(struct round *round, struct thread *thread, bool other_pager)
 {
 	park_actors(round);
-	event_loop_stop(round);
-	op_begin(thread, OP_HAND_BACK, NULL, 0, 0, 0);
-	must(kvmem_pager_stop(round->pager, KVMEM_STOP_HAND_BACK));
-	op_end(thread, 0);
-	pager_close(round);
-	for (unsigned int i = 0; i < round->areas; i++)
-		if (round->area[i].paged)
-			next_generation(&round->area[i]);
-	if (!pager_open(round, thread))
-		fail(NULL, -1, "no second pager: %s", kvmem_error_detail());
+	hand_back(round, thread, 1 + other_pager);
+	for (unsigned int i = 0; i < round->areas; i++) {
+		struct area *area = &round->area[i];
+
+		if (!area->paged)
+			continue;
+		next_generation(area);
+		if (!other_pager)
+			must(kvmem_pager_set_source(round->pager, area->region,
+						    area->source->handle, area->source_offset));
+	}
+	if (other_pager) {
+		pager_close(round);
+		if (!pager_open(round, thread))
+			fail(NULL, -1, "no second pager: %s", kvmem_error_detail());
+	} else {
+		start_again(round);
+	}
 	unpark_actors(round);
-	return true;
+}
+
+static void hand_over(struct round *round, struct thread *thread)
+{
+	if (one_in(&round->rng, 3))
+		pause_pager(round, thread);
+	else
+		change_source(round, thread, one_in(&round->rng, 2));
 }
 
 static bool may_fail(void)
@@ -215,7 +261,7 @@ static void stop_filling(struct round *round, struct thread *thread)
 	int r;
 
 	event_loop_stop(round);
-	atomic_store(&round->pager_state, PAGER_STOPPING);
+	set_pager_state(round, PAGER_STOPPING);
 	op_begin(thread, OP_STOP_FILL, NULL, 0, 0, 0);
 	r = kvmem_pager_stop(round->pager, KVMEM_STOP_FILL);
 	if (r != -EREMOTEIO || !may_fail())

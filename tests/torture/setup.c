@@ -374,7 +374,7 @@ static enum kvmem_fail_action on_fail(void *arg, const struct kvmem_fail *f)
 		     "fill of %llu bytes at %llu failed with %d, which the source did not say",
 		     (unsigned long long)f->bytes, (unsigned long long)f->offset, f->error);
 	if (f->attempt > round->retries)
-		return KVMEM_FAIL_POISON;
+		return f->offset / PAGE % 2 ? KVMEM_FAIL_LEAVE : KVMEM_FAIL_POISON;
 	usleep(50);
 	return KVMEM_FAIL_RETRY;
 }
@@ -411,7 +411,8 @@ static bool add_area(struct round *round, struct thread *thread, struct area *ar
 	int r;
 
 	op_begin(thread, OP_SETUP, area, 0, 0, 1);
-	r = kvmem_pager_add(round->pager, area->region, area->source->handle, area->source_offset, 0);
+	r = kvmem_pager_add(round->pager, area->region, area->source->handle, area->source_offset,
+			    0);
 	op_end(thread, r);
 	if (r == -EOPNOTSUPP)
 		return false;
