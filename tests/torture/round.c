@@ -191,6 +191,7 @@ static void hand_back(struct round *round, struct thread *thread, uint64_t how)
 
 static void start_again(struct round *round)
 {
+	atomic_store(&round->completes, 0); /* it comes once for each start */
 	must(kvmem_pager_start(round->pager));
 	set_pager_state(round, PAGER_RUNNING);
 	event_loop_start(round);
