@@ -236,6 +236,27 @@ TEST(k7_24_poison_is_a_state_that_is_counted_and_healed)
 }
 END
 
+TEST(k7_24_a_claim_of_poisoned_pages_that_is_given_up)
+{
+	fresh();
+	ck_assert_uint_eq(km_presence_claim(&map, 12, 8), 8);
+	km_presence_publish(&map, 12, 8, KM_POISONED);
+	ck_assert_uint_eq(km_presence_claim_poisoned(&map, 12, 8), 8);
+	ck_assert(km_presence_marked(&map, 12, 1) && km_presence_marked(&map, 0, PAGES));
+	ck_assert(!km_presence_marked(&map, 0, 12) && !km_presence_marked(&map, 20, 100));
+	km_presence_remove(&map, 15, 2);
+	km_presence_unmark(&map, 19, 1);
+	km_presence_abandon(&map, 12, 8);
+	expect_run(12, 3, KM_POISONED);
+	expect_run(15, 2, KM_ZERO);
+	expect_run(17, 2, KM_POISONED);
+	expect_run(19, PAGES - 19, KM_ABSENT);
+	ck_assert_uint_eq(km_presence_poisoned(&map), 5);
+	ck_assert_uint_eq(km_presence_missing(&map), PAGES - 2);
+	km_presence_destroy(&map);
+}
+END
+
 TEST(a_present_page_can_become_absent_again)
 {
 	fresh();
@@ -499,6 +520,7 @@ HARNESS_MAIN(T(claims_stop_at_what_is_taken), T(states_and_the_count_of_missing)
 	     T(k5_16_a_wanted_page_is_told_to_who_ends_the_claim),
 	     T(k8_25_what_was_removed_under_a_claim_is_zero_when_it_is_given_up),
 	     T(k7_24_poison_is_a_state_that_is_counted_and_healed),
+	     T(k7_24_a_claim_of_poisoned_pages_that_is_given_up),
 	     T(a_present_page_can_become_absent_again),
 	     T(k9_26_the_last_publisher_tells_that_nothing_is_missing),
 	     T(k9_26_the_end_is_never_missed_in_a_race),
