@@ -16,7 +16,7 @@ enum kvmem_fill_method {
 	KVMEM_FILL_WRITE = 1,	      /* pwrite() into the file descriptor */
 	KVMEM_FILL_UFFD_COPY = 2,     /* UFFDIO_COPY, on memory registered with a pager */
 	KVMEM_FILL_POPULATE_COPY = 3, /* map a chunk with MADV_POPULATE, then copy into it */
-	KVMEM_FILL_COPY = 4,	      /* copy through the mapping, faulting page by page */
+	KVMEM_FILL_COPY = 4,	      /* copied by the kernel through the mapping, page by page */
 };
 
 /* How a file's bytes are brought in. */
@@ -37,7 +37,7 @@ struct kvmem_progress {
 
 struct kvmem_populate_opts {
 	uint32_t size;
-	uint32_t flags;		/* KVMEM_POPULATE_* */
+	uint32_t flags;		/* KVMEM_POPULATE_*, KVMEM_FILL_KEEP or KVMEM_FILL_OVERWRITE */
 	uint64_t source_offset; /* bytes into the source of the first byte */
 	uint64_t bytes;		/* 0: as much as both the source and the region hold */
 	uint32_t threads;	/* 0: as many as pay, 1: the calling thread only */
@@ -73,11 +73,13 @@ struct kvmem_populate_result {
  * kvmem_populate() - fill bytes from `offset` of a region with a source's content.
  *
  * Offset and length need no alignment: the rest of a first or last page is zero. Only pages that
- * nothing has filled yet are filled, each once, also beside a running pager; when it returns 0, every
- * page of the range has its content. ret_result (may be NULL) is filled in on failure too, with what
+ * nothing has filled yet are filled, each once, poisoned ones too, also beside a running pager; when it
+ * returns 0, every page of the range has its content. Pages that exist and that nothing has announced are
+ * -EEXIST, unless a flag says what they are. ret_result (may be NULL) is filled in on failure too, with what
  * was done. Errors: -EINVAL, -E2BIG, -ERANGE (beyond the region), -ENODATA (source shorter than
- * asked), -EOPNOTSUPP (a required method is not to be had: the detail says why), -ECANCELED (by
- * progress), -ENOMEM, -EIO, or the source callback's own. May be called from any thread.
+ * asked), -EEXIST, -EOPNOTSUPP (a required method is not to be had: the detail says why), -ECANCELED (by
+ * progress), -EDEADLK (from a callback that runs for this region), -EFAULT (a source in memory that is not
+ * there), -ENOMEM, -EIO, or the source callback's own. May be called from any thread.
  */
 KVMEM_API int kvmem_populate(struct kvmem_region *region, uint64_t offset,
 			     struct kvmem_source *source, const struct kvmem_populate_opts *opts,
