@@ -38,7 +38,7 @@ void rig_init(struct rig *g, enum rig_kind kind, unsigned int order)
 	make_content(g->content);
 	r->bytes = BYTES;
 	r->page_shift = 12 + order;
-	r->fd = -1;
+	r->fd = r->private_fd = -1;
 	if (kind == RIG_MEMFD) {
 		r->fd = memfd_create("region", MFD_CLOEXEC);
 		ck_assert_int_eq(ftruncate(r->fd, BYTES + PAGE), 0);
