@@ -142,6 +142,7 @@ static void null_of_memory(void)
 	struct kvmem_region *r;
 	unsigned long node = 1;
 	struct kvmem_run run;
+	uint32_t state;
 
 	NONE(kvmem_region_plan(t.vm, NULL, &plan));
 	NONE(kvmem_region_plan(t.vm, &t.ro, NULL));
@@ -157,6 +158,9 @@ static void null_of_memory(void)
 	NONE(kvmem_region_mark_present(NULL, 0, PAGE));
 	NONE(kvmem_region_next_missing(NULL, 0, &run));
 	NONE(kvmem_region_next_missing(t.ram, 0, NULL));
+	NONE(kvmem_region_next_run(NULL, 0, &run, &state));
+	NONE(kvmem_region_next_run(t.ram, 0, NULL, &state));
+	NONE(kvmem_region_next_run(t.ram, 0, &run, NULL));
 	NONE(kvmem_region_set_attributes(NULL, 0, PAGE, 0));
 	NONE(kvmem_region_set_policy(NULL, 0, PAGE, KVMEM_POLICY_BIND, &node, 64, 0));
 	NONE(kvmem_region_set_policy(t.ram, 0, PAGE, KVMEM_POLICY_BIND, NULL, 64, 0));
@@ -196,6 +200,9 @@ static void null_of_engines(void)
 	NONE(kvmem_pager_add(t.pager, t.ram, NULL, 0, 0));
 	NONE(kvmem_pager_start(NULL));
 	NONE(kvmem_pager_stop(NULL, KVMEM_STOP_FILL));
+	NONE(kvmem_pager_set_source(NULL, t.ram, t.source, 0));
+	NONE(kvmem_pager_set_source(t.pager, NULL, t.source, 0));
+	NONE(kvmem_pager_set_source(t.pager, t.ram, NULL, 0));
 	NONE(kvmem_pager_prefetch(NULL, &run, 1));
 	NONE(kvmem_pager_prefetch(t.pager, NULL, 1));
 	NONE(kvmem_pager_fd(NULL));
