@@ -172,7 +172,7 @@ int kvmem_pager_free(struct kvmem_pager *pager)
 
 	if (!pager)
 		return 0;
-	r = km_callback_check("kvmem_pager_free", pager);
+	r = km_pager_callback_check(pager, "kvmem_pager_free");
 	if (r)
 		return r;
 	if (atomic_load(&pager->state) == KM_PAGER_RUNNING)
@@ -378,7 +378,7 @@ int kvmem_pager_stop(struct kvmem_pager *pager, uint32_t how)
 		return km_fail(EINVAL,
 			       "kvmem_pager_stop: how is %" PRIu32 ", must be FILL or HAND_BACK",
 			       how);
-	r = km_callback_check("kvmem_pager_stop", pager);
+	r = km_pager_callback_check(pager, "kvmem_pager_stop");
 	if (r)
 		return r;
 	if (atomic_load(&pager->state) != KM_PAGER_RUNNING)

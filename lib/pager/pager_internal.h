@@ -263,6 +263,9 @@ void km_worker_swallow_kick(struct km_worker *w);
 
 /* Unregister all regions and free what is known of them. */
 void km_pager_release_all(struct kvmem_pager *pager);
+/* -EDEADLK inside a callback of the pager, or of a populate of one of its regions: `call` would wait
+ * for it. */
+int km_pager_callback_check(struct kvmem_pager *pager, const char *call);
 
 /* ---- stop.c ---- */
 

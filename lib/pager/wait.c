@@ -164,7 +164,7 @@ int kvmem_pager_wait(struct kvmem_pager *pager, int64_t timeout_ns)
 
 	if (!pager)
 		return km_fail(EINVAL, "kvmem_pager_wait: pager is NULL");
-	r = km_callback_check("kvmem_pager_wait", pager);
+	r = km_pager_callback_check(pager, "kvmem_pager_wait");
 	if (r)
 		return r;
 	if (pager->opts.flags & KVMEM_PAGER_NO_THREADS)
