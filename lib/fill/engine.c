@@ -9,7 +9,6 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "region/exists.h"
 
 #define REPLACE_TRIES 16u
 
@@ -164,7 +163,12 @@ int km_place_stored(struct km_place *p, enum km_page_state *ret_state)
 	return err;
 }
 
-int km_pages_stored(struct kvmem_region *r, uint64_t page, uint64_t count, uint64_t *ret_done)
+/*
+ * `exists`: the caller knows that he has stored them. What is not there then was punched out of the
+ * file meanwhile, and is zero.
+ */
+static int map_stored(struct kvmem_region *r, uint64_t page, uint64_t count, bool exists,
+		      uint64_t *ret_done)
 {
 	struct km_place p = { .watch = r->watch, .first = page, .claimed = true };
 	uint64_t end = page + count;
@@ -178,6 +182,11 @@ int km_pages_stored(struct kvmem_region *r, uint64_t page, uint64_t count, uint6
 	while (p.first < end) {
 		p.count = end - p.first;
 		err = km_place_stored(&p, &state);
+		if (err == -EFAULT && exists) {
+			p.done = 1;
+			state = KM_ZERO;
+			err = 0;
+		}
 		if (err)
 			break;
 		km_pages_publish(r, p.first, p.done, state, false);
@@ -187,6 +196,16 @@ int km_pages_stored(struct kvmem_region *r, uint64_t page, uint64_t count, uint6
 	if (*ret_done)
 		changed(r, page, *ret_done);
 	return err ? km_place_failed(err, "UFFDIO_CONTINUE", r, p.first, end - p.first) : 0;
+}
+
+int km_pages_stored(struct kvmem_region *r, uint64_t page, uint64_t count, uint64_t *ret_done)
+{
+	return map_stored(r, page, count, true, ret_done);
+}
+
+int km_pages_found(struct kvmem_region *r, uint64_t page, uint64_t count, uint64_t *ret_done)
+{
+	return map_stored(r, page, count, false, ret_done);
 }
 
 /* Zeros by copy: they overwrite a mark of poison, which UFFDIO_ZEROPAGE does not. */

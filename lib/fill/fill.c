@@ -46,6 +46,12 @@ static int place_all(const struct walk *k, uint64_t first, uint64_t count, const
 		p.count = end - p.first;
 		p.src = src ? src + ((p.first - first) << k->w->shift) : NULL;
 		r = step(&p, &state);
+		if (r == -EFAULT && step == km_place_stored) {
+			/* Punched out of the file since it was stored. */
+			p.done = 1;
+			state = KM_ZERO;
+			r = 0;
+		}
 		if (r)
 			break;
 		km_pages_publish(k->r, p.first, p.done, state, k->way->demand);

@@ -48,6 +48,9 @@ void km_pages_give_up(struct kvmem_region *r, uint64_t page, uint64_t count);
 int km_place_claimed(struct km_place *p, enum km_page_state *ret_state);
 int km_place_stored(struct km_place *p, enum km_page_state *ret_state);
 
+/* As km_pages_stored(), but that the pages are there is only said: -EIO where they are not. */
+int km_pages_found(struct kvmem_region *r, uint64_t page, uint64_t count, uint64_t *ret_done);
+
 /* Claimed pages that become ZERO: nothing may be left of them in the file. 0 or -errno. */
 int km_pages_clear(struct kvmem_region *r, uint64_t page, uint64_t count);
 /* ... and zero alone is not enough, a page of zeros has to be placed. */

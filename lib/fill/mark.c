@@ -49,7 +49,7 @@ static int mark_claimed(struct kvmem_region *r, uint64_t page, uint64_t count)
 	int err = check_exists(r, page, count);
 
 	if (!err)
-		err = km_pages_stored(r, page, count, &done);
+		err = km_pages_found(r, page, count, &done);
 	km_pages_abandon(r, page + done, count - done, false);
 	return err;
 }

@@ -198,6 +198,9 @@ static void null_of_engines(void)
 	NONE(kvmem_pager_add(NULL, t.ram, t.source, 0, 0));
 	NONE(kvmem_pager_add(t.pager, NULL, t.source, 0, 0));
 	NONE(kvmem_pager_add(t.pager, t.ram, NULL, 0, 0));
+	NONE(kvmem_pager_set_source(NULL, t.ram, t.source, 0));
+	NONE(kvmem_pager_set_source(t.pager, NULL, t.source, 0));
+	NONE(kvmem_pager_set_source(t.pager, t.ram, NULL, 0));
 	NONE(kvmem_pager_start(NULL));
 	NONE(kvmem_pager_stop(NULL, KVMEM_STOP_FILL));
 	NONE(kvmem_pager_set_source(NULL, t.ram, t.source, 0));
