@@ -61,8 +61,8 @@ struct kvmem_pager_opts {
 	 * kvmem_pager_handle() or kvmem_pager_stop().
 	 */
 	enum kvmem_fail_action (*fail)(void *arg, const struct kvmem_fail *fail);
-	/* Called once for each start, when every page of every region is present, in the thread that brought in the last
-	 * one: as above, or kvmem_populate(), kvmem_region_discard(), _mark_present(), kvmem_pager_start(). */
+	/* Called once for each start, when every page of every region is present, in the thread that
+	 * brought in the last one: as above, or kvmem_populate(), kvmem_region_discard(), _mark_present(), kvmem_pager_start(). */
 	void (*complete)(void *arg);
 	void *arg;
 };
