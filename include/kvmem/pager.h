@@ -62,7 +62,8 @@ struct kvmem_pager_opts {
 	 */
 	enum kvmem_fail_action (*fail)(void *arg, const struct kvmem_fail *fail);
 	/* Called once for each start, when every page of every region is present, in the thread that
-	 * brought in the last one: as above, or kvmem_populate(), kvmem_region_discard(), _mark_present(), kvmem_pager_start(). */
+	 * brought in the last one: as above, or kvmem_populate(), kvmem_region_discard(), _mark_present(),
+	 * kvmem_pager_start(). */
 	void (*complete)(void *arg);
 	void *arg;
 };
