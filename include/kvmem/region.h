@@ -158,7 +158,8 @@ KVMEM_API int kvmem_region_private_fd(const struct kvmem_region *region);
  * it. When a dirty tracker is started on the VM, the slot is tracked from its first moment. Errors:
  * -EINVAL, -ERANGE (beyond the region or the guest's physical addresses), -EEXIST (overlaps another
  * slot, or slot number taken), -EBUSY (ring entries of the number's last slot are not reset yet),
- * -ENOSPC (no slot left), -EOPNOTSUPP (flag and slot form exclude each other), -ENOMEM. May be called from any thread.
+ * -ENOSPC (no slot left), -EOPNOTSUPP (flag and slot form exclude each other), -EDEADLK (from
+ * kvmem_dirty_opts.foreign), -ENOMEM. May be called from any thread.
  */
 KVMEM_API int kvmem_region_attach(struct kvmem_region *region, uint64_t offset, uint64_t bytes,
 				  uint64_t gpa, uint32_t slot, uint32_t flags, uint32_t *ret_slot);
@@ -168,7 +169,8 @@ KVMEM_API int kvmem_region_attach(struct kvmem_region *region, uint64_t offset, 
  *
  * Dirty pages of the slot that were not harvested yet are kept and come with the next harvest; where a
  * write may have escaped the log in the slot's last moments, all of it counts as written (kvmem_dirty(3)).
- * Errors: -EINVAL, -ENOENT (no such slot of this region); where KVM refuses, its own: the slot stays.
+ * Errors: -EINVAL, -ENOENT (no such slot of this region), -EDEADLK; where KVM refuses, its own: the slot
+ * stays.
  * May be called from any thread.
  */
 KVMEM_API int kvmem_region_detach(struct kvmem_region *region, uint32_t slot);

@@ -131,8 +131,13 @@ int kvmem_dirty_create(struct kvmem_vm *vm, const struct kvmem_dirty_opts *opts,
 
 int kvmem_dirty_free(struct kvmem_dirty *dirty)
 {
+	int r;
+
 	if (!dirty)
 		return 0;
+	r = km_callback_check("kvmem_dirty_free", dirty);
+	if (r)
+		return r;
 	if (dirty->started)
 		return km_fail(EBUSY, "kvmem_dirty_free: it is started: kvmem_dirty_stop() first");
 	pthread_rwlock_wrlock(&dirty->vm->lock);
@@ -173,6 +178,9 @@ int kvmem_dirty_get_stats(const struct kvmem_dirty *dirty, struct kvmem_dirty_st
 
 	if (!dirty)
 		return km_fail(EINVAL, "kvmem_dirty_get_stats: dirty is NULL");
+	r = km_callback_check("kvmem_dirty_get_stats", dirty);
+	if (r)
+		return r;
 	r = km_result_check(ret_stats, STATS_MIN, "kvmem_dirty_stats");
 	if (r)
 		return r;

@@ -121,7 +121,8 @@ struct kvmem_dirty {
 	struct km_dirty_vcpu **vcpus;
 	size_t vcpu_count, vcpu_room;
 	pthread_rwlock_t mark_lock;
-	_Atomic bool marked; /* entries may be marked and not reset: spares an idle harvest the lock */
+	_Atomic bool
+		marked; /* entries may be marked and not reset: spares an idle harvest the lock */
 	struct km_doubt doubts[KM_DOUBTS]; /* under mark_lock */
 	_Atomic size_t doubt_count;
 	int uffd; /* protects anonymous memory; -1: not opened, -errno: not to be had */

@@ -24,6 +24,9 @@ int kvmem_dirty_ring_full(struct kvmem_dirty *dirty, int vcpu_fd)
 
 	if (!dirty)
 		return km_fail(EINVAL, "kvmem_dirty_ring_full: dirty is NULL");
+	r = km_callback_check("kvmem_dirty_ring_full", dirty);
+	if (r)
+		return r;
 	if (dirty->mode != KVMEM_DIRTY_RING)
 		return km_fail(
 			EINVAL,

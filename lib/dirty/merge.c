@@ -78,6 +78,9 @@ int kvmem_dirty_merge(struct kvmem_dirty *dirty, struct kvmem_region *region, ui
 			       !dirty	 ? "dirty"
 			       : !region ? "region"
 					 : "bitmap");
+	r = km_callback_check("kvmem_dirty_merge", dirty);
+	if (r)
+		return r;
 	if (page_shift > 40)
 		return km_fail(EINVAL, "kvmem_dirty_merge: page_shift %u, must be at most 40",
 			       page_shift);

@@ -157,6 +157,9 @@ int kvmem_dirty_add_vcpu(struct kvmem_dirty *dirty, int vcpu_fd)
 
 	if (!dirty)
 		return km_fail(EINVAL, "kvmem_dirty_add_vcpu: dirty is NULL");
+	r = km_callback_check("kvmem_dirty_add_vcpu", dirty);
+	if (r)
+		return r;
 	r = vcpu_check(vcpu_fd);
 	if (r)
 		return r;
@@ -198,6 +201,9 @@ int kvmem_dirty_remove_vcpu(struct kvmem_dirty *dirty, int vcpu_fd)
 
 	if (!dirty)
 		return km_fail(EINVAL, "kvmem_dirty_remove_vcpu: dirty is NULL");
+	r = km_callback_check("kvmem_dirty_remove_vcpu", dirty);
+	if (r)
+		return r;
 	pthread_rwlock_wrlock(&dirty->vm->lock);
 	r = remove_locked(dirty, vcpu_fd);
 	pthread_rwlock_unlock(&dirty->vm->lock);
@@ -213,6 +219,9 @@ int kvmem_dirty_get_vcpu_stats(const struct kvmem_dirty *dirty, int vcpu_fd,
 
 	if (!dirty)
 		return km_fail(EINVAL, "kvmem_dirty_get_vcpu_stats: dirty is NULL");
+	r = km_callback_check("kvmem_dirty_get_vcpu_stats", dirty);
+	if (r)
+		return r;
 	r = km_result_check(ret_stats, VCPU_STATS_MIN, "kvmem_vcpu_stats");
 	if (r)
 		return r;

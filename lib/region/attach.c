@@ -69,6 +69,8 @@ int kvmem_region_attach(struct kvmem_region *region, uint64_t offset, uint64_t b
 	if (!region->vm)
 		return km_fail(EINVAL, "kvmem_region_attach: the region was created without a VM");
 	r = attach_check(region, offset, bytes, gpa, flags);
+	if (!r)
+		r = km_callback_check("kvmem_region_attach", region->vm);
 	if (r)
 		return r;
 	bind(&want, region);
@@ -90,6 +92,9 @@ int kvmem_region_detach(struct kvmem_region *region, uint32_t slot)
 		return km_fail(EINVAL, "kvmem_region_detach: region is NULL");
 	if (!region->vm)
 		return km_fail(ENOENT, "kvmem_region_detach: the region was created without a VM");
+	r = km_callback_check("kvmem_region_detach", region->vm);
+	if (r)
+		return r;
 	pthread_rwlock_wrlock(&region->vm->lock);
 	s = km_slot_find(region->vm, slot);
 	if (s && s->owner == region)

@@ -47,6 +47,8 @@ struct fake_kvm {
 	/* set by the test */
 	int64_t acq_rel, tso, manual; /* what KVM_CHECK_EXTENSION says */
 	int enable_errno, scratch_errno, get_errno, clear_errno, reset_errno, slot_errno;
+	unsigned int writes_in_reset; /* of vCPU 0, to pages of slot 0 from 300 on */
+	unsigned int slot_good;	      /* so many slots are set before slot_errno */
 	bool rings_on;
 	uint32_t interrupt_after;     /* a reset is interrupted when it has counted so many, ... */
 	unsigned int interrupt_times; /* ... so often */

@@ -136,8 +136,7 @@ TEST(a_ring_too_small_for_the_machine_is_told_from_a_vcpu)
 }
 END
 
-	static int64_t
-	no_kvm(const char *path, int flags)
+static int64_t no_kvm(const char *path, int flags)
 {
 	(void)path;
 	(void)flags;
@@ -284,9 +283,8 @@ TEST(start_and_stop_and_free_out_of_turn)
 }
 END
 
-	/* Of the two slots the first is not logged any more, the second is still. */
-	static void
-	stop_half_way(void)
+/* Of the two slots the first is not logged any more, the second is still. */
+static void stop_half_way(void)
 {
 	fake.fail_errno = ENOMEM;
 	fake.fail_at = fake.calls + 2;
@@ -398,10 +396,9 @@ TEST(a_full_ring_is_emptied_by_its_vcpu)
 }
 END
 
-	/* ---- resets that go wrong ---- */
+/* ---- resets that go wrong ---- */
 
-	static struct kvmem_dirty_stats
-	stats(void)
+static struct kvmem_dirty_stats stats(void)
 {
 	struct kvmem_dirty_stats s = KVMEM_DIRTY_STATS_INIT;
 
@@ -584,11 +581,12 @@ END
 TEST(what_cannot_be_told_is_reported_whole)
 {
 	open_ring();
-	fk_write(0, 0, 20);
-	ck_assert_int_eq(kvmem_dirty_harvest(dirty, &batch), 1);
-	pthread_rwlock_wrlock(&fk.vm.lock);
-	km_doubt_all(dirty);
-	pthread_rwlock_unlock(&fk.vm.lock);
+	for (uint64_t p = 0; p < 20; p++)
+		fk_write(0, 0, p);
+	ck_assert_int_eq(kvmem_dirty_harvest(dirty, &batch), 20);
+	fk.interrupt_after = 10;
+	fk.interrupt_times = 1;
+	fk.writes_in_reset = 241;
 	fk.slot_sets = 0;
 	ck_assert_int_eq(kvmem_dirty_commit(dirty, batch), 924 + 512);
 	ck_assert_uint_eq(fk.slot_sets, 4);
@@ -978,13 +976,11 @@ END
 TEST(k1_6_half_a_stop_and_a_detach)
 {
 	open_ring();
-	fake.fail_errno = ENOMEM;
-	fake.fail_at = fake.calls + 2;
+	fk.slot_errno = ENOMEM;
+	fk.slot_good = 1;
 	ck_assert_int_eq(kvmem_dirty_stop(dirty), -ENOMEM);
-	fake.fail_at = 0;
-	ck_assert_uint_eq(fk.slots[0].flags, KVM_MEM_LOG_DIRTY_PAGES); /* again */
-	fk.slots[0].flags = 0;
-	fk.vm.slots[0]->logged = false;
+	fk.slot_errno = 0;
+	ck_assert_uint_eq(fk.slots[0].flags, 0);
 	fk_write(0, 0, 7);
 	ck_assert_int_eq(kvmem_region_detach(&fk.a, 0), 0);
 	ck_assert_int_eq(kvmem_dirty_harvest(dirty, &batch), 924);
@@ -992,10 +988,85 @@ TEST(k1_6_half_a_stop_and_a_detach)
 }
 END
 
-	/* ---- what the VMM has set ---- */
+/* What could not be logged again at once is by the next harvest. */
+TEST(k1_6_half_a_stop_and_a_harvest)
+{
+	open_ring();
+	fk.slot_errno = ENOMEM;
+	fk.slot_good = 1;
+	ck_assert_int_eq(kvmem_dirty_stop(dirty), -ENOMEM);
+	fk.slot_errno = 0;
+	fk_write(0, 0, 7);
+	ck_assert_int_eq(sync_with(7), 924);
+	ck_assert_uint_eq(fk.slots[0].flags, KVM_MEM_LOG_DIRTY_PAGES);
+	fk_write(0, 0, 7);
+	ck_assert_int_eq(sync_with(7), 1);
+	close_all();
+}
+END
 
-	static void
-	set_manual(uint64_t bits)
+/* Its pages may be unprotected, nobody knows which, and no harvest comes before it is detached. */
+TEST(k1_6_a_slot_in_doubt_that_is_detached_is_reported_whole)
+{
+	open_ring();
+	pthread_rwlock_wrlock(&fk.vm.lock);
+	km_doubt_all(dirty);
+	pthread_rwlock_unlock(&fk.vm.lock);
+	ck_assert_int_eq(kvmem_region_detach(&fk.b, 1), 0);
+	ck_assert_int_eq(kvmem_region_detach(&fk.a, 0), 0);
+	ck_assert_int_eq(kvmem_dirty_harvest(dirty, &batch), 924 + 512);
+	close_all();
+}
+END
+
+/* Pages that could not be protected again, of a slot that is detached: once more, and never again. */
+TEST(k1_6_pages_in_doubt_of_a_slot_that_is_detached)
+{
+	open_ring();
+	fk.a.fd = -1;
+	fk.uffd_errno = EPERM;
+	fk_write(0, 0, 7);
+	ck_assert_int_eq(sync_with(7), 1);
+	ck_assert_int_eq(kvmem_region_detach(&fk.a, 0), 0);
+	ck_assert_int_eq(kvmem_dirty_harvest(dirty, &batch), 1);
+	ck_assert_int_eq(kvmem_dirty_commit(dirty, batch), 0);
+	expect_run(&fk.a, 107, 1);
+	kvmem_batch_free(batch);
+	ck_assert_int_eq(kvmem_dirty_harvest(dirty, &batch), 0);
+	close_all();
+}
+END
+
+/* The tracker's functions are refused in a callback, and so is what changes slots. */
+TEST(k9_27_calls_from_foreign_are_refused)
+{
+	struct kvmem_vcpu_stats v = KVMEM_VCPU_STATS_INIT;
+	struct kvmem_dirty_stats t = KVMEM_DIRTY_STATS_INIT;
+	const uint64_t bits = 1;
+	struct km_callback cb;
+
+	open_ring();
+	km_callback_enter(&cb, "kvmem_dirty_opts.foreign", dirty, dirty->vm);
+	ck_fails(kvmem_dirty_start(dirty), EDEADLK, "kvmem_dirty_start");
+	ck_fails(kvmem_dirty_stop(dirty), EDEADLK, "kvmem_dirty_stop");
+	ck_fails(kvmem_dirty_free(dirty), EDEADLK, "kvmem_dirty_free");
+	ck_fails(kvmem_dirty_harvest(dirty, &batch), EDEADLK, "kvmem_dirty_harvest");
+	ck_fails(kvmem_dirty_ring_full(dirty, FK_VCPU_FD), EDEADLK, "kvmem_dirty_ring_full");
+	ck_fails(kvmem_dirty_add_vcpu(dirty, FK_VCPU_FD + 1), EDEADLK, "kvmem_dirty_add_vcpu");
+	ck_fails(kvmem_dirty_remove_vcpu(dirty, FK_VCPU_FD), EDEADLK, "kvmem_dirty_remove_vcpu");
+	ck_fails(kvmem_dirty_merge(dirty, &fk.a, 0, PAGE, 12, &bits), EDEADLK, "kvmem_dirty_merge");
+	ck_fails(kvmem_dirty_get_stats(dirty, &t), EDEADLK, "kvmem_dirty_get_stats");
+	ck_fails(kvmem_dirty_get_vcpu_stats(dirty, FK_VCPU_FD, &v), EDEADLK, "get_vcpu_stats");
+	ck_fails(attach(&fk.b, 0, 1, 1ull << 40, 5), EDEADLK, "kvmem_region_attach");
+	ck_fails(kvmem_region_detach(&fk.a, 0), EDEADLK, "kvmem_region_detach");
+	km_callback_leave(&cb);
+	close_all();
+}
+END
+
+/* ---- what the VMM has set ---- */
+
+static void set_manual(uint64_t bits)
 {
 	struct kvm_enable_cap c = { .cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, .args = { bits } };
 
@@ -1051,6 +1122,12 @@ TEST(k2_9_bitmap_leaves_on_what_the_vmm_has_on)
 			close_all();
 			ck_assert_uint_eq(fk.manual_now, bits);
 		}
+	adopted(true, 3); /* nor with leave is anything lowered */
+	ck_assert_int_eq(create(KVMEM_DIRTY_BITMAP, 0, KVMEM_DIRTY_WHOLE_VM), 0);
+	start_all();
+	ck_assert_uint_eq(fk.manual_now, 3);
+	ck_assert_int_eq(kvmem_dirty_harvest(dirty, &batch), 0);
+	close_all();
 	adopted(true, 1); /* with leave it is added to, and restored */
 	ck_assert_int_eq(
 		create(KVMEM_DIRTY_BITMAP, 0, KVMEM_DIRTY_WHOLE_VM | KVMEM_DIRTY_FIRST_ALL), 0);
@@ -1076,7 +1153,7 @@ TEST(k2_10_auto_turns_nothing_on_for_an_adopted_vm)
 }
 END
 
-	static struct {
+static struct {
 	uint64_t pages[FK_SLOT_PAGES], sure, unsure;
 	int harvest;
 } handed;
@@ -1227,11 +1304,10 @@ TEST(k15_49_what_is_not_tracked_is_counted_and_said)
 }
 END
 
-	/* ---- every call fails once ---- */
+/* ---- every call fails once ---- */
 
-	/* 0 when all of it went well. */
-	static int
-	whole_life(uint32_t mode, uint32_t flags)
+/* 0 when all of it went well. */
+static int whole_life(uint32_t mode, uint32_t flags)
 {
 	int64_t r = create(mode, 256, flags);
 	struct kvmem_run run;
@@ -1307,43 +1383,43 @@ TEST(whichever_call_fails_nothing_leaks)
 }
 END
 
-HARNESS_MAIN(T(ring_is_enabled_with_bytes_under_the_best_capability),
-	     T(a_vcpu_there_already_means_busy_or_the_bitmap),
-	     T(a_ring_too_small_for_the_machine_is_told_from_a_vcpu),
-	     T(where_dev_kvm_is_out_of_reach_the_kvm_fd_given_tells),
-	     T(bad_options_are_refused_before_anything_is_done),
-	     T(one_tracker_a_vm_and_rings_for_life), T(harvest_commit_read_and_no_other_order),
-	     T(start_and_stop_and_free_out_of_turn), T(a_stop_that_fails_loses_nothing),
-	     T(a_batch_never_committed_goes_into_the_next), T(vcpus_are_told_from_other_files),
-	     T(a_removed_vcpu_leaves_its_pages), T(a_full_ring_is_emptied_by_its_vcpu),
-	     T(k1_2_equal_count_and_every_other_count), T(k1_3_of_anonymous_memory_too),
-	     T(k1_3_what_cannot_be_protected_is_reported_until_it_is),
-	     T(k1_3_a_page_that_is_logged_again_is_in_doubt_no_more),
-	     T(k1_3_doubts_without_end_cost_the_slot_once),
-	     T(a_short_reset_of_a_full_ring_is_mended_there),
-	     T(a_reset_that_gets_nowhere_is_taken_up_by_the_next),
-	     T(what_cannot_be_told_is_reported_whole),
-	     T(a_failed_reset_leaves_the_batch_uncommitted), T(a_repair_that_fails_is_tried_again),
-	     T(a_slot_number_used_again_gets_no_pages_of_the_old_slot),
-	     T(slots_of_one_region_give_one_run), T(a_freed_region_takes_its_pages_along),
-	     T(regions_without_tracking_are_left_alone), T(a_slot_the_kernel_refuses_is_forgotten),
-	     T(a_later_tracker_reads_on_where_the_ring_stands),
-	     T(merged_pages_of_any_size_come_with_the_next_batch),
-	     T(first_all_begins_with_everything),
-	     T(bitmap_clears_in_whole_words_up_to_the_slots_end), T(bitmap_without_manual_clear),
-	     T(bitmap_errors_keep_the_pages), T(a_slot_detached_in_bitmap_mode_counts_as_written),
-	     T(k1_1_number_used_again), T(k1_1_a_number_is_free_when_its_entries_are_reset),
-	     T(k1_1_a_number_that_the_vmm_had),
-	     T(k1_4_detach_with_a_page_log_reports_the_slot_whole),
-	     T(k1_5_ring_full_calls_the_kernel_also_where_nothing_is_taken),
-	     T(k1_5_a_ring_that_was_used_is_emptied_when_it_is_added),
-	     T(k1_6_half_a_stop_and_a_detach), T(k2_8_a_ring_where_the_vmm_has_initially_set_on),
-	     T(k2_9_bitmap_leaves_on_what_the_vmm_has_on),
-	     T(k2_10_auto_turns_nothing_on_for_an_adopted_vm),
-	     T(k2_10_entries_of_the_vmms_slots_are_handed_on),
-	     T(k2_13_an_old_batch_is_no_handle_of_the_new_one),
-	     T(k2_13_a_fallback_leaves_the_error_detail_alone),
-	     T(k3_14_changes_of_the_librarys_own_come_with_the_next_batch),
-	     T(k3_14_changes_before_the_region_is_attached),
-	     T(k15_49_what_is_not_tracked_is_counted_and_said),
-	     T(whichever_call_fails_nothing_leaks))
+HARNESS_MAIN(
+	T(ring_is_enabled_with_bytes_under_the_best_capability),
+	T(a_vcpu_there_already_means_busy_or_the_bitmap),
+	T(a_ring_too_small_for_the_machine_is_told_from_a_vcpu),
+	T(where_dev_kvm_is_out_of_reach_the_kvm_fd_given_tells),
+	T(bad_options_are_refused_before_anything_is_done), T(one_tracker_a_vm_and_rings_for_life),
+	T(harvest_commit_read_and_no_other_order), T(start_and_stop_and_free_out_of_turn),
+	T(a_stop_that_fails_loses_nothing), T(a_batch_never_committed_goes_into_the_next),
+	T(vcpus_are_told_from_other_files), T(a_removed_vcpu_leaves_its_pages),
+	T(a_full_ring_is_emptied_by_its_vcpu), T(k1_2_equal_count_and_every_other_count),
+	T(k1_3_of_anonymous_memory_too), T(k1_3_what_cannot_be_protected_is_reported_until_it_is),
+	T(k1_3_a_page_that_is_logged_again_is_in_doubt_no_more),
+	T(k1_3_doubts_without_end_cost_the_slot_once),
+	T(a_short_reset_of_a_full_ring_is_mended_there),
+	T(a_reset_that_gets_nowhere_is_taken_up_by_the_next),
+	T(what_cannot_be_told_is_reported_whole), T(a_failed_reset_leaves_the_batch_uncommitted),
+	T(a_repair_that_fails_is_tried_again),
+	T(a_slot_number_used_again_gets_no_pages_of_the_old_slot),
+	T(slots_of_one_region_give_one_run), T(a_freed_region_takes_its_pages_along),
+	T(regions_without_tracking_are_left_alone), T(a_slot_the_kernel_refuses_is_forgotten),
+	T(a_later_tracker_reads_on_where_the_ring_stands),
+	T(merged_pages_of_any_size_come_with_the_next_batch), T(first_all_begins_with_everything),
+	T(bitmap_clears_in_whole_words_up_to_the_slots_end), T(bitmap_without_manual_clear),
+	T(bitmap_errors_keep_the_pages), T(a_slot_detached_in_bitmap_mode_counts_as_written),
+	T(k1_1_number_used_again), T(k1_1_a_number_is_free_when_its_entries_are_reset),
+	T(k1_1_a_number_that_the_vmm_had), T(k1_4_detach_with_a_page_log_reports_the_slot_whole),
+	T(k1_5_ring_full_calls_the_kernel_also_where_nothing_is_taken),
+	T(k1_5_a_ring_that_was_used_is_emptied_when_it_is_added), T(k1_6_half_a_stop_and_a_detach),
+	T(k1_6_half_a_stop_and_a_harvest),
+	T(k1_6_a_slot_in_doubt_that_is_detached_is_reported_whole),
+	T(k1_6_pages_in_doubt_of_a_slot_that_is_detached), T(k9_27_calls_from_foreign_are_refused),
+	T(k2_8_a_ring_where_the_vmm_has_initially_set_on),
+	T(k2_9_bitmap_leaves_on_what_the_vmm_has_on),
+	T(k2_10_auto_turns_nothing_on_for_an_adopted_vm),
+	T(k2_10_entries_of_the_vmms_slots_are_handed_on),
+	T(k2_13_an_old_batch_is_no_handle_of_the_new_one),
+	T(k2_13_a_fallback_leaves_the_error_detail_alone),
+	T(k3_14_changes_of_the_librarys_own_come_with_the_next_batch),
+	T(k3_14_changes_before_the_region_is_attached),
+	T(k15_49_what_is_not_tracked_is_counted_and_said), T(whichever_call_fails_nothing_leaks))
