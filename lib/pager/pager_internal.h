@@ -200,6 +200,9 @@ static inline void km_pager_kick_all(struct kvmem_pager *pager)
 
 /* ---- wait.c ---- */
 
+/* -EDEADLK inside a callback of the pager, or of a populate of one of its regions: `call` would wait
+ * for it. */
+int km_pager_callback_check(struct kvmem_pager *pager, const char *call);
 /* Pages that are not PRESENT or ZERO, and those of them that are POISONED. */
 uint64_t km_pager_missing(const struct kvmem_pager *pager, uint64_t *ret_poisoned);
 void km_pager_set_error(struct kvmem_pager *pager, int err);
@@ -263,9 +266,6 @@ void km_worker_swallow_kick(struct km_worker *w);
 
 /* Unregister all regions and free what is known of them. */
 void km_pager_release_all(struct kvmem_pager *pager);
-/* -EDEADLK inside a callback of the pager, or of a populate of one of its regions: `call` would wait
- * for it. */
-int km_pager_callback_check(struct kvmem_pager *pager, const char *call);
 
 /* ---- stop.c ---- */
 

@@ -272,15 +272,6 @@ static void release(struct km_paged *p)
 	km_source_put(p->feed.source);
 }
 
-int km_pager_callback_check(struct kvmem_pager *pager, const char *call)
-{
-	int r = km_callback_check(call, pager);
-
-	for (struct km_paged *p = km_paged_first(pager); !r && p; p = km_paged_next(p))
-		r = km_callback_check(call, p->watch.region);
-	return r;
-}
-
 void km_pager_release_all(struct kvmem_pager *pager)
 {
 	struct km_paged *p, *first = km_paged_first(pager), *next;

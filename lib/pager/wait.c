@@ -72,6 +72,15 @@ void km_pager_region_whole(void *arg)
 
 /* ---- waiting ---- */
 
+int km_pager_callback_check(struct kvmem_pager *pager, const char *call)
+{
+	int r = km_callback_check(call, pager);
+
+	for (struct km_paged *p = km_paged_first(pager); !r && p; p = km_paged_next(p))
+		r = km_callback_check(call, p->watch.region);
+	return r;
+}
+
 static struct timespec from_now(int64_t ns)
 {
 	struct timespec t;
