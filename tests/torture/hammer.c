@@ -63,6 +63,12 @@ static void open_vm(struct round *round, bool ring)
 		enter_supervisor_mode(round->vcpu[i]);
 }
 
+static void close_vm(struct round *round)
+{
+	vmm_destroy(round->vmm);
+	must(kvmem_vm_free(round->vm));
+}
+
 static struct kvmem_region *open_region(struct round *round, uint32_t pages, uint64_t wants)
 {
 	struct kvmem_region_opts o = KVMEM_REGION_OPTS_INIT;
@@ -273,8 +279,12 @@ void hammer_ring(struct round *round, struct thread *thread)
 	struct ring_lap lap;
 
 	open_vm(round, true);
-	if (!round->dirty)
+	if (!round->dirty) {
+		close_vm(round);
 		return;
+	}
+	if (allowed(OP_URING) && one_in(&round->rng, 2))
+		ring = busy_ring_open();
 	lap.region = open_region(round, RING_PAGES, KVMEM_WANT_DIRTY);
 	lap.memory = kvmem_region_base(lap.region);
 	lap.copy = calloc(RING_PAGES, sizeof(*lap.copy));

@@ -71,23 +71,41 @@ static void print_threads(pid_t pid)
 		closedir(dir);
 }
 
+static const struct event *last_event(const struct trace *trace)
+{
+	return &trace->event[(trace->events - 1) % TRACE_EVENTS];
+}
+
+/* What is told about is the smallest of the ranges at which threads hang. */
+static void choose_page(void)
+{
+	uint32_t least = UINT32_MAX;
+
+	for (unsigned int i = 0; i < MAX_THREADS; i++) {
+		const struct event *e = last_event(&report->trace[i]);
+
+		if (!report->trace[i].busy_since || e->area < 0 || !e->count || e->count >= least)
+			continue;
+		least = e->count;
+		report->fail_area = e->area;
+		report->fail_page = (int)e->first;
+	}
+}
+
 static bool hangs(void)
 {
 	uint64_t limit = (uint64_t)(options.hang_seconds * 1e9), now = now_ns();
 
 	for (unsigned int i = 0; i < MAX_THREADS; i++) {
-		uint64_t since = report->trace[i].busy_since;
+		const struct trace *trace = &report->trace[i];
+		uint64_t since = trace->busy_since;
 
-		if (since && now > since && now - since > limit) {
-			snprintf(
-				report->failure, sizeof(report->failure), "%s hangs in %s",
-				report->trace[i].name,
-				operation_name(
-					(enum operation)report->trace[i]
-						.event[(report->trace[i].events - 1) % TRACE_EVENTS]
-						.op));
-			return true;
-		}
+		if (!since || now <= since || now - since <= limit)
+			continue;
+		choose_page();
+		snprintf(report->failure, sizeof(report->failure), "%s hangs in %s", trace->name,
+			 operation_name((enum operation)last_event(trace)->op));
+		return true;
 	}
 	return false;
 }
@@ -101,8 +119,9 @@ static bool end_hanging(pid_t pid, unsigned int round)
 		print_threads(pid);
 	}
 	if (options.hold) {
-		fprintf(stderr, "torture: process %d is left as it is\n", pid);
-		exit(1);
+		fprintf(stderr, "torture: process %d is left as it is, until this one ends\n", pid);
+		waitpid(pid, &status, 0);
+		return false;
 	}
 	kill(pid, SIGKILL);
 	waitpid(pid, &status, 0);

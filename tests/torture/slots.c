@@ -147,8 +147,10 @@ void hammer_slots(struct round *round, struct thread *thread)
 	vo.first_slot = 1;
 	must(kvmem_vm_create(&vo, &round->vm));
 	open_tracker(round);
-	if (!round->dirty)
+	if (!round->dirty) {
+		must(kvmem_vm_free(round->vm));
 		return;
+	}
 	open_guest(round);
 	o.bytes = (uint64_t)PAGES * PAGE;
 	o.backing = one_in(&round->rng, 3) ? KVMEM_BACKING_ANONYMOUS : KVMEM_BACKING_MEMFD;
