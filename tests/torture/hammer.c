@@ -274,8 +274,7 @@ static void ring_lap(struct round *round, struct thread *thread, struct ring_lap
 void hammer_ring(struct round *round, struct thread *thread)
 {
 	uint64_t until = now_ns() + SECONDS * UINT64_C(1000000000);
-	struct busy_ring *ring = allowed(OP_URING) && one_in(&round->rng, 2) ? busy_ring_open()
-									     : NULL;
+	struct busy_ring *ring = NULL;
 	struct ring_lap lap;
 
 	open_vm(round, true);
