@@ -109,7 +109,7 @@ struct km_io_read *km_io_wait(struct km_io *io)
 		/* What is in flight writes to memory of the caller: never return before it is done.
 		 */
 		if (km_sys_uring_wait(&io->ring, &cqe) < 0 && io_uring_peek_cqe(&io->ring, &cqe)) {
-			km_sys_yield();
+			km_sys_poll(NULL, 0, 1);
 			continue;
 		}
 		rd = io_uring_cqe_get_data(cqe);
