@@ -221,8 +221,10 @@ static void start_fillers(struct kvmem_pager *pager)
 	atomic_store(&pager->fillers_run, n && n == pager->set.count);
 }
 
+/* The fillers first: a worker must not take a read of theirs for its own. */
 static int start_threads(struct kvmem_pager *pager)
 {
+	start_fillers(pager);
 	for (unsigned int i = 0; i < pager->worker_count; i++) {
 		int r = start_thread(&pager->workers[i], "pager", i);
 
@@ -232,7 +234,6 @@ static int start_threads(struct kvmem_pager *pager)
 				       pager->worker_count);
 		}
 	}
-	start_fillers(pager);
 	return 0;
 }
 
