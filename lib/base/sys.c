@@ -228,7 +228,7 @@ int64_t SYS(vm_read)(void *to, const void *from, size_t len)
 
 int64_t SYS(getrlimit)(int what, struct rlimit *ret)
 {
-	return result(getrlimit(what, ret));
+	return result(getrlimit((unsigned int)what, ret)); /* glibc makes it an unsigned enum */
 }
 
 /* Both ends without waiting. */
