@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/kvm.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -62,10 +63,17 @@ static void refused(const char *call, int64_t r, int err, const char *word)
 
 #define NONE(call) REFUSED(EINVAL, "NULL", call)
 
-static void ok(int64_t r)
-{
-	ck_assert_msg(r >= 0, "%lld: %s", (long long)r, kvmem_error_detail());
-}
+/* A call that succeeds leaves the detail of the last failure alone, whatever it tried first. */
+#define ok(call) \
+	do { \
+		char before_[1024]; \
+		int64_t ok_; \
+		snprintf(before_, sizeof(before_), "%s", kvmem_error_detail()); \
+		ok_ = (call); \
+		ck_assert_msg(ok_ >= 0, "%lld: %s", (long long)ok_, kvmem_error_detail()); \
+		ck_assert_msg(!strcmp(kvmem_error_detail(), before_), "%s left: %s", #call, \
+			      kvmem_error_detail()); \
+	} while (0)
 
 /* False: skipped. The pager has no region and is not started; the batch holds the first page. */
 static bool open_all(void)
@@ -497,6 +505,45 @@ TEST(descriptors_may_be_closed_after_the_call)
 }
 END
 
+/* Where ways are tried one after the other: probes, plans, the ways of a fill, of a log, of a policy. */
+TEST(k2_13_calls_that_succeed_leave_the_detail)
+{
+	struct kvmem_region_opts o = KVMEM_REGION_OPTS_INIT;
+	struct kvmem_plan plan = KVMEM_PLAN_INIT;
+	int image = memfd_create("image", MFD_CLOEXEC);
+	unsigned long nodes = 0;
+	struct kvmem_source *file;
+	struct kvmem_caps *caps;
+
+	if (!open_all())
+		return;
+	ck_assert_int_eq(kvmem_vm_free(t.vm), -EBUSY); /* so that there is a detail */
+	ok(kvmem_caps_probe(NULL, &caps));
+	kvmem_caps_free(caps);
+	ok(kvmem_numa_nodes(&nodes, 64));
+	ck_assert_int_eq(ftruncate(image, BYTES), 0);
+	ck_assert_int_eq(pwrite(image, "image", 5, 0), 5);
+	ok(kvmem_source_file(image, 0, 0, 0, &file));
+	o.bytes = BYTES;
+	for (o.wants = 0; o.wants < 128; o.wants++) {
+		struct kvmem_region *r;
+
+		ok(kvmem_region_plan(t.vm, &o, &plan));
+		if (plan.backing == KVMEM_BACKING_HUGETLB || plan.shared_backing)
+			continue;
+		ok(kvmem_region_create(t.vm, &o, &r));
+		nodes &= -nodes;
+		ok(kvmem_region_set_policy(r, 0, BYTES, KVMEM_POLICY_BIND, &nodes, 64, 0));
+		ok(kvmem_populate(r, 0, file, NULL, NULL));
+		ok(kvmem_region_free(r));
+	}
+	ok(kvmem_source_free(file));
+	close(image);
+	close_all();
+}
+END
+
 HARNESS_MAIN(T(null_to_every_function), T(null_where_there_is_no_code), T(results_of_every_kind),
 	     T(ranges_of_every_function), T(flags_of_every_function), T(kvm_fd_of_another_kind),
-	     T(descriptors_may_be_closed_after_the_call))
+	     T(descriptors_may_be_closed_after_the_call),
+	     T(k2_13_calls_that_succeed_leave_the_detail))
