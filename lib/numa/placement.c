@@ -17,7 +17,7 @@ struct look {
 	unsigned int count;
 	int byte;      /* a file of one byte, made when needed; else -1 */
 	int only_node; /* that has memory, when the kernel tells no page's; -1: not looked up; */
-		       /* -2: there are several */
+	/* -2: there are several */
 	bool exists[BATCH];
 };
 

@@ -41,10 +41,10 @@ struct kvmem_region {
 	struct kvmem_region *next, *prev; /* registry.c: those that have a file */
 	uint8_t *base;
 	struct km_presence presence;
-	pthread_mutex_t lock;	    /* policies, alias, pager, fillers */
-	struct km_policy *policies; /* region/policy.h */
-	uint8_t *alias;		    /* second mapping, never registered with a userfaultfd */
-	struct km_watch *watch;	    /* NULL: no pager has it; changes while nobody fills */
+	pthread_mutex_t lock;	      /* policies, alias, pager, fillers */
+	struct km_policy *policies;   /* region/policy.h */
+	uint8_t *alias;		      /* second mapping, never registered with a userfaultfd */
+	struct km_watch *watch;	      /* NULL: no pager has it; changes while nobody fills */
 	_Atomic unsigned int fillers; /* operations on its pages under way: see km_pages_enter() */
 	_Atomic bool no_access;	      /* pages were poisoned by taking their access rights away */
 };

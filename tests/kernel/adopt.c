@@ -445,8 +445,7 @@ TEST(k11_35_a_file_that_has_all_its_pages_can_be_filled)
 END
 
 /* Of a tmpfs of its own, whose folios are of 2 MiB. */
-	static int
-	huge_folio(void *arg)
+static int huge_folio(void *arg)
 {
 	struct kvmem_region_opts o = KVMEM_REGION_OPTS_INIT;
 	const uint64_t bytes = 2ul << 20;
@@ -492,4 +491,5 @@ HARNESS_MAIN(T(k12_36_no_byte_of_a_refused_file_changes),
 	     T(k12_40_record_locks_outlive_a_borrowed_image), T(k12_40_what_is_borrowed_stays_open),
 	     T(k12_41_a_second_region_over_the_same_bytes_is_refused),
 	     T(k12_41_a_file_that_the_library_made_is_known_too),
-	     T(k11_35_a_file_that_has_all_its_pages_can_be_filled), T(k11_35_one_byte_in_a_huge_folio))
+	     T(k11_35_a_file_that_has_all_its_pages_can_be_filled),
+	     T(k11_35_one_byte_in_a_huge_folio))

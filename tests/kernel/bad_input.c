@@ -17,9 +17,9 @@
 
 #include <kvmem/kvmem.h>
 
-#define PAGE ((uint64_t)sysconf(_SC_PAGESIZE))
+#define PAGE  ((uint64_t)sysconf(_SC_PAGESIZE))
 #define PAGES 16u
-#define GPA (UINT64_C(1) << 30)
+#define GPA   (UINT64_C(1) << 30)
 
 static struct kvmem_vm *vm;
 static struct kvmem_region *ram;
@@ -34,7 +34,7 @@ static void before(void)
 {
 	fds = harness_count_fds();
 	maps = harness_count_maps();
-	kvmem_caps_get(NULL, 0, NULL);	/* a sentence that none of the calls below has */
+	kvmem_caps_get(NULL, 0, NULL); /* a sentence that none of the calls below has */
 }
 
 static void refused(int64_t r, int err, const char *word)
@@ -42,8 +42,8 @@ static void refused(int64_t r, int err, const char *word)
 	const char *detail = kvmem_error_detail();
 
 	ck_assert_msg(r == -err, "%lld, not %d: %s", (long long)r, -err, detail);
-	ck_assert_msg(!strstr(detail, "kvmem_caps_get") && strstr(detail, word), "'%s' is not in: %s",
-		      word, detail);
+	ck_assert_msg(!strstr(detail, "kvmem_caps_get") && strstr(detail, word),
+		      "'%s' is not in: %s", word, detail);
 	ck_assert_uint_eq(harness_count_fds(), fds);
 	ck_assert_uint_eq(harness_count_maps(), maps);
 }
@@ -154,7 +154,8 @@ TEST(unaligned_sizes)
 		return;
 	open_ram(0);
 	REFUSED(EINVAL, "multiple", create((struct kvmem_region_opts){ .bytes = PAGE + 1 }));
-	REFUSED(EINVAL, "page_size", create((struct kvmem_region_opts){ .bytes = PAGE, .page_size = 12345 }));
+	REFUSED(EINVAL, "page_size",
+		create((struct kvmem_region_opts){ .bytes = PAGE, .page_size = 12345 }));
 	REFUSED(EINVAL, "offset", attach(1, PAGE, GPA));
 	REFUSED(EINVAL, "bytes", attach(0, PAGE - 1, GPA));
 	REFUSED(EINVAL, "gpa", attach(0, PAGE, GPA + 1));
@@ -197,7 +198,8 @@ TEST(ranges_beyond_the_end)
 	REFUSED(ERANGE, "beyond", kvmem_region_next_missing(ram, PAGES * PAGE + 1, &run));
 	REFUSED(ERANGE, "beyond", policy(0, (PAGES + 1) * PAGE, KVMEM_POLICY_BIND, 1));
 	REFUSED(ERANGE, "beyond", placement(PAGE, PAGES * PAGE));
-	REFUSED(ERANGE, "beyond", populate(PAGES * PAGE - 10, (struct kvmem_populate_opts){ .bytes = 11 }));
+	REFUSED(ERANGE, "beyond",
+		populate(PAGES * PAGE - 10, (struct kvmem_populate_opts){ .bytes = 11 }));
 	REFUSED(ERANGE, "beyond", kvmem_source_read(text, sizeof(content), content, 1));
 	REFUSED(ERANGE, "beyond", kvmem_source_extent(text, sizeof(content), &extent));
 	close_all();
@@ -216,7 +218,8 @@ TEST(slots_that_overlap_or_do_not_exist)
 	REFUSED(EEXIST, "taken", kvmem_region_attach(ram, 0, PAGE, 2 * GPA, slot, 0, NULL));
 	REFUSED(EINVAL, "slot number", kvmem_region_attach(ram, 0, PAGE, 2 * GPA, 0xffff, 0, NULL));
 	REFUSED(ENOENT, "slot", kvmem_region_detach(ram, slot + 1));
-	REFUSED(EINVAL, "flags", kvmem_region_attach(ram, 0, PAGE, 2 * GPA, KVMEM_SLOT_ANY, 8, NULL));
+	REFUSED(EINVAL, "flags",
+		kvmem_region_attach(ram, 0, PAGE, 2 * GPA, KVMEM_SLOT_ANY, 8, NULL));
 	close_all();
 }
 END
@@ -229,7 +232,8 @@ TEST(nodes_that_do_not_exist)
 
 	open_ram(0);
 	far[15] = 1ul << 63;
-	REFUSED(ENODEV, "node 1023", kvmem_region_set_policy(ram, 0, PAGE, KVMEM_POLICY_BIND, far, 1024, 0));
+	REFUSED(ENODEV, "node 1023",
+		kvmem_region_set_policy(ram, 0, PAGE, KVMEM_POLICY_BIND, far, 1024, 0));
 	REFUSED(EINVAL, "needs a node", policy(0, PAGE, KVMEM_POLICY_BIND, 0));
 	REFUSED(EINVAL, "mode", policy(0, PAGE, 77, 1));
 	REFUSED(EINVAL, "maxnode", kvmem_numa_nodes(far, 0));
@@ -408,13 +412,16 @@ TEST(unknown_flags)
 		uint32_t flags = 1u << 31;
 
 		g.size = (uint32_t)takers[i].size;
-		memcpy(g.room + 4, &flags, sizeof(flags));	/* all have it there */
+		memcpy(g.room + 4, &flags, sizeof(flags)); /* all have it there */
 		REFUSED(EINVAL, "flags", takers[i].take(&g));
 	}
 	REFUSED(EINVAL, "flags", kvmem_source_file(fd, 0, 0, 1u << 31, &s));
-	REFUSED(EINVAL, "wants", create((struct kvmem_region_opts){ .bytes = PAGE, .wants = 1u << 31 }));
-	REFUSED(EINVAL, "needs", create((struct kvmem_region_opts){ .bytes = PAGE, .needs = 1u << 31 }));
-	REFUSED(EINVAL, "backing", create((struct kvmem_region_opts){ .bytes = PAGE, .backing = 9 }));
+	REFUSED(EINVAL, "wants",
+		create((struct kvmem_region_opts){ .bytes = PAGE, .wants = 1u << 31 }));
+	REFUSED(EINVAL, "needs",
+		create((struct kvmem_region_opts){ .bytes = PAGE, .needs = 1u << 31 }));
+	REFUSED(EINVAL, "backing",
+		create((struct kvmem_region_opts){ .bytes = PAGE, .backing = 9 }));
 	REFUSED(EINVAL, "method", populate(0, (struct kvmem_populate_opts){ .method = 99 }));
 	close(fd);
 	close_all();
@@ -576,7 +583,8 @@ TEST(null_pointers)
 	REFUSED(EINVAL, "VM", attach(0, PAGE, GPA));
 	REFUSED(EINVAL, "NULL", kvmem_region_discard(NULL, 0, PAGE));
 	REFUSED(EINVAL, "NULL", kvmem_region_next_missing(ram, 0, NULL));
-	REFUSED(EINVAL, "NULL", kvmem_region_set_policy(ram, 0, PAGE, KVMEM_POLICY_BIND, NULL, 64, 0));
+	REFUSED(EINVAL, "NULL",
+		kvmem_region_set_policy(ram, 0, PAGE, KVMEM_POLICY_BIND, NULL, 64, 0));
 	REFUSED(EINVAL, "NULL", kvmem_region_placement(ram, 0, PAGE, NULL));
 	REFUSED(EINVAL, "NULL", kvmem_source_memory(NULL, PAGE, &text));
 	REFUSED(EINVAL, "NULL", kvmem_source_callback(NULL, NULL, PAGE, &text));
@@ -604,8 +612,9 @@ TEST(closed_file_descriptors)
 	REFUSED(EBADF, "999", kvmem_vm_adopt(999, NULL, &v));
 	REFUSED(EBADF, "999", kvmem_caps_probe(&c, &caps));
 	REFUSED(EBADF, "999", kvmem_source_file(999, 0, 0, 0, &s));
-	REFUSED(EBADF, "999", create((struct kvmem_region_opts){ .bytes = PAGE, .flags = KVMEM_REGION_FD,
-								 .fd = 999 }));
+	REFUSED(EBADF, "999",
+		create((struct kvmem_region_opts){
+			.bytes = PAGE, .flags = KVMEM_REGION_FD, .fd = 999 }));
 }
 END
 
@@ -619,8 +628,9 @@ TEST(file_descriptors_of_the_wrong_kind)
 	ck_assert_int_eq(pipe2(fd, O_CLOEXEC), 0);
 	write_only = open("/dev/null", O_WRONLY | O_CLOEXEC);
 	REFUSED(EBADF, "not a KVM VM", kvmem_vm_adopt(null, NULL, &v));
-	REFUSED(EBADF, "memfd", create((struct kvmem_region_opts){ .bytes = PAGE, .flags = KVMEM_REGION_FD,
-								   .fd = null }));
+	REFUSED(EBADF, "memfd",
+		create((struct kvmem_region_opts){
+			.bytes = PAGE, .flags = KVMEM_REGION_FD, .fd = null }));
 	REFUSED(EBADF, "reading", kvmem_source_file(write_only, 0, 0, 0, &s));
 	REFUSED(ESPIPE, "file", kvmem_source_file(fd[0], 0, 0, 0, &s));
 	if (open_vm()) {
@@ -703,7 +713,8 @@ static int create_without_files(void *arg)
 
 	(void)arg;
 	return setrlimit(RLIMIT_NOFILE, &none) ||
-	       said(create((struct kvmem_region_opts){ .bytes = PAGE, .backing = KVMEM_BACKING_MEMFD }),
+	       said(create((struct kvmem_region_opts){ .bytes = PAGE,
+						       .backing = KVMEM_BACKING_MEMFD }),
 		    EMFILE, "region");
 }
 
@@ -719,7 +730,8 @@ static int create_without_room(void *arg)
 
 	(void)arg;
 	return setrlimit(RLIMIT_AS, &room) ||
-	       said(create((struct kvmem_region_opts){ .bytes = 1u << 30, .backing = KVMEM_BACKING_MEMFD }),
+	       said(create((struct kvmem_region_opts){ .bytes = 1u << 30,
+						       .backing = KVMEM_BACKING_MEMFD }),
 		    ENOMEM, "region");
 }
 
@@ -734,14 +746,20 @@ END
 
 TEST(requirements_that_exclude_each_other)
 {
-	REFUSED(EOPNOTSUPP, "direct", create((struct kvmem_region_opts){
-		.bytes = PAGE, .backing = KVMEM_BACKING_MEMFD, .slot_form = KVMEM_SLOT_DIRECT }));
-	REFUSED(EOPNOTSUPP, "shared", create((struct kvmem_region_opts){
-		.bytes = PAGE, .backing = KVMEM_BACKING_ANONYMOUS, .needs = KVMEM_WANT_SHARED }));
-	REFUSED(EOPNOTSUPP, "guest_memfd", create((struct kvmem_region_opts){
-		.bytes = PAGE, .backing = KVMEM_BACKING_GUEST_MEMFD }));
-	REFUSED(EOPNOTSUPP, "huge", create((struct kvmem_region_opts){
-		.bytes = PAGE, .backing = KVMEM_BACKING_HUGETLB }));
+	REFUSED(EOPNOTSUPP, "direct",
+		create((struct kvmem_region_opts){ .bytes = PAGE,
+						   .backing = KVMEM_BACKING_MEMFD,
+						   .slot_form = KVMEM_SLOT_DIRECT }));
+	REFUSED(EOPNOTSUPP, "shared",
+		create((struct kvmem_region_opts){ .bytes = PAGE,
+						   .backing = KVMEM_BACKING_ANONYMOUS,
+						   .needs = KVMEM_WANT_SHARED }));
+	REFUSED(EOPNOTSUPP, "guest_memfd",
+		create((struct kvmem_region_opts){ .bytes = PAGE,
+						   .backing = KVMEM_BACKING_GUEST_MEMFD }));
+	REFUSED(EOPNOTSUPP, "huge",
+		create((struct kvmem_region_opts){ .bytes = PAGE,
+						   .backing = KVMEM_BACKING_HUGETLB }));
 }
 END
 
@@ -751,6 +769,6 @@ HARNESS_MAIN(T(zero_sizes), T(unaligned_sizes), T(overflowing_sizes), T(ranges_b
 	     T(unknown_flags), T(result_structs_too_small), T(ring_after_a_vcpu),
 	     T(policies_after_pages), T(dirty_tracking_out_of_turn), T(paging_out_of_turn),
 	     T(freed_while_in_use), T(null_pointers), T(closed_file_descriptors),
-	     T(file_descriptors_of_the_wrong_kind), T(no_permission_for_kvm), T(userfaultfd_forbidden),
-	     T(too_many_files), T(out_of_memory),
+	     T(file_descriptors_of_the_wrong_kind), T(no_permission_for_kvm),
+	     T(userfaultfd_forbidden), T(too_many_files), T(out_of_memory),
 	     T(requirements_that_exclude_each_other))

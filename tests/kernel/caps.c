@@ -111,7 +111,8 @@ TEST(agrees_with_what_is_tried_by_hand)
 
 		ck_assert_int_eq(native(KVMEM_CAP_GUEST_MEMFD_GUP), gup);
 		/* Without it such a slot can be set, and no vCPU gets at its pages. */
-		ck_assert_int_eq(native(KVMEM_CAP_GUEST_MEMFD_HVA_SLOT), gup && slot_by_hand(&h, 0));
+		ck_assert_int_eq(native(KVMEM_CAP_GUEST_MEMFD_HVA_SLOT),
+				 gup && slot_by_hand(&h, 0));
 		ck_assert_int_eq(native(KVMEM_CAP_GUEST_MEMFD_HVA_DIRTY),
 				 gup && slot_by_hand(&h, KVM_MEM_LOG_DIRTY_PAGES));
 	}
@@ -192,11 +193,10 @@ END
 
 /* ---- where things are forbidden: each in a child that gives something up ---- */
 
-#define CHILD_OK 0
+#define CHILD_OK     0
 #define CHILD_CANNOT 99
 
-	static int
-	expect(bool good, const char *what)
+static int expect(bool good, const char *what)
 {
 	if (good)
 		return CHILD_OK;
@@ -270,8 +270,7 @@ TEST(without_permission)
 }
 END
 
-	static int
-	forbid(unsigned int nr, unsigned int err)
+static int forbid(unsigned int nr, unsigned int err)
 {
 	struct sock_filter code[] = {
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),

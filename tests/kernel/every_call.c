@@ -16,10 +16,10 @@
 
 #include <kvmem/kvmem.h>
 
-#define PAGE 4096ull
+#define PAGE  4096ull
 #define PAGES 16u
 #define BYTES (PAGES * PAGE)
-#define GPA (1ull << 30)
+#define GPA   (1ull << 30)
 
 /* One of each kind. */
 static struct {
@@ -28,7 +28,7 @@ static struct {
 	struct kvmem_source *source;
 	struct kvmem_pager *pager;
 	struct kvmem_dirty *dirty;
-	struct kvmem_batch *batch;	/* committed */
+	struct kvmem_batch *batch; /* committed */
 	struct kvmem_region_opts ro;
 	int vcpu;
 	uint8_t content[BYTES];
@@ -40,7 +40,7 @@ static void before(void)
 {
 	fds = harness_count_fds();
 	maps = harness_count_maps();
-	kvmem_vm_fd(NULL);	/* a sentence that no other call has */
+	kvmem_vm_fd(NULL); /* a sentence that no other call has */
 }
 
 static void refused(const char *call, int64_t r, int err, const char *word)
@@ -48,9 +48,10 @@ static void refused(const char *call, int64_t r, int err, const char *word)
 	const char *detail = kvmem_error_detail();
 
 	ck_assert_msg(r == -err, "%s: %lld, not %d: %s", call, (long long)r, -err, detail);
-	ck_assert_msg(!strstr(detail, "kvmem_vm_fd") && strstr(detail, word), "%s: '%s' is not in: %s", call,
-		      word, detail);
-	ck_assert_msg(harness_count_fds() == fds && harness_count_maps() == maps, "%s leaked", call);
+	ck_assert_msg(!strstr(detail, "kvmem_vm_fd") && strstr(detail, word),
+		      "%s: '%s' is not in: %s", call, word, detail);
+	ck_assert_msg(harness_count_fds() == fds && harness_count_maps() == maps, "%s leaked",
+		      call);
 }
 
 #define REFUSED(err, word, call) \
@@ -301,7 +302,8 @@ TEST(results_of_every_kind)
 	if (!open_all())
 		return;
 	for (unsigned int i = 0; i < 2; i++, g.size = 0) {
-		REFUSED(EINVAL, "size", kvmem_caps_get(kvmem_vm_caps(t.vm), KVMEM_CAP_KVM, (void *)&g));
+		REFUSED(EINVAL, "size",
+			kvmem_caps_get(kvmem_vm_caps(t.vm), KVMEM_CAP_KVM, (void *)&g));
 		REFUSED(EINVAL, "size", kvmem_region_plan(t.vm, &t.ro, (void *)&g));
 		REFUSED(EINVAL, "size", kvmem_region_get_plan(t.ram, (void *)&g));
 		REFUSED(EINVAL, "size", kvmem_region_placement(t.ram, 0, PAGE, (void *)&g));
@@ -381,19 +383,14 @@ static int source_read(uint64_t offset, uint64_t bytes)
 static const struct {
 	const char *name;
 	int (*call)(uint64_t offset, uint64_t bytes);
-	bool takes_zero;	/* as "all there is" */
-	bool takes_any;		/* not only whole pages */
+	bool takes_zero; /* as "all there is" */
+	bool takes_any;	 /* not only whole pages */
 } ranges[] = {
-	{ "attach", attach_at, false, false },
-	{ "discard", discard, false, false },
-	{ "mark_present", mark, false, false },
-	{ "set_attributes", attributes, false, false },
-	{ "set_policy", policy, false, false },
-	{ "placement", placement, false, false },
-	{ "batch_bitmap", bitmap, false, false },
-	{ "merge", merge, false, true },
-	{ "populate", fill, true, true },
-	{ "source_read", source_read, false, true },
+	{ "attach", attach_at, false, false },	  { "discard", discard, false, false },
+	{ "mark_present", mark, false, false },	  { "set_attributes", attributes, false, false },
+	{ "set_policy", policy, false, false },	  { "placement", placement, false, false },
+	{ "batch_bitmap", bitmap, false, false }, { "merge", merge, false, true },
+	{ "populate", fill, true, true },	  { "source_read", source_read, false, true },
 };
 
 TEST(ranges_of_every_function)
@@ -431,12 +428,15 @@ TEST(flags_of_every_function)
 
 	if (!open_all())
 		return;
-	REFUSED(EINVAL, "flags", kvmem_region_attach(t.ram, 0, PAGE, 2 * GPA, KVMEM_SLOT_ANY, 1u << 31, NULL));
-	REFUSED(EINVAL, "flags", kvmem_region_set_policy(t.ram, 0, PAGE, KVMEM_POLICY_BIND, &node, 64, 1u << 31));
+	REFUSED(EINVAL, "flags",
+		kvmem_region_attach(t.ram, 0, PAGE, 2 * GPA, KVMEM_SLOT_ANY, 1u << 31, NULL));
+	REFUSED(EINVAL, "flags",
+		kvmem_region_set_policy(t.ram, 0, PAGE, KVMEM_POLICY_BIND, &node, 64, 1u << 31));
 	REFUSED(EINVAL, "attributes", kvmem_region_set_attributes(t.ram, 0, PAGE, 1u << 2));
 	REFUSED(EINVAL, "flags", kvmem_source_file(0, 0, 0, 1u << 31, &s));
 	REFUSED(EINVAL, "format", kvmem_caps_format(kvmem_vm_caps(t.vm), 2, NULL, 0));
-	REFUSED(EINVAL, "0", kvmem_caps_get(kvmem_vm_caps(t.vm), 0, &(struct kvmem_cap_info){ .size = 8 }));
+	REFUSED(EINVAL, "0",
+		kvmem_caps_get(kvmem_vm_caps(t.vm), 0, &(struct kvmem_cap_info){ .size = 8 }));
 	close_all();
 }
 END

@@ -20,11 +20,11 @@
 
 #include <kvmem/kvmem.h>
 
-#define PAGE 4096u
+#define PAGE  4096u
 #define PAGES 2048u
 #define BYTES ((uint64_t)PAGES * PAGE)
 #define NODES 64u
-#define MIB (UINT64_C(1) << 20)
+#define MIB   (UINT64_C(1) << 20)
 
 static struct kvmem_vm *vm;
 static struct kvmem_region *ram;
@@ -125,8 +125,8 @@ static void one_policy(const char *what, uint32_t mode, unsigned long mask, unsi
 {
 	for (size_t b = 0; b < 3; b++) {
 		/* transparent huge pages are placed whole, and there are four of them */
-		unsigned int slack =
-			backings[b].id == KVMEM_BACKING_ANONYMOUS && low != high ? 15 : 0;
+		unsigned int slack = backings[b].id == KVMEM_BACKING_ANONYMOUS && low != high ? 15
+											      : 0;
 		int held;
 
 		if (!make(backings[b].id, BYTES))
@@ -172,8 +172,7 @@ TEST(interleave)
 }
 END
 
-	static bool
-	set_weight(unsigned int n, unsigned int weight)
+static bool set_weight(unsigned int n, unsigned int weight)
 {
 	char path[96];
 	bool good;
@@ -264,7 +263,7 @@ TEST(ranges_across_slots)
 }
 END
 
-	struct job {
+struct job {
 	unsigned int on;
 	int result;
 };

@@ -11,9 +11,9 @@
 
 #include <kvmem/kvmem.h>
 
-#define PAGE 4096ull
-#define PAGES 2048ull
-#define BYTES (PAGES * PAGE)
+#define PAGE	  4096ull
+#define PAGES	  2048ull
+#define BYTES	  (PAGES * PAGE)
 #define MAX_NODES 64u
 
 static struct kvmem_vm *vm;
@@ -81,8 +81,8 @@ static bool open_region(uint32_t backing)
 	node_count = (unsigned int)kvmem_numa_nodes(&nodes, MAX_NODES);
 	ck_assert_uint_gt(node_count, 0);
 	first_node = (unsigned int)__builtin_ctzl(nodes);
-	second_node =
-		node_count > 1 ? (unsigned int)__builtin_ctzl(nodes & (nodes - 1)) : first_node;
+	second_node = node_count > 1 ? (unsigned int)__builtin_ctzl(nodes & (nodes - 1))
+				     : first_node;
 	return true;
 }
 
@@ -262,12 +262,12 @@ END
 
 /* ---- with two nodes ---- */
 
-#define NEED_TWO                                                                                   \
-	do {                                                                                       \
-		if (node_count < 2) {                                                              \
-			close_region();                                                            \
-			SKIP("numa2", "one node has memory");                                      \
-		}                                                                                  \
+#define NEED_TWO \
+	do { \
+		if (node_count < 2) { \
+			close_region(); \
+			SKIP("numa2", "one node has memory"); \
+		} \
 	} while (0)
 
 TEST(pages_land_on_their_node)
@@ -310,5 +310,6 @@ TEST(misplaced_pages_are_counted)
 END
 
 HARNESS_MAIN(T(every_policy_places_every_page), T(too_late), T(nodes_that_are_not_there),
-	     T(held_or_emulated_is_true), T(placement_makes_no_page), T(the_callers_own_policy_is_left_alone),
-	     T(pages_land_on_their_node), T(misplaced_pages_are_counted))
+	     T(held_or_emulated_is_true), T(placement_makes_no_page),
+	     T(the_callers_own_policy_is_left_alone), T(pages_land_on_their_node),
+	     T(misplaced_pages_are_counted))

@@ -18,8 +18,8 @@
 
 #include <kvmem/kvmem.h>
 
-#define PAGE 4096ul
-#define BYTES (1024 * PAGE)
+#define PAGE	4096ul
+#define BYTES	(1024 * PAGE)
 #define SIZE_2M (2ul << 20)
 
 static struct kvmem_vm *vm;
@@ -382,7 +382,7 @@ TEST(discarded_pages_are_zero_and_gone)
 }
 END
 
-	static atomic_bool stop;
+static atomic_bool stop;
 
 /* Counts up in each word of its page: a value may fall back to zero, never to anything else. */
 static void *count_up(void *arg)
@@ -470,10 +470,9 @@ TEST(no_huge_pages_left)
 }
 END
 
-	/* ---- limits, in a child ---- */
+/* ---- limits, in a child ---- */
 
-	static int
-	little_address_space(void *arg)
+static int little_address_space(void *arg)
 {
 	struct rlimit limit = { .rlim_cur = 1ul << 30, .rlim_max = 1ul << 30 };
 
@@ -515,7 +514,7 @@ TEST(limits)
 {
 	if (!open_vm())
 		return;
-#if !defined(__SANITIZE_ADDRESS__) &&                                                              \
+#if !defined(__SANITIZE_ADDRESS__) && \
 	!defined(__SANITIZE_THREAD__) /* whose runtime needs more than such a limit leaves */
 	ck_assert_int_eq(harness_child(little_address_space, NULL), 0);
 #else
@@ -566,9 +565,10 @@ TEST(no_private_memory_on_an_ordinary_vm)
 END
 
 HARNESS_MAIN(T(every_backing_reads_zero_and_keeps_what_is_written), T(nothing_is_left_behind),
-	     T(plans_come_true), T(without_a_vm), T(bad_sizes), T(a_guest_memfd_is_in_one_direct_slot_at_most),
+	     T(plans_come_true), T(without_a_vm), T(bad_sizes),
+	     T(a_guest_memfd_is_in_one_direct_slot_at_most),
 	     T(a_guest_memfd_of_another_vm_is_refused), T(adopted_files_keep_their_pages),
 	     T(a_guest_memfd_of_another_user_is_refused), T(files_of_other_kinds),
-	     T(vms_of_other_kinds), T(discarded_pages_are_zero_and_gone), T(discards_race_with_writers),
-	     T(hugetlb), T(no_huge_pages_left), T(limits), T(private_memory),
-	     T(no_private_memory_on_an_ordinary_vm))
+	     T(vms_of_other_kinds), T(discarded_pages_are_zero_and_gone),
+	     T(discards_race_with_writers), T(hugetlb), T(no_huge_pages_left), T(limits),
+	     T(private_memory), T(no_private_memory_on_an_ordinary_vm))

@@ -260,7 +260,7 @@ END
 /* ---- poison ---- */
 
 /* As <linux/userfaultfd.h> of Linux 6.6 has it. */
-	struct poison {
+struct poison {
 	struct uffdio_range range;
 	uint64_t mode;
 	int64_t updated;
@@ -469,8 +469,7 @@ TEST(k14_47_regions_begin_where_huge_pages_do)
 END
 
 /* The flags of the mapping that holds p, as /proc has them. */
-	static bool
-	has_flag(const void *p, const char *flag)
+static bool has_flag(const void *p, const char *flag)
 {
 	FILE *f = fopen("/proc/self/smaps", "re");
 	unsigned long start, end;
@@ -532,7 +531,8 @@ TEST(k14_48_a_vm_of_another_process_is_told_from_no_vm)
 }
 END
 
-HARNESS_MAIN(T(k10_31_a_file_size_limit_is_no_signal), T(k10_32_under_mlockall_a_new_region_is_empty),
+HARNESS_MAIN(T(k10_31_a_file_size_limit_is_no_signal),
+	     T(k10_32_under_mlockall_a_new_region_is_empty),
 	     T(k10_32_under_mlockall_a_region_is_filled_lazily),
 	     T(k14_48_the_limit_of_locked_memory_is_named), T(k10_30_placement_takes_no_poison),
 	     T(k14_44_a_seccomp_filter_is_named_and_lived_with),

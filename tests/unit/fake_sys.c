@@ -64,4 +64,3 @@ void km_sys_free(void *p)
 	counted(p, -1);
 	free(p);
 }
-

@@ -17,20 +17,20 @@
 
 #include "base/sys.h"
 
-#define FAKE_MEMBER(name, params, args) int64_t (*name) params;
-#define FAKE_COUNT(name, params, args) unsigned long name;
+#define FAKE_MEMBER(name, params, args) int64_t(*name) params;
+#define FAKE_COUNT(name, params, args)	unsigned long name;
 
 struct fake {
 	KM_SYS_CALLS(FAKE_MEMBER)
 	void *(*alloc)(size_t len);
-	unsigned long fail_at;		/* 1: the first call fails; 0: none */
+	unsigned long fail_at; /* 1: the first call fails; 0: none */
 	int fail_errno;
-	atomic_ulong calls;		/* fallible calls so far */
-	const char *_Atomic failed;	/* name of the call that was made to fail */
+	atomic_ulong calls;	    /* fallible calls so far */
+	const char *_Atomic failed; /* name of the call that was made to fail */
 	struct {
 		KM_SYS_CALLS(FAKE_COUNT)
 	} count;
-	atomic_long allocs;		/* blocks alive */
+	atomic_long allocs; /* blocks alive */
 };
 
 extern struct fake fake;

@@ -288,10 +288,9 @@ TEST(a_kernel_that_has_it_all)
 }
 END
 
-	/* A userfaultfd that registers anything and raises nothing: feature bits and success are
+/* A userfaultfd that registers anything and raises nothing: feature bits and success are
 	   not enough. */
-	static int64_t
-	register_and_do_nothing(int fd, unsigned long request, void *arg)
+static int64_t register_and_do_nothing(int fd, unsigned long request, void *arg)
 {
 	return request == UFFDIO_REGISTER ? 0 : km_real_ioctl(fd, request, arg);
 }
@@ -307,10 +306,9 @@ TEST(a_registration_that_raises_nothing_is_no_support)
 }
 END
 
-	/* ---- userfaultfd ---- */
+/* ---- userfaultfd ---- */
 
-	static int64_t
-	no_device(const char *path, int flags)
+static int64_t no_device(const char *path, int flags)
 {
 	return strcmp(path, "/dev/userfaultfd") ? km_real_open(path, flags) : -EACCES;
 }
@@ -347,8 +345,7 @@ TEST(userfaultfd_forbidden)
 }
 END
 
-	static int64_t
-	odd_api(int fd, unsigned long request, void *arg)
+static int64_t odd_api(int fd, unsigned long request, void *arg)
 {
 	struct uffdio_api *api = arg;
 
@@ -368,9 +365,9 @@ TEST(features_refused)
 }
 END
 
-	/* ---- io_uring ---- */
+/* ---- io_uring ---- */
 
-	static int uring_error;
+static int uring_error;
 
 static int64_t no_uring(unsigned int entries, struct io_uring *ring, struct io_uring_params *p)
 {
@@ -401,8 +398,7 @@ TEST(io_uring_forbidden)
 }
 END
 
-	static int64_t
-	no_tmpfile(const char *path, int flags)
+static int64_t no_tmpfile(const char *path, int flags)
 {
 	return (flags & O_TMPFILE) == O_TMPFILE ? -EOPNOTSUPP : km_real_open(path, flags);
 }
@@ -418,10 +414,9 @@ TEST(no_file_system_to_try)
 }
 END
 
-	/* ---- keeping ---- */
+/* ---- keeping ---- */
 
-	static void *
-	ask_all(void *arg)
+static void *ask_all(void *arg)
 {
 	uint64_t sum = 0;
 
@@ -542,8 +537,9 @@ TEST(a_userfaultfd_mode_is_unknown_when_its_probe_fails)
 			else if (info->support == KVMEM_SUPPORT_UNKNOWN)
 				unknown += info->error == ENOMEM;
 			else
-				ck_assert_msg(info->value == modes[i], "%u memfds: %s: modes %lld, not %lld: %s",
-					      left, info->name, (long long)info->value,
+				ck_assert_msg(info->value == modes[i],
+					      "%u memfds: %s: modes %lld, not %lld: %s", left,
+					      info->name, (long long)info->value,
 					      (long long)modes[i], info->reason);
 			kvmem_caps_free(caps);
 		}
@@ -627,13 +623,14 @@ TEST(k2_12_a_failure_that_passes_is_not_kept)
 		fake.fail_at = 0;
 		read_all(got);
 		for (uint32_t id = 1; id < KVMEM_CAP_COUNT_; id++)
-			ck_assert_msg(got[id].support == want[id].support &&
-					      got[id].value == want[id].value,
-				      "call %lu, %s, errno %d: %s is %u, 0x%llx, not %u, 0x%llx: %s", n,
-				      fake.failed ? fake.failed : "none", fake.fail_errno,
-				      kvmem_cap_name(id), got[id].support,
-				      (unsigned long long)got[id].value, want[id].support,
-				      (unsigned long long)want[id].value, get(id)->reason);
+			ck_assert_msg(
+				got[id].support == want[id].support &&
+					got[id].value == want[id].value,
+				"call %lu, %s, errno %d: %s is %u, 0x%llx, not %u, 0x%llx: %s", n,
+				fake.failed ? fake.failed : "none", fake.fail_errno,
+				kvmem_cap_name(id), got[id].support,
+				(unsigned long long)got[id].value, want[id].support,
+				(unsigned long long)want[id].value, get(id)->reason);
 		kvmem_caps_free(caps);
 		ck_assert_int_eq(fake.allocs, 0);
 	}
@@ -698,17 +695,20 @@ TEST(k2_12_huge_pages_are_counted_each_time)
 		ck_assert_int_eq(km_caps_value(caps, KVMEM_CAP_HUGETLB_2M), free_huge);
 	}
 	ck_assert(!km_caps_has(caps, KVMEM_CAP_HUGETLB_2M));
-	ck_assert_ptr_eq(km_caps_reason(caps, KVMEM_CAP_HUGETLB_2M), first); /* still there, and once */
+	ck_assert_ptr_eq(km_caps_reason(caps, KVMEM_CAP_HUGETLB_2M),
+			 first); /* still there, and once */
 	kvmem_caps_free(caps);
 }
 END
 
-HARNESS_MAIN(T(every_id_has_its_line), T(every_line_is_settled_by_its_probe_alone), T(bad_input), T(formats),
-	     T(no_kvm_at_all), T(a_kernel_before_guest_memfd), T(a_kernel_whose_guest_memfd_cannot_be_mapped),
-	     T(linux_6_18), T(write_population_in_every_revision), T(a_flag_that_takes_away_more_than_it_gives),
+HARNESS_MAIN(T(every_id_has_its_line), T(every_line_is_settled_by_its_probe_alone), T(bad_input),
+	     T(formats), T(no_kvm_at_all), T(a_kernel_before_guest_memfd),
+	     T(a_kernel_whose_guest_memfd_cannot_be_mapped), T(linux_6_18),
+	     T(write_population_in_every_revision), T(a_flag_that_takes_away_more_than_it_gives),
 	     T(a_kernel_that_has_it_all), T(a_registration_that_raises_nothing_is_no_support),
-	     T(userfaultfd_forbidden), T(features_refused), T(io_uring_forbidden), T(no_file_system_to_try),
-	     T(threads_ask_and_one_probes), T(whichever_call_fails_the_table_is_whole),
+	     T(userfaultfd_forbidden), T(features_refused), T(io_uring_forbidden),
+	     T(no_file_system_to_try), T(threads_ask_and_one_probes),
+	     T(whichever_call_fails_the_table_is_whole),
 	     T(a_userfaultfd_mode_is_unknown_when_its_probe_fails),
 	     T(too_many_open_files_say_nothing_of_the_kernel),
 	     T(k12_37_every_guest_memfd_is_closed_on_exec), T(the_given_vm_gets_no_slot),

@@ -202,7 +202,7 @@ END
 
 HARNESS_MAIN(T(opts_null_means_defaults), T(opts_of_an_older_caller), T(opts_of_a_newer_caller),
 	     T(opts_too_small), T(result_writes_no_more_than_asked),
-	     T(result_tail_of_a_newer_caller_is_zeroed), T(ranges), T(detail_holds_the_kernels_text),
-	     T(detail_is_per_thread),
+	     T(result_tail_of_a_newer_caller_is_zeroed), T(ranges),
+	     T(detail_holds_the_kernels_text), T(detail_is_per_thread),
 	     T(k2_13_a_size_has_an_upper_bound), T(k2_13_a_detail_is_kept_over_a_way_that_failed),
 	     T(k9_27_a_call_that_would_wait_for_its_own_callback_is_refused))

@@ -14,7 +14,7 @@
 #include "source/source.h"
 #include "base/uapi/mm.h"
 
-#define PAGE 4096ull
+#define PAGE  4096ull
 #define PAGES 1024ull
 #define BYTES (PAGES * PAGE)
 
@@ -142,8 +142,7 @@ TEST(the_kernel_is_told)
 }
 END
 
-	static void
-	expect_refused(int err, const char *word, int r)
+static void expect_refused(int err, const char *word, int r)
 {
 	ck_assert_int_eq(r, -err);
 	ck_assert_msg(strstr(kvmem_error_detail(), word), "'%s' is not in: %s", word,
@@ -202,8 +201,7 @@ TEST(too_late_is_said_with_the_count)
 }
 END
 
-	static void
-	expect_policies(const char *want)
+static void expect_policies(const char *want)
 {
 	char got[256] = "";
 
@@ -340,9 +338,8 @@ TEST(placement_counts)
 }
 END
 
-	static int64_t
-	no_numa(int *mode, unsigned long *nodes, unsigned long maxnode, void *addr,
-		unsigned long flags)
+static int64_t no_numa(int *mode, unsigned long *nodes, unsigned long maxnode, void *addr,
+		       unsigned long flags)
 {
 	(void)mode, (void)nodes, (void)maxnode, (void)addr, (void)flags;
 	return -ENOSYS;
@@ -560,7 +557,8 @@ HARNESS_MAIN(T(the_kernel_is_told), T(bad_input), T(modes_the_kernel_lacks),
 	     T(too_late_is_said_with_the_count), T(later_ranges_cut_earlier_ones),
 	     T(ignored_policies_are_taken_back), T(emulated_by_the_filling_thread),
 	     T(the_second_mapping_of_hugetlb_has_the_policies_too), T(placement_counts),
-	     T(placement_without_move_pages), T(nodes_with_memory), T(k14_44_nodes_are_read_from_files),
-	     T(k14_44_policies_are_refused_with_the_reason),
-	     T(k14_44_placement_counts_without_nodes), T(k14_44_nodes_where_seccomp_refuses_the_call),
+	     T(placement_without_move_pages), T(nodes_with_memory),
+	     T(k14_44_nodes_are_read_from_files), T(k14_44_policies_are_refused_with_the_reason),
+	     T(k14_44_placement_counts_without_nodes),
+	     T(k14_44_nodes_where_seccomp_refuses_the_call),
 	     T(whichever_call_fails_nothing_changes))

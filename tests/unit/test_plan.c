@@ -188,7 +188,7 @@ TEST(every_wish_on_every_kernel)
 }
 END
 
-	static struct kvmem_plan plan;
+static struct kvmem_plan plan;
 
 static int plan_of(unsigned int a, struct kvmem_region_opts o)
 {
@@ -290,8 +290,7 @@ TEST(no_vm_no_guest_memfd)
 }
 END
 
-	static int
-	opts_of(struct kvmem_region_opts o)
+static int opts_of(struct kvmem_region_opts o)
 {
 	struct kvmem_region_opts copy;
 
@@ -344,5 +343,5 @@ TEST(bad_options)
 END
 
 HARNESS_MAIN(T(every_wish_on_every_kernel), T(requirements_that_exclude_each_other),
-	     T(what_is_asked_for_is_made), T(k13_43_paging_and_sharing_exclude_each_other), T(no_vm_no_guest_memfd),
-	     T(bad_options))
+	     T(what_is_asked_for_is_made), T(k13_43_paging_and_sharing_exclude_each_other),
+	     T(no_vm_no_guest_memfd), T(bad_options))

@@ -16,7 +16,7 @@
 #include "source/source.h"
 #include "base/uapi/kvm.h"
 
-#define PAGE 4096ull
+#define PAGE  4096ull
 #define PAGES 64ull
 #define BYTES (PAGES * PAGE)
 
@@ -157,8 +157,7 @@ TEST(plan_and_create_agree)
 }
 END
 
-	static void
-	expect_nothing_leaks(struct kvmem_region_opts o)
+static void expect_nothing_leaks(struct kvmem_region_opts o)
 {
 	int r;
 
@@ -315,8 +314,9 @@ TEST(k12_36_no_probe_touches_a_file)
 		if (i > 1)
 			failed(EBADF, "fd", kvmem_region_create(vm, &o, &ram));
 		ck_assert_uint_eq(fake.count.pwrite + fake.count.write + fake.count.fallocate +
-					  fake.count.ftruncate + fake.count.lseek + fake.count.pread +
-					  fake.count.read + fake.count.open + fake.count.mmap,
+					  fake.count.ftruncate + fake.count.lseek +
+					  fake.count.pread + fake.count.read + fake.count.open +
+					  fake.count.mmap,
 				  0);
 	}
 	ck_assert_int_eq(kvmem_vm_free(vm), 0);
@@ -410,7 +410,8 @@ END
 
 TEST(files_that_are_neither)
 {
-	char name[] = "/var/tmp/kvmem-test-XXXXXX"; /* not on tmpfs, where a file counts as a memfd */
+	char name[] =
+		"/var/tmp/kvmem-test-XXXXXX"; /* not on tmpfs, where a file counts as a memfd */
 	int file = mkstemp(name), event = eventfd(0, 0), ro, pipes[2];
 
 	ck_assert_int_ge(file, 0);
@@ -461,8 +462,7 @@ TEST(discard_by_state)
 }
 END
 
-	static int64_t
-	no_fallocate(int fd, int mode, uint64_t off, uint64_t len)
+static int64_t no_fallocate(int fd, int mode, uint64_t off, uint64_t len)
 {
 	(void)fd;
 	ck_assert_int_eq(mode, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE);
@@ -577,13 +577,14 @@ TEST(null_arguments)
 }
 END
 
-HARNESS_MAIN(T(each_backing), T(the_guest_memfd_is_made_with_what_was_found), T(plan_and_create_agree),
-	     T(no_creation_that_fails_leaks), T(private_pages_beside_shared_ones), T(no_planning_that_fails_leaks),
-	     T(a_memfd_with_data_and_holes),
-	     T(a_guest_memfd_with_some_pages), T(files_that_are_neither),
-	     T(k12_36_no_probe_touches_a_file), T(k12_38_o_append_that_cannot_be_undone_is_refused),
+HARNESS_MAIN(T(each_backing), T(the_guest_memfd_is_made_with_what_was_found),
+	     T(plan_and_create_agree), T(no_creation_that_fails_leaks),
+	     T(private_pages_beside_shared_ones), T(no_planning_that_fails_leaks),
+	     T(a_memfd_with_data_and_holes), T(a_guest_memfd_with_some_pages),
+	     T(files_that_are_neither), T(k12_36_no_probe_touches_a_file),
+	     T(k12_38_o_append_that_cannot_be_undone_is_refused),
 	     T(k12_39_a_seal_that_the_kernel_lacks_is_named),
 	     T(k14_47_wherever_the_kernel_maps_it_it_is_aligned), T(discard_by_state),
 	     T(a_discard_that_fails_keeps_the_record), T(anonymous_memory_is_given_back_too),
-	     T(mark_present), T(next_missing),
-	     T(stores_go_where_no_pager_sees_them), T(null_arguments))
+	     T(mark_present), T(next_missing), T(stores_go_where_no_pager_sees_them),
+	     T(null_arguments))

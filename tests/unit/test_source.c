@@ -80,7 +80,7 @@ TEST(the_file_position_of_the_caller_stays)
 	expect_extent(s, 0, KVMEM_EXTENT_HOLE, 2 * PAGE);
 	ck_assert_int_eq(kvmem_source_read(s, 2 * PAGE, page, PAGE), 0);
 	ck_assert_int_eq(lseek(fd, 0, SEEK_CUR), 77);
-	close(fd);	/* the source has its own */
+	close(fd); /* the source has its own */
 	ck_assert_int_eq(kvmem_source_read(s, 3 * PAGE, page, PAGE), 0);
 	ck_assert_uint_eq(page[0], 3);
 	ck_assert_int_eq(kvmem_source_free(s), 0);
@@ -110,7 +110,8 @@ END
 
 static int64_t no_holes(int fd, uint64_t off, int whence)
 {
-	return whence == SEEK_DATA || whence == SEEK_HOLE ? -EINVAL : km_real_lseek(fd, off, whence);
+	return whence == SEEK_DATA || whence == SEEK_HOLE ? -EINVAL
+							  : km_real_lseek(fd, off, whence);
 }
 
 TEST(a_file_system_without_holes_is_all_data)
@@ -191,7 +192,7 @@ TEST(bad_files_are_refused)
 	ck_assert_int_eq(kvmem_source_file(-1, 0, 0, 0, &s), -EBADF);
 	ck_assert_int_eq(kvmem_source_file(wr, 0, 0, 0, &s), -EBADF);
 	ck_assert_int_eq(kvmem_source_file(pipes[0], 0, 0, 0, &s), -ESPIPE);
-	ck_assert_uint_eq(fake.count.open, 0);	/* a pipe nobody writes to would hold us for ever */
+	ck_assert_uint_eq(fake.count.open, 0); /* a pipe nobody writes to would hold us for ever */
 	ck_assert_int_eq(kvmem_source_file(fd, 0, 16 * PAGE + 1, 0, &s), -ENODATA);
 	ck_assert_int_eq(kvmem_source_file(fd, 16 * PAGE, 0, 0, &s), -ENODATA);
 	ck_assert_int_eq(kvmem_source_file(fd, 17 * PAGE, 1, 0, &s), -ENODATA);
@@ -269,7 +270,8 @@ END
 struct script {
 	int read_result;
 	int closed;
-	uint64_t odd_extent;	/* the callback answers with an extent that does not hold this offset */
+	uint64_t
+		odd_extent; /* the callback answers with an extent that does not hold this offset */
 };
 
 static int script_read(void *arg, uint64_t offset, void *buf, uint64_t bytes)

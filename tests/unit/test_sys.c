@@ -60,7 +60,7 @@ static int64_t wait_by_epoll(void)
 static void interrupt(int64_t (*wait)(void))
 {
 	const struct itimerval every = { { 0, 2000 }, { 0, 2000 } }, never = { { 0, 0 }, { 0, 0 } };
-	struct sigaction act = { .sa_handler = on_alarm }, old;	/* without SA_RESTART */
+	struct sigaction act = { .sa_handler = on_alarm }, old; /* without SA_RESTART */
 	int64_t r;
 
 	ck_assert_int_eq(pipe2(ends, O_CLOEXEC), 0);
@@ -89,8 +89,11 @@ END
 TEST(descriptors_are_close_on_exec)
 {
 	int64_t fds[] = {
-		km_real_open("/dev/null", O_RDONLY), km_real_dup(0), km_real_memfd_create("test", 0),
-		km_real_eventfd(0, EFD_NONBLOCK), km_real_epoll_create(),
+		km_real_open("/dev/null", O_RDONLY),
+		km_real_dup(0),
+		km_real_memfd_create("test", 0),
+		km_real_eventfd(0, EFD_NONBLOCK),
+		km_real_epoll_create(),
 	};
 
 	for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++) {
@@ -110,7 +113,8 @@ TEST(errors_are_negative_errnos)
 	ck_assert_int_eq(km_real_dup(-1), -EBADF);
 	ck_assert_int_eq(km_real_pread(-1, &byte, 1, 0), -EBADF);
 	ck_assert_int_eq(km_real_ioctl(-1, 0, NULL), -EBADF);
-	ck_assert_int_eq(km_real_mmap(0, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0, &p), -EINVAL);
+	ck_assert_int_eq(km_real_mmap(0, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0, &p),
+			 -EINVAL);
 	ck_assert_ptr_eq(p, &byte);
 	ck_assert_int_eq(km_real_madvise(NULL, 4096, 12345), -EINVAL);
 	ck_assert_int_eq(km_real_node_bytes(100000), -ENODEV);
@@ -122,7 +126,8 @@ END
 TEST(k10_32_locked_memory_is_dropped_too)
 {
 	const size_t bytes = 4 * 4096;
-	unsigned char *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	unsigned char *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+				-1, 0);
 
 	fake_reset();
 	ck_assert_ptr_ne(p, MAP_FAILED);
@@ -176,5 +181,6 @@ TEST(k10_30_a_copy_goes_on_where_it_ended_early)
 }
 END
 
-HARNESS_MAIN(T(interrupted_calls_go_on), T(descriptors_are_close_on_exec), T(errors_are_negative_errnos),
-	     T(k10_32_locked_memory_is_dropped_too), T(k10_30_a_copy_goes_on_where_it_ended_early))
+HARNESS_MAIN(T(interrupted_calls_go_on), T(descriptors_are_close_on_exec),
+	     T(errors_are_negative_errnos), T(k10_32_locked_memory_is_dropped_too),
+	     T(k10_30_a_copy_goes_on_where_it_ended_early))

@@ -21,8 +21,8 @@ enum km_mpol {
 #define KM_MPOL_F_ADDR	       (1u << 1)
 #define KM_MPOL_F_MEMS_ALLOWED (1u << 2)
 
-#define KM_MADV_POPULATE_READ  22
-#define KM_MADV_POPULATE_WRITE 23
+#define KM_MADV_POPULATE_READ	22
+#define KM_MADV_POPULATE_WRITE	23
 #define KM_MADV_DONTNEED_LOCKED 24
 
 #define KM_MFD_HUGE_2MB (21u << 26)
