@@ -12,7 +12,48 @@
 
 static const uint8_t zeros[64 << 10];
 
+/* ---- the file ---- */
+
+/* Sealed where it is ours. Of others' files the owner can cut off the end, and a write would put it
+ * back. */
+static bool cut_short(const struct kvmem_region *r, uint64_t end, uint64_t *ret_size)
+{
+	struct stat st;
+
+	if (!r->adopted || km_sys_fstat(r->fd, &st) < 0)
+		return false;
+	*ret_size = (uint64_t)st.st_size;
+	return *ret_size < r->fd_offset + end;
+}
+
+int km_store_check(const struct kvmem_region *r, uint64_t pos, uint64_t bytes)
+{
+	uint64_t size;
+
+	if (!cut_short(r, pos + bytes, &size))
+		return 0;
+	return km_fail(ENODATA,
+		       "fill: the region's file has been cut short to 0x%" PRIx64
+		       " bytes: nothing can be stored at offset 0x%" PRIx64 " + 0x%" PRIx64
+		       " of the region",
+		       size, pos, bytes);
+}
+
 /* ---- through the mapping ---- */
+
+static int no_pages(const struct kvmem_region *r, uint64_t pos, uint64_t bytes, int64_t err,
+		    const char *call)
+{
+	if (err == -EFAULT && km_store_check(r, pos, bytes))
+		return -ENODATA;
+	return km_fail(err == -EFAULT || err == -ENOSPC ? ENOMEM : (int)-err,
+		       "fill: no pages to be had for 0x%" PRIx64 " bytes at offset 0x%" PRIx64
+		       " of the region: %s: %s%s",
+		       bytes, pos, call, strerror((int)-err),
+		       r->plan.backing == KVMEM_BACKING_HUGETLB
+			       ? "; not enough free huge pages, raise vm.nr_hugepages"
+			       : "");
+}
 
 int km_store_map(const struct kvmem_region *r, uint8_t *base, uint64_t pos, uint64_t bytes)
 {
@@ -26,12 +67,7 @@ int km_store_map(const struct kvmem_region *r, uint8_t *base, uint64_t pos, uint
 	/* guest_memfd without direct map: no GUP. Elsewhere touching the page would be SIGBUS. */
 	if (err == -EFAULT && r->plan.backing == KVMEM_BACKING_GUEST_MEMFD)
 		return KM_STORE_REFUSED;
-	if (err < 0)
-		return km_fail(err == -EFAULT ? ENOMEM : (int)-err,
-			       "fill: no pages to be had for 0x%" PRIx64
-			       " bytes at offset 0x%" PRIx64 " of the region: MADV_POPULATE: %s",
-			       bytes, pos, strerror((int)-err));
-	return 0;
+	return err < 0 ? no_pages(r, pos, bytes, err, "MADV_POPULATE") : 0;
 }
 
 int km_store_populate(const struct kvmem_region *r, uint8_t *base, uint64_t pos, const uint8_t *src,
@@ -44,26 +80,15 @@ int km_store_populate(const struct kvmem_region *r, uint8_t *base, uint64_t pos,
 	return err;
 }
 
-static int copy_failed(int err, uint64_t pos, uint64_t bytes)
-{
-	return km_fail(err == -EFAULT ? ENOMEM : -err,
-		       "fill: copying 0x%" PRIx64 " bytes to offset 0x%" PRIx64
-		       " of the region: %s",
-		       bytes, pos,
-		       err == -EFAULT ? "its pages cannot be had, or its file has been cut short"
-				      : strerror(-err));
-}
-
 int km_store_copy(const struct kvmem_region *r, uint8_t *base, uint64_t pos, const uint8_t *src,
 		  uint64_t bytes)
 {
-	(void)r;
 	while (bytes) {
 		uint64_t n = src ? bytes : km_min(bytes, sizeof(zeros));
 		int err = km_copy(base + pos, src ? src : zeros, n);
 
 		if (err)
-			return copy_failed(err, pos, n);
+			return no_pages(r, pos, n, err, "copying");
 		pos += n;
 		bytes -= n;
 		if (src)
@@ -80,15 +105,7 @@ int km_store_make(const struct kvmem_region *r, uint8_t *base, uint64_t pos, uin
 		err = km_sys_fallocate(r->fd, FALLOC_FL_KEEP_SIZE, r->fd_offset + pos, bytes);
 	if (err >= 0)
 		err = km_sys_madvise(base + pos, bytes, KM_MADV_POPULATE_WRITE);
-	if (err >= 0)
-		return 0;
-	return km_fail(err == -EFAULT || err == -ENOSPC ? ENOMEM : (int)-err,
-		       "fill: no pages to be had for 0x%" PRIx64 " bytes at offset 0x%" PRIx64
-		       " of the region: %s%s",
-		       bytes, pos, strerror((int)-err),
-		       r->plan.backing == KVMEM_BACKING_HUGETLB
-			       ? "; not enough free huge pages, raise vm.nr_hugepages"
-			       : "");
+	return err < 0 ? no_pages(r, pos, bytes, err, "fallocate and MADV_POPULATE") : 0;
 }
 
 /* ---- by write() ---- */
@@ -105,6 +122,7 @@ static bool beyond_limit(uint64_t end)
 const char *km_store_no_write(const struct kvmem_region *r, uint64_t pos, uint64_t bytes)
 {
 	int64_t mode;
+	uint64_t size;
 
 	if (r->fd < 0)
 		return "anonymous memory has no file to write to";
@@ -118,6 +136,8 @@ const char *km_store_no_write(const struct kvmem_region *r, uint64_t pos, uint64
 		return "the file descriptor is open with O_APPEND: a write ignores the offset";
 	if (beyond_limit(r->fd_offset + pos + bytes))
 		return "RLIMIT_FSIZE is below the end of the range: a write there would raise SIGXFSZ";
+	if (cut_short(r, pos + bytes, &size))
+		return "the region's file has been cut short: a write would make it longer";
 	return NULL;
 }
 

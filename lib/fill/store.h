@@ -15,6 +15,9 @@
 
 #define KM_STORE_REFUSED 1 /* this memory or kernel does not take this way: try another */
 
+/* -ENODATA where the region's file, another's, has been cut short before the end of these bytes. */
+int km_store_check(const struct kvmem_region *r, uint64_t pos, uint64_t bytes);
+
 /* Make the pages and map them at base, by one MADV_POPULATE. 0, KM_STORE_REFUSED or -errno. */
 int km_store_map(const struct kvmem_region *r, uint8_t *base, uint64_t pos, uint64_t bytes);
 

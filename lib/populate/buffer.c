@@ -5,7 +5,7 @@
 #include <errno.h>
 #include <string.h>
 
-static int need_buffer(struct km_filler *w)
+int km_buffer_need(struct km_filler *w)
 {
 	if (!w->buf)
 		w->buf = km_sys_alloc(KM_FILL_BLOCK);
@@ -58,7 +58,7 @@ static int content(struct km_filler *w, uint64_t from, uint64_t to, const uint8_
 		*ret = f->s->base + km_fill_source_pos(f, from);
 		return 0;
 	}
-	r = need_buffer(w);
+	r = km_buffer_need(w);
 	if (!r)
 		r = load(w, from, to);
 	*ret = w->buf;

@@ -123,19 +123,40 @@ static void share_out(struct km_fill *f)
 	}
 }
 
-/* A thread that cannot be had is done without: the others take its share. */
+/* Of what is read in place, only pages that the range covers in part go through the buffer. */
+static bool wants_buffer(const struct km_fill *f)
+{
+	return !f->in_place || ((f->offset | f->end) & (f->page_bytes - 1));
+}
+
+static bool start(struct km_filler *w)
+{
+	char name[16];
+
+	if (wants_buffer(w->f) && km_buffer_need(w))
+		return false;
+	snprintf(name, sizeof(name), "kvmem-fill-%u", w->index % 1000u);
+	w->started = km_sys_thread_create(&w->thread, name, thread_main, w) >= 0;
+	if (!w->started) {
+		km_sys_free(w->buf);
+		w->buf = NULL;
+	}
+	return w->started;
+}
+
+/*
+ * A thread that cannot be had is done without: the others take its share. The buffers are made
+ * before the threads, whose stacks could otherwise take what is left of a small limit.
+ */
 static unsigned int run(struct km_fill *f)
 {
 	unsigned int started = 1;
-	char name[16];
+	int r = wants_buffer(f) ? km_buffer_need(&f->fillers[0]) : 0;
 
-	for (unsigned int i = 1; i < f->threads; i++) {
-		struct km_filler *w = &f->fillers[i];
-
-		snprintf(name, sizeof(name), "kvmem-fill-%u", i % 1000u);
-		w->started = km_sys_thread_create(&w->thread, name, thread_main, w) >= 0;
-		started += w->started;
-	}
+	if (r)
+		stop_all(f, r);
+	for (unsigned int i = 1; i < f->threads && !r; i++)
+		started += start(&f->fillers[i]);
 	fill(&f->fillers[0]);
 	for (unsigned int i = 1; i < f->threads; i++)
 		if (f->fillers[i].started)

@@ -156,11 +156,14 @@ static int look_at_unannounced(struct km_fill *f)
 /* From here until leave() no pager comes or goes. */
 static int enter(struct km_fill *f)
 {
+	int r;
+
 	km_pages_enter(f->r);
 	f->watched = km_pages_watched(f->r);
 	km_source_get(f->s);
 	f->in_place = km_source_in_place(f->s, f->source_offset, f->end - f->offset);
-	return km_region_store(f->r, &f->store);
+	r = km_store_check(f->r, km_fill_pos(f, f->first_page), f->pages << f->r->page_shift);
+	return r ? r : km_region_store(f->r, &f->store);
 }
 
 static void leave(struct km_fill *f)

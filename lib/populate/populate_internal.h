@@ -157,6 +157,7 @@ int km_flight_drain(struct km_filler *w); /* wait for all that is in flight */
 /* ---- buffer.c: on failure the rest of the piece is abandoned ---- */
 int km_buffer_fill(struct km_filler *w, struct km_piece *p);
 int km_buffer_zeros(struct km_filler *w, struct km_piece *p); /* store zeros all over it */
+int km_buffer_need(struct km_filler *w);		      /* its memory, which fill() frees */
 void km_buffer_saw_zeros(struct km_filler *w, uint64_t zero, uint64_t bytes);
 
 /* ---- method.c ---- */

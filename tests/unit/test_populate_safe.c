@@ -88,7 +88,7 @@ TEST(k10_30_a_source_that_was_cut_short)
 }
 END
 
-	static int source_fd = -1;
+static int source_fd = -1;
 static atomic_int reads_left;
 
 static int64_t cut_vm_read(void *to, const void *from, size_t len)
@@ -126,8 +126,7 @@ TEST(k10_30_a_source_that_is_cut_short_meanwhile)
 }
 END
 
-	static int
-	no_huge_pages(void *arg)
+static int no_huge_pages(void *arg)
 {
 	const size_t huge = 2 << 20;
 	struct rig g;
@@ -175,11 +174,129 @@ TEST(k10_30_anonymous_memory_is_not_copied_twice)
 }
 END
 
-	/* ---- RLIMIT_FSIZE ---- */
+/* ---- the region's own file is cut short ---- */
 
-	/* No assertion under the limit: each writes to a file of its own. */
-	static void
-	limit_files(uint64_t bytes)
+static int cut_region(void *arg)
+{
+	const uint32_t *method = arg;
+	struct rig g;
+
+	rig_init(&g, RIG_MEMFD, 0);
+	rig_memory_source(&g);
+	g.r.adopted = true;
+	g.opts.method = *method;
+	ck_assert_int_eq(ftruncate(g.r.fd, PAGE + BYTES / 2), 0);
+	ck_assert_int_eq(rig_populate(&g, 0), -ENODATA);
+	ck_assert_ptr_nonnull(strstr(kvmem_error_detail(), "region's file has been cut short"));
+	ck_assert_int_eq(lseek(g.r.fd, 0, SEEK_END), PAGE + BYTES / 2);
+	g.opts.bytes = BYTES / 2;
+	ck_assert_int_eq(rig_populate(&g, 0), 0);
+	ck_assert(!memcmp(g.r.base, g.content, BYTES / 2));
+	ck_assert_int_eq(ftruncate(g.r.fd, PAGE + BYTES), 0);
+	rig_free(&g);
+	return 0;
+}
+
+static unsigned int calls_left;
+static int cut_fd;
+
+static void cut_soon(void)
+{
+	if (!calls_left--)
+		ck_assert_int_eq(ftruncate(cut_fd, PAGE), 0);
+}
+
+static int64_t cut_madvise(void *addr, size_t len, int advice)
+{
+	cut_soon();
+	return km_real_madvise(addr, len, advice);
+}
+
+static int64_t cut_getrlimit(int what, struct rlimit *ret)
+{
+	cut_soon(); /* before each write */
+	return km_real_getrlimit(what, ret);
+}
+
+static int cut_region_meanwhile(void *arg)
+{
+	const uint32_t *method = arg;
+	struct rig g;
+
+	for (unsigned int at = 0; at < 3; at++) {
+		rig_init(&g, RIG_MEMFD, 0);
+		rig_memory_source(&g);
+		g.r.adopted = true;
+		g.opts.method = *method;
+		g.opts.chunk_bytes = 64 << 10;
+		calls_left = at;
+		cut_fd = g.r.fd;
+		fake.madvise = cut_madvise;
+		fake.getrlimit = cut_getrlimit;
+		if (rig_populate(&g, 0) >= 0)
+			return 1;
+		ck_assert_ptr_nonnull(strstr(kvmem_error_detail(), "cut short"));
+		ck_assert_int_eq(lseek(g.r.fd, 0, SEEK_END), PAGE);
+		ck_assert_int_eq(ftruncate(g.r.fd, PAGE + BYTES), 0);
+		rig_free(&g);
+	}
+	return 0;
+}
+
+TEST(k10_30_the_regions_file_was_cut_short)
+{
+	for (size_t m = 0; m < KM_ARRAY_SIZE(methods); m++) {
+		uint32_t method = methods[m];
+
+		ck_assert_int_eq(harness_child(cut_region, &method), 0);
+		if (method != KVMEM_FILL_COPY)
+			ck_assert_int_eq(harness_child(cut_region_meanwhile, &method), 0);
+	}
+}
+END
+
+/* ---- little memory ---- */
+
+static _Atomic bool threads_made;
+
+static int64_t hungry_thread(pthread_t *ret, const char *name, void *(*fn)(void *), void *arg)
+{
+	atomic_store(&threads_made, true);
+	return km_real_thread_create(ret, name, fn, arg);
+}
+
+static void *no_more_memory(size_t len)
+{
+	return atomic_load(&threads_made) ? NULL : calloc(1, len);
+}
+
+/* What the stacks of threads take may be what the buffers need. */
+TEST(k10_30_buffers_come_before_threads)
+{
+	struct rig g;
+	int fd;
+
+	rig_init(&g, RIG_MEMFD, 0);
+	fd = rig_content_file(&g, "/dev/shm");
+	rig_file_source(&g, fd);
+	atomic_store(&threads_made, false);
+	fake.thread_create = hungry_thread;
+	fake.alloc = no_more_memory;
+	g.opts.threads = 3;
+	g.opts.chunk_bytes = 64 << 10;
+	ck_assert_int_eq(rig_populate(&g, 0), 0);
+	ck_assert_uint_eq(g.res.threads, 2); /* the third found no buffer */
+	fake.alloc = NULL;
+	rig_expect(&g);
+	close(fd);
+	rig_free(&g);
+}
+END
+
+/* ---- RLIMIT_FSIZE ---- */
+
+/* No assertion under the limit: each writes to a file of its own. */
+static void limit_files(uint64_t bytes)
 {
 	struct rlimit limit;
 
@@ -230,9 +347,8 @@ TEST(k10_31_a_limit_of_file_size_is_no_end_of_the_process)
 }
 END
 
-	/* The limit comes down between two writes. */
-	static int64_t
-	limiting_pwrite(int fd, const void *buf, size_t len, uint64_t off)
+/* The limit comes down between two writes. */
+static int64_t limiting_pwrite(int fd, const void *buf, size_t len, uint64_t off)
 {
 	int64_t r = km_real_pwrite(fd, buf, len, off);
 
@@ -262,10 +378,9 @@ TEST(k10_31_a_limit_that_comes_down_meanwhile)
 }
 END
 
-	/* ---- O_APPEND ---- */
+/* ---- O_APPEND ---- */
 
-	static void
-	append(int fd)
+static void append(int fd)
 {
 	ck_assert_int_eq(fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_APPEND), 0);
 }
@@ -292,8 +407,7 @@ TEST(k12_38_a_descriptor_that_appends_is_not_written_to)
 }
 END
 
-	static int64_t
-	appending_pwrite(int fd, const void *buf, size_t len, uint64_t off)
+static int64_t appending_pwrite(int fd, const void *buf, size_t len, uint64_t off)
 {
 	int64_t r = km_real_pwrite(fd, buf, len, off);
 
@@ -317,9 +431,9 @@ TEST(k12_38_a_descriptor_that_begins_to_append)
 }
 END
 
-	/* ---- extents ---- */
+/* ---- extents ---- */
 
-	struct pieces {
+struct pieces {
 	struct rig *g;
 	uint64_t piece;
 	unsigned long calls;
@@ -376,10 +490,10 @@ TEST(k6_22_populate_asks_for_the_extents_of_its_range_alone)
 }
 END
 
-HARNESS_MAIN(T(k10_30_a_source_that_was_cut_short),
-	     T(k10_30_a_source_that_is_cut_short_meanwhile),
+HARNESS_MAIN(T(k10_30_a_source_that_was_cut_short), T(k10_30_a_source_that_is_cut_short_meanwhile),
 	     T(k10_30_a_source_whose_huge_pages_have_run_out),
 	     T(k10_30_anonymous_memory_is_not_copied_twice),
+	     T(k10_30_the_regions_file_was_cut_short), T(k10_30_buffers_come_before_threads),
 	     T(k10_31_a_limit_of_file_size_is_no_end_of_the_process),
 	     T(k10_31_a_limit_that_comes_down_meanwhile),
 	     T(k12_38_a_descriptor_that_appends_is_not_written_to),
