@@ -3,11 +3,11 @@
 #include "example.h"
 #include "vmm.h"
 
-#define RAM_BYTES (16 * MIB)
-#define RAM_GPA (UINT64_C(4) << 30)
+#define RAM_BYTES     (16 * MIB)
+#define RAM_GPA	      (UINT64_C(4) << 30)
 #define PAGES_A_ROUND 12
-#define ROUNDS 4
-#define SEED 2026
+#define ROUNDS	      4
+#define SEED	      2026
 
 struct example {
 	struct kvmem_dirty *dirty;
@@ -24,7 +24,8 @@ static void expect(struct example *ex)
 
 	memset(ex->expected, 0, sizeof(ex->expected));
 	for (uint64_t i = 0; i < PAGES_A_ROUND; i++)
-		ex->expected[guest_write_next(&ex->seed, i, pages, ex->page, GUEST_RANDOM).page] = 1;
+		ex->expected[guest_write_next(&ex->seed, i, pages, ex->page, GUEST_RANDOM).page] =
+			1;
 }
 
 /* Harvest, commit, and only then look at the pages. */
@@ -72,8 +73,13 @@ static void run_guest(struct vmm *vmm, struct example *ex)
 	must(kvmem_dirty_add_vcpu(ex->dirty, vmm_vcpu_fd(vcpu)), "kvmem_dirty_add_vcpu");
 	must(kvmem_dirty_start(ex->dirty), "kvmem_dirty_start");
 	*vmm_mailbox(vcpu) = (struct guest_mailbox){
-		.command = GUEST_WRITE, .flags = GUEST_RANDOM | GUEST_TELL_ROUND, .gpa = RAM_GPA,
-		.bytes = RAM_BYTES, .page = ex->page, .seed = SEED, .rounds = ROUNDS,
+		.command = GUEST_WRITE,
+		.flags = GUEST_RANDOM | GUEST_TELL_ROUND,
+		.gpa = RAM_GPA,
+		.bytes = RAM_BYTES,
+		.page = ex->page,
+		.seed = SEED,
+		.rounds = ROUNDS,
 		.count = PAGES_A_ROUND,
 	};
 	if (vmm_run(vcpu)) {
@@ -84,8 +90,8 @@ static void run_guest(struct vmm *vmm, struct example *ex)
 
 int main(void)
 {
-	static struct example ex = {.seed = SEED};
-	struct vmm_ops ops = {.arg = &ex, .event = round_done, .ring_full = ring_full};
+	static struct example ex = { .seed = SEED };
+	struct vmm_ops ops = { .arg = &ex, .event = round_done, .ring_full = ring_full };
 	struct kvmem_region_opts opts = KVMEM_REGION_OPTS_INIT;
 	struct kvmem_vm_opts vm_opts = KVMEM_VM_OPTS_INIT;
 	struct kvmem_vm *vm;

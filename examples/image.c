@@ -11,7 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define PAGE UINT64_C(4096)
+#define PAGE	      UINT64_C(4096)
 #define SMALLEST_FILE 4096
 
 struct image {
@@ -103,7 +103,7 @@ static int add_self(struct image *image)
 
 static int add_machine(struct image *image)
 {
-	static const char *const trees[] = {"/usr/lib", "/usr/bin", "/usr/share"};
+	static const char *const trees[] = { "/usr/lib", "/usr/bin", "/usr/share" };
 	uint64_t before = image->at;
 	int ret = 0;
 
@@ -118,7 +118,7 @@ static int add_machine(struct image *image)
 
 static int fill_image(int fd, uint64_t bytes)
 {
-	struct image image = {.fd = fd, .bytes = bytes};
+	struct image image = { .fd = fd, .bytes = bytes };
 	int ret = ftruncate(fd, (off_t)bytes) ? -errno : 0;
 
 	/* More than once where the machine has less than that. */

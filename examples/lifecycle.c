@@ -13,15 +13,15 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define RAM_GPA (UINT64_C(4) << 30)
-#define TABLE_GPA (UINT64_C(2) << 30) /* where the guest hands its sums over */
-#define SLOT_BOOT 0
-#define SLOT_TABLE 1
-#define FIRST_SLOT 2 /* the library's */
+#define RAM_GPA	     (UINT64_C(4) << 30)
+#define TABLE_GPA    (UINT64_C(2) << 30) /* where the guest hands its sums over */
+#define SLOT_BOOT    0
+#define SLOT_TABLE   1
+#define FIRST_SLOT   2 /* the library's */
 #define RING_ENTRIES 1024
 #define WRITE_ROUNDS 4
-#define PAGE LIFECYCLE_PAGE
-#define WAIT_NS INT64_C(60000000000)
+#define PAGE	     LIFECYCLE_PAGE
+#define WAIT_NS	     INT64_C(60000000000)
 
 struct machine {
 	struct kvmem_vm *vm;
@@ -93,8 +93,7 @@ static struct kvmem_region *make_ram(struct kvmem_vm *vm, uint64_t wants, uint64
 	opts.needs = needs;
 	opts.backing = opt.backing;
 	opts.slot_form = slot_form;
-	if (kvmem_region_plan(vm, &opts, plan) == -EOPNOTSUPP &&
-	    (opt.backing || slot_form)) {
+	if (kvmem_region_plan(vm, &opts, plan) == -EOPNOTSUPP && (opt.backing || slot_form)) {
 		say("not as asked for: %s\n", kvmem_error_detail());
 		opts.backing = KVMEM_BACKING_AUTO;
 		opts.slot_form = KVMEM_SLOT_AUTO;
@@ -117,7 +116,8 @@ static void place(struct kvmem_region *ram)
 	must(kvmem_numa_nodes(nodes, LIFECYCLE_NODES), "kvmem_numa_nodes");
 	res.policy_emulated = must(kvmem_region_set_policy(ram, 0, opt.bytes,
 							   KVMEM_POLICY_INTERLEAVE, nodes,
-							   LIFECYCLE_NODES, 0), "set_policy") == 1;
+							   LIFECYCLE_NODES, 0),
+				   "set_policy") == 1;
 }
 
 static void print_placement(struct kvmem_region *ram)
@@ -183,7 +183,7 @@ static void track(struct machine *m)
 
 static void attach(struct machine *m)
 {
-	struct vmm_ops ops = {.arg = m, .event = on_event, .ring_full = on_ring_full};
+	struct vmm_ops ops = { .arg = m, .event = on_event, .ring_full = on_ring_full };
 
 	must(kvmem_region_attach(m->ram, 0, opt.bytes, RAM_GPA, KVMEM_SLOT_ANY, 0, NULL), "attach");
 	must_vmm(vmm_create(kvmem_vm_fd(m->vm), SLOT_BOOT, &ops, &m->vmm));
@@ -237,7 +237,7 @@ static uint64_t guest_sums(struct machine *m, uint32_t flags, const uint32_t *ex
 {
 	uint64_t wrong = 0;
 
-	start_all(m, &(struct guest_mailbox){.command = GUEST_CRC, .flags = flags});
+	start_all(m, &(struct guest_mailbox){ .command = GUEST_CRC, .flags = flags });
 	wait_all(m);
 	for (uint64_t i = 0; i < opt.bytes / PAGE; i++)
 		wrong += m->table[i] != expected[i];
@@ -262,14 +262,14 @@ static int64_t harvest(struct machine *m, unsigned char *reported)
 
 static void start_writes(struct machine *m)
 {
-	start_all(m, &(struct guest_mailbox){.command = GUEST_WRITE,
-					     .flags = GUEST_RANDOM | GUEST_TELL_ROUND,
-					     .rounds = WRITE_ROUNDS});
+	start_all(m, &(struct guest_mailbox){ .command = GUEST_WRITE,
+					      .flags = GUEST_RANDOM | GUEST_TELL_ROUND,
+					      .rounds = WRITE_ROUNDS });
 }
 
 static void track_writes(struct machine *m, unsigned char *reported)
 {
-	const struct timespec nap = {.tv_nsec = 1000000};
+	const struct timespec nap = { .tv_nsec = 1000000 };
 
 	must(kvmem_dirty_start(m->dirty), "kvmem_dirty_start");
 	start_writes(m);
@@ -318,8 +318,9 @@ static void check_writes(const unsigned char *reported)
 		uint64_t pages = opt.bytes / PAGE * (v + 1) / opt.vcpus - from;
 
 		for (uint64_t i = 0; i < pages / 4 * WRITE_ROUNDS; i++)
-			res.writes_missed += !reported[from + guest_write_next(&state, 0, pages, PAGE,
-									       GUEST_RANDOM).page];
+			res.writes_missed += !reported[from + guest_write_next(&state, 0, pages,
+									       PAGE, GUEST_RANDOM)
+								      .page];
 	}
 }
 
@@ -349,7 +350,7 @@ static void close_machine(struct machine *m)
 static void second_life(int saved_fd, const uint32_t *expected)
 {
 	uint64_t start = now_ns();
-	struct machine m = {.vm = make_vm()};
+	struct machine m = { .vm = make_vm() };
 	struct kvmem_source *saved;
 	struct kvmem_pager *pager;
 
@@ -371,7 +372,7 @@ static void second_life(int saved_fd, const uint32_t *expected)
 
 int main(int argc, char **argv)
 {
-	struct machine m = {0};
+	struct machine m = { 0 };
 	uint32_t *before, *after;
 	unsigned char *reported;
 	int image_fd, saved_fd;

@@ -8,17 +8,17 @@
 #include <stdint.h>
 
 #define LIFECYCLE_NODES 1024
-#define LIFECYCLE_PAGE 4096u /* what the guest sums and dirty logging tells apart */
+#define LIFECYCLE_PAGE	4096u /* what the guest sums and dirty logging tells apart */
 
 struct lifecycle_options {
 	uint64_t bytes;
 	uint32_t vcpus;
-	const char *image;     /* NULL: default_image, made when it is not there */
+	const char *image; /* NULL: default_image, made when it is not there */
 	char default_image[4096];
-	char dir[4096];	       /* for files of our own */
-	uint32_t backing;      /* enum kvmem_backing */
-	uint32_t slot_form;    /* enum kvmem_slot_form */
-	uint32_t dirty;	       /* enum kvmem_dirty_mode */
+	char dir[4096];	    /* for files of our own */
+	uint32_t backing;   /* enum kvmem_backing */
+	uint32_t slot_form; /* enum kvmem_slot_form */
+	uint32_t dirty;	    /* enum kvmem_dirty_mode */
 	bool json;
 };
 

@@ -17,13 +17,13 @@
 #include "guest/protocol.h"
 #include "image.h"
 
-#define MIB UINT64_C(0x100000)
+#define MIB  UINT64_C(0x100000)
 #define PAGE LIFECYCLE_PAGE
-#define BAR 40
+#define BAR  40
 
-static const char *const backings[] = {"auto", "guest-memfd", "memfd", "hugetlb", "anonymous"};
-static const char *const slots[] = {"auto", "hva", "direct"};
-static const char *const modes[] = {"auto", "ring", "bitmap"};
+static const char *const backings[] = { "auto", "guest-memfd", "memfd", "hugetlb", "anonymous" };
+static const char *const slots[] = { "auto", "hva", "direct" };
+static const char *const modes[] = { "auto", "ring", "bitmap" };
 static bool quiet;
 
 void say(const char *format, ...)
@@ -109,23 +109,27 @@ static void choose_directory(struct lifecycle_options *opt)
 			dir = self;
 	}
 	snprintf(opt->dir, sizeof(opt->dir), "%s", dir);
-	if (snprintf(opt->default_image, sizeof(opt->default_image), "%s/lifecycle-%lluM.img",
-		     dir, (unsigned long long)(opt->bytes / MIB)) >= (int)sizeof(opt->default_image))
+	if (snprintf(opt->default_image, sizeof(opt->default_image), "%s/lifecycle-%lluM.img", dir,
+		     (unsigned long long)(opt->bytes / MIB)) >= (int)sizeof(opt->default_image))
 		exit(EXIT_FAILURE);
 }
 
 void lifecycle_options(int argc, char **argv, struct lifecycle_options *opt)
 {
 	static const struct option longs[] = {
-		{"size", required_argument, NULL, 's'},	 {"vcpus", required_argument, NULL, 'v'},
-		{"image", required_argument, NULL, 'i'}, {"backing", required_argument, NULL, 'b'},
-		{"slot", required_argument, NULL, 'f'},	 {"dirty", required_argument, NULL, 'd'},
-		{"json", no_argument, NULL, 'j'},	 {"help", no_argument, NULL, 'h'},
-		{NULL, 0, NULL, 0},
+		{ "size", required_argument, NULL, 's' },
+		{ "vcpus", required_argument, NULL, 'v' },
+		{ "image", required_argument, NULL, 'i' },
+		{ "backing", required_argument, NULL, 'b' },
+		{ "slot", required_argument, NULL, 'f' },
+		{ "dirty", required_argument, NULL, 'd' },
+		{ "json", no_argument, NULL, 'j' },
+		{ "help", no_argument, NULL, 'h' },
+		{ NULL, 0, NULL, 0 },
 	};
 	int c;
 
-	*opt = (struct lifecycle_options){.bytes = 256 * MIB, .vcpus = 2};
+	*opt = (struct lifecycle_options){ .bytes = 256 * MIB, .vcpus = 2 };
 	while ((c = getopt_long(argc, argv, "", longs, NULL)) >= 0) {
 		if (c == 's')
 			opt->bytes = number(argv[0], "size", 16 * MIB, UINT64_C(64) << 30);
@@ -181,8 +185,8 @@ void sums_of_file(int fd, uint32_t *sums, uint64_t pages)
 		ssize_t got;
 
 		memset(page, 0, sizeof(page));
-		while (have < PAGE && (got = pread(fd, page + have, PAGE - have,
-						   (off_t)(i * PAGE + have))) > 0)
+		while (have < PAGE &&
+		       (got = pread(fd, page + have, PAGE - have, (off_t)(i * PAGE + have))) > 0)
 			have += (size_t)got;
 		sums[i] = crc32c(0, page, PAGE);
 	}
@@ -191,7 +195,8 @@ void sums_of_file(int fd, uint32_t *sums, uint64_t pages)
 int open_image(const struct lifecycle_options *opt, struct lifecycle_results *res)
 {
 	const char *name = opt->image ? opt->image : opt->default_image;
-	int fd = opt->image ? open(name, O_RDONLY | O_CLOEXEC) : image_open_or_make(name, opt->bytes);
+	int fd = opt->image ? open(name, O_RDONLY | O_CLOEXEC)
+			    : image_open_or_make(name, opt->bytes);
 	struct stat st;
 
 	if (fd < 0 || fstat(fd, &st)) {
@@ -200,7 +205,8 @@ int open_image(const struct lifecycle_options *opt, struct lifecycle_results *re
 	}
 	res->image_bytes = (uint64_t)st.st_size;
 	if (res->image_bytes > opt->bytes || !res->image_bytes) {
-		fprintf(stderr, "the image has %llu bytes, the guest's memory %llu: choose --size\n",
+		fprintf(stderr,
+			"the image has %llu bytes, the guest's memory %llu: choose --size\n",
 			(unsigned long long)res->image_bytes, (unsigned long long)opt->bytes);
 		exit(EXIT_FAILURE);
 	}
@@ -248,42 +254,44 @@ static void print_line(const struct line *line, bool json)
 static void print_lines(const struct lifecycle_results *r, bool json)
 {
 	const struct line lines[] = {
-		{"image_bytes", "image", (double)r->image_bytes, "bytes"},
-		{"fill_ms", "filled in", (double)r->fill.elapsed_ns / 1e6, "ms"},
-		{"fill_threads", "  by", r->fill.threads, "threads"},
-		{"fill_bytes_read", "  read straight into guest memory", (double)r->fill.bytes_read,
-		 "bytes"},
-		{"fill_bytes_copied", "  copied", (double)r->fill.bytes_copied, "bytes"},
-		{"fill_bytes_written", "  written", (double)r->fill.bytes_written, "bytes"},
-		{"fill_bytes_zero", "  zero, skipped", (double)r->fill.bytes_zero, "bytes"},
-		{"fill_bytes_hole", "  holes, skipped", (double)r->fill.bytes_hole, "bytes"},
-		{"misplaced_pages", "pages on another node than asked", (double)r->misplaced, ""},
-		{"sums_wrong", "sums of the guest that differ from the image",
-		 (double)r->first_wrong, ""},
-		{"pages_changed", "pages the guest changed", (double)r->pages_changed, ""},
-		{"pages_reported", "  reported dirty", (double)r->pages_reported, ""},
-		{"pages_unchanged", "  reported and not changed", (double)r->pages_unchanged, ""},
-		{"pages_missed", "  changed and not reported", (double)r->pages_missed, ""},
-		{"writes_missed", "  written by the guest and not reported",
-		 (double)r->writes_missed, ""},
-		{"harvests", "harvests", (double)r->dirty.harvests, ""},
-		{"ring_full", "ring-full exits", (double)r->dirty.ring_full, ""},
-		{"short_resets", "short resets", (double)r->dirty.short_resets, ""},
-		{"first_instruction_ms", "second life: first guest instruction after",
-		 (double)r->hello_ns / 1e6, "ms"},
-		{"first_page_ms", "  first page of its memory after", (double)r->first_ns / 1e6,
-		 "ms"},
-		{"all_pages_ms", "  all pages summed after", (double)r->second_ns / 1e6, "ms"},
-		{"faults", "  faults", (double)(r->pager.faults_missing + r->pager.faults_minor),
-		 ""},
-		{"fault_p50_us", "  service time, half below", (double)r->pager.service_p50_ns / 1e3, "us"},
-		{"fault_p99_us", "  service time, 99 % below", (double)r->pager.service_p99_ns / 1e3, "us"},
-		{"pages_demand", "  pages on demand", (double)r->pager.pages_demand, ""},
-		{"pages_around", "  pages around them", (double)r->pager.pages_around, ""},
-		{"pages_background", "  pages in the background",
-		 (double)r->pager.pages_background, ""},
-		{"second_sums_wrong", "  sums that differ from the first life's",
-		 (double)r->second_wrong, ""},
+		{ "image_bytes", "image", (double)r->image_bytes, "bytes" },
+		{ "fill_ms", "filled in", (double)r->fill.elapsed_ns / 1e6, "ms" },
+		{ "fill_threads", "  by", r->fill.threads, "threads" },
+		{ "fill_bytes_read", "  read straight into guest memory",
+		  (double)r->fill.bytes_read, "bytes" },
+		{ "fill_bytes_copied", "  copied", (double)r->fill.bytes_copied, "bytes" },
+		{ "fill_bytes_written", "  written", (double)r->fill.bytes_written, "bytes" },
+		{ "fill_bytes_zero", "  zero, skipped", (double)r->fill.bytes_zero, "bytes" },
+		{ "fill_bytes_hole", "  holes, skipped", (double)r->fill.bytes_hole, "bytes" },
+		{ "misplaced_pages", "pages on another node than asked", (double)r->misplaced, "" },
+		{ "sums_wrong", "sums of the guest that differ from the image",
+		  (double)r->first_wrong, "" },
+		{ "pages_changed", "pages the guest changed", (double)r->pages_changed, "" },
+		{ "pages_reported", "  reported dirty", (double)r->pages_reported, "" },
+		{ "pages_unchanged", "  reported and not changed", (double)r->pages_unchanged, "" },
+		{ "pages_missed", "  changed and not reported", (double)r->pages_missed, "" },
+		{ "writes_missed", "  written by the guest and not reported",
+		  (double)r->writes_missed, "" },
+		{ "harvests", "harvests", (double)r->dirty.harvests, "" },
+		{ "ring_full", "ring-full exits", (double)r->dirty.ring_full, "" },
+		{ "short_resets", "short resets", (double)r->dirty.short_resets, "" },
+		{ "first_instruction_ms", "second life: first guest instruction after",
+		  (double)r->hello_ns / 1e6, "ms" },
+		{ "first_page_ms", "  first page of its memory after", (double)r->first_ns / 1e6,
+		  "ms" },
+		{ "all_pages_ms", "  all pages summed after", (double)r->second_ns / 1e6, "ms" },
+		{ "faults", "  faults", (double)(r->pager.faults_missing + r->pager.faults_minor),
+		  "" },
+		{ "fault_p50_us", "  service time, half below",
+		  (double)r->pager.service_p50_ns / 1e3, "us" },
+		{ "fault_p99_us", "  service time, 99 % below",
+		  (double)r->pager.service_p99_ns / 1e3, "us" },
+		{ "pages_demand", "  pages on demand", (double)r->pager.pages_demand, "" },
+		{ "pages_around", "  pages around them", (double)r->pager.pages_around, "" },
+		{ "pages_background", "  pages in the background",
+		  (double)r->pager.pages_background, "" },
+		{ "second_sums_wrong", "  sums that differ from the first life's",
+		  (double)r->second_wrong, "" },
 	};
 
 	for (size_t i = 0; i < sizeof(lines) / sizeof(lines[0]); i++)

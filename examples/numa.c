@@ -25,8 +25,9 @@ static void find_nodes(void)
 static void set_policy(struct kvmem_region *ram, uint64_t offset, uint64_t bytes, uint32_t mode,
 		       const unsigned long *nodes)
 {
-	int64_t emulated = must(kvmem_region_set_policy(ram, offset, bytes, mode, nodes, MAX_NODES,
-							0), "kvmem_region_set_policy");
+	int64_t emulated = must(
+		kvmem_region_set_policy(ram, offset, bytes, mode, nodes, MAX_NODES, 0),
+		"kvmem_region_set_policy");
 
 	if (emulated)
 		printf("the kernel ignores a policy on this memory; the filling threads follow it\n");
@@ -36,7 +37,7 @@ static void set_policy(struct kvmem_region *ram, uint64_t offset, uint64_t bytes
 static uint64_t report(struct kvmem_region *ram, const char *name, uint64_t offset, uint64_t bytes)
 {
 	struct kvmem_placement where = KVMEM_PLACEMENT_INIT;
-	uint64_t pages[MAX_NODES] = {0};
+	uint64_t pages[MAX_NODES] = { 0 };
 
 	where.nodes = pages;
 	where.node_count = MAX_NODES;

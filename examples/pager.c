@@ -50,8 +50,7 @@ static void report(struct kvmem_pager *pager)
 	       (unsigned long long)s.pages_demand, (unsigned long long)s.pages_around,
 	       (unsigned long long)s.pages_zero);
 	printf("service time: p50 below %.1f us, p99 below %.1f us\n",
-	       (double)s.service_p50_ns / 1e3,
-	       (double)s.service_p99_ns / 1e3);
+	       (double)s.service_p50_ns / 1e3, (double)s.service_p99_ns / 1e3);
 }
 
 int main(int argc, char **argv)

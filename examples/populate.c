@@ -36,7 +36,8 @@ static void report(const struct kvmem_populate_result *r, uint64_t bytes)
 	const char *file = kvmem_file_method_name(r->file_method);
 
 	printf("%-14s %-18s %u thread%s %8.0f MiB/s  copied %llu, written %llu, read %llu, zero "
-	       "%llu, hole %llu\n", kvmem_fill_method_name(r->method), file ? file : "-", r->threads,
+	       "%llu, hole %llu\n",
+	       kvmem_fill_method_name(r->method), file ? file : "-", r->threads,
 	       r->threads == 1 ? " " : "s", mib_per_s(bytes, r->elapsed_ns),
 	       (unsigned long long)r->bytes_copied, (unsigned long long)r->bytes_written,
 	       (unsigned long long)r->bytes_read, (unsigned long long)r->bytes_zero,

@@ -22,12 +22,12 @@
 
 #define KICK_SIGNAL SIGUSR1
 #define PTE_PRESENT UINT64_C(1)
-#define PTE_WRITE UINT64_C(2)
-#define PTE_USER UINT64_C(4)
-#define PTE_LARGE UINT64_C(0x80)
+#define PTE_WRITE   UINT64_C(2)
+#define PTE_USER    UINT64_C(4)
+#define PTE_LARGE   UINT64_C(0x80)
 #define PTE_ADDRESS UINT64_C(0x000ffffffffff000)
-#define LARGE_PAGE UINT64_C(0x200000)
-#define MAX_CPUID 256
+#define LARGE_PAGE  UINT64_C(0x200000)
+#define MAX_CPUID   256
 
 extern const unsigned char guest_program[], guest_program_end[];
 
@@ -184,7 +184,7 @@ static void kicked(int signal)
 
 int vmm_create(int vm_fd, uint32_t boot_slot, const struct vmm_ops *ops, struct vmm **ret_vmm)
 {
-	struct sigaction action = {.sa_handler = kicked};
+	struct sigaction action = { .sa_handler = kicked };
 	struct vmm *vmm = calloc(1, sizeof(*vmm));
 	int ret;
 
@@ -384,7 +384,7 @@ static void leave(struct vmm_vcpu *vcpu)
 
 static int fail_exit(struct vmm_vcpu *vcpu, const char *what, uint64_t value)
 {
-	struct kvm_regs regs = {0};
+	struct kvm_regs regs = { 0 };
 
 	ioctl(vcpu->fd, KVM_GET_REGS, &regs);
 	return fail(EIO, "vCPU %u: %s (0x%llx) at rip 0x%llx", vcpu->index, what,

@@ -17,11 +17,11 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define GUEST_MEMFD_MMAP_SHARED 3	/* MMAP | INIT_SHARED */
-#define CAP_PRE_FAULT_MEMORY 236
-#define SW_PROTECTED_VM 1
-#define CREATE_GUEST_MEMFD _IOWR(KVMIO, 0xd4, struct gmem_create)
-#define UFFD_POISON _IOWR(UFFDIO, 0x08, struct uffd_poison)
+#define GUEST_MEMFD_MMAP_SHARED 3 /* MMAP | INIT_SHARED */
+#define CAP_PRE_FAULT_MEMORY	236
+#define SW_PROTECTED_VM		1
+#define CREATE_GUEST_MEMFD	_IOWR(KVMIO, 0xd4, struct gmem_create)
+#define UFFD_POISON		_IOWR(UFFDIO, 0x08, struct uffd_poison)
 
 struct gmem_create {
 	uint64_t size;
@@ -152,8 +152,8 @@ static bool has_uffd_poison(void)
 
 static bool has_gmem_uffd(void)
 {
-	return registers(uffd(0), mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_SHARED,
-				       guest_memfd(), 0),
+	return registers(uffd(0),
+			 mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_SHARED, guest_memfd(), 0),
 			 UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR);
 }
 

@@ -174,7 +174,7 @@ unsigned int harness_count_maps(void)
 unsigned int harness_count_maps(void)
 {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-	return 0;	/* a sanitizer's own come and go */
+	return 0; /* a sanitizer's own come and go */
 #endif
 	FILE *f = fopen("/proc/self/maps", "re");
 	unsigned int n = 0;

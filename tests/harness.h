@@ -22,8 +22,11 @@ struct harness_test {
 };
 
 #define TEST(name) START_TEST(name)
-#define END END_TEST
-#define T(fn) { #fn, fn }
+#define END	   END_TEST
+#define T(fn) \
+	{ \
+#fn, fn \
+	}
 
 /* Skip the running test: `facility` as KVMEM_TEST_REQUIRE names it, e.g. "kvm", "guest-memfd", "numa2". */
 #define SKIP(facility, ...) \
@@ -38,8 +41,7 @@ struct harness_test {
 			SKIP(facility, __VA_ARGS__); \
 	} while (0)
 
-void harness_skip(const char *facility, const char *fmt, ...)
-	__attribute__((format(printf, 2, 3)));
+void harness_skip(const char *facility, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 /* A TAP comment. */
 void harness_note(const char *fmt, ...) __attribute__((format(printf, 1, 2)));

@@ -57,8 +57,7 @@ static void do_rounds(mailbox *box, int write)
 
 	for (uint64_t round = 0; round < rounds && !box->stop; round++) {
 		for (uint64_t i = 0; i < count && !box->stop; i++) {
-			struct guest_write w =
-				guest_write_next(&state, i, pages, page, box->flags);
+			struct guest_write w = guest_write_next(&state, i, pages, page, box->flags);
 			volatile uint64_t *p = word_at(box->gpa + w.page * page + w.offset);
 
 			if (write)

@@ -117,8 +117,9 @@ KVMEM_API int kvmem_pager_set_source(struct kvmem_pager *pager, struct kvmem_reg
 KVMEM_API int kvmem_pager_start(struct kvmem_pager *pager);
 
 enum kvmem_stop {
-	KVMEM_STOP_FILL = 0,	  /* fill what is missing first, then let the regions go */
-	KVMEM_STOP_HAND_BACK = 1, /* stop now; what is missing stays absent, and accesses to it wait */
+	KVMEM_STOP_FILL = 0, /* fill what is missing first, then let the regions go */
+	KVMEM_STOP_HAND_BACK =
+		1, /* stop now; what is missing stays absent, and accesses to it wait */
 };
 
 /**
@@ -184,14 +185,14 @@ struct kvmem_pager_stats {
 	uint64_t pages_around; /* ... and its neighbours */
 	uint64_t pages_background;
 	uint64_t pages_prefetch;
-	uint64_t pages_zero; /* of all these, pages of zeros */
-	uint64_t pages_missing;			 /* still absent, the poisoned ones among them */
-	uint64_t pages_poisoned;		 /* are poisoned now */
-	uint64_t fills_failed;			 /* attempts */
-	uint64_t retries;			 /* EAGAIN from the kernel */
-	uint64_t around_sampled;		 /* pages left out of fault-around on purpose ... */
-	uint64_t around_touched;		 /* ... on which a fault came later */
-	uint64_t service_p50_ns;		 /* quantiles of service_ns */
+	uint64_t pages_zero;	 /* of all these, pages of zeros */
+	uint64_t pages_missing;	 /* still absent, the poisoned ones among them */
+	uint64_t pages_poisoned; /* are poisoned now */
+	uint64_t fills_failed;	 /* attempts */
+	uint64_t retries;	 /* EAGAIN from the kernel */
+	uint64_t around_sampled; /* pages left out of fault-around on purpose ... */
+	uint64_t around_touched; /* ... on which a fault came later */
+	uint64_t service_p50_ns; /* quantiles of service_ns */
 	uint64_t service_p90_ns;
 	uint64_t service_p99_ns;
 	uint64_t service_p999_ns;

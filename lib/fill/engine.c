@@ -9,7 +9,6 @@
 #include <string.h>
 #include <sys/mman.h>
 
-
 #define REPLACE_TRIES 16u
 
 void km_pages_enter(struct kvmem_region *r)

@@ -9,7 +9,7 @@
 #include <sys/mman.h>
 #include <time.h>
 
-#define ROUNDS 9
+#define ROUNDS	     9
 #define QUICK_ROUNDS 3
 
 static bool quick;
@@ -146,8 +146,8 @@ static void print_string(const char *s)
 	putchar('"');
 }
 
-static void print_side(const char *key, const struct bench_side *side, const double *v, unsigned int count,
-		       double scale)
+static void print_side(const char *key, const struct bench_side *side, const double *v,
+		       unsigned int count, double scale)
 {
 	printf(", \"%s\": {\"what\": ", key);
 	print_string(side->what);
@@ -169,9 +169,11 @@ void bench_compare(const char *name, const struct bench_report *b)
 	for (unsigned int i = 0; i < count; i++)
 		for (unsigned int s = 0; s < n; s++)
 			v[s][i] = sides[s]->run(sides[s]->arg);
-	ratio = b->more_is_better ? median_ratio(v[1], v[0], count) : median_ratio(v[0], v[1], count);
-	of_limit = n < 3 ? 0 : b->more_is_better ? median_ratio(v[2], v[1], count) :
-						   median_ratio(v[1], v[2], count);
+	ratio = b->more_is_better ? median_ratio(v[1], v[0], count)
+				  : median_ratio(v[0], v[1], count);
+	of_limit = n < 3	       ? 0
+		   : b->more_is_better ? median_ratio(v[2], v[1], count)
+				       : median_ratio(v[1], v[2], count);
 	met = ratio >= b->target && (!(b->limit_target > 0) || of_limit <= b->limit_target);
 
 	if (!strcmp(b->unit, "ms"))
@@ -243,7 +245,9 @@ int bench_main(int argc, char **argv, const struct bench_row *rows, size_t count
 				printf("%s\n", rows[i].name);
 			return 0;
 		} else {
-			fprintf(stderr, "usage: %s [--quick] [--mib N] [--dir DIR] [--list] [ROW...]\n", argv[0]);
+			fprintf(stderr,
+				"usage: %s [--quick] [--mib N] [--dir DIR] [--list] [ROW...]\n",
+				argv[0]);
 			return 2;
 		}
 	}

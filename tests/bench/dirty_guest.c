@@ -14,11 +14,11 @@
 #include "bench.h"
 #include "vmm.h"
 
-#define GIB (UINT64_C(1) << 30)
-#define PAGE 4096u
-#define RAM_GPA (UINT64_C(4) << 30)
+#define GIB	     (UINT64_C(1) << 30)
+#define PAGE	     4096u
+#define RAM_GPA	     (UINT64_C(4) << 30)
 #define RING_ENTRIES 65536u
-#define RAM_SLOT 1u
+#define RAM_SLOT     1u
 
 #ifndef KVM_CAP_DIRTY_LOG_RING_ACQ_REL
 #define KVM_CAP_DIRTY_LOG_RING_ACQ_REL 223
@@ -88,7 +88,8 @@ static void make_by_hand(struct machine *m)
 {
 	int fd = memfd_create("guest", MFD_CLOEXEC), kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 
-	bench_check(fd >= 0 && kvm >= 0 && !ftruncate(fd, (off_t)m->bytes), "memory of the guest: %m");
+	bench_check(fd >= 0 && kvm >= 0 && !ftruncate(fd, (off_t)m->bytes),
+		    "memory of the guest: %m");
 	m->vm_fd = ioctl(kvm, KVM_CREATE_VM, 0ul);
 	bench_check(m->vm_fd >= 0, "VM: %m");
 	m->memory = mmap(NULL, m->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
@@ -116,8 +117,8 @@ static void log_begins(struct machine *m)
 	     "slot");
 	if (m->way != BY_RING)
 		return;
-	m->ring = mmap(NULL, RING_ENTRIES * sizeof(*m->ring), PROT_READ | PROT_WRITE, MAP_SHARED, fd,
-		       KVM_DIRTY_LOG_PAGE_OFFSET * (off_t)sysconf(_SC_PAGESIZE));
+	m->ring = mmap(NULL, RING_ENTRIES * sizeof(*m->ring), PROT_READ | PROT_WRITE, MAP_SHARED,
+		       fd, KVM_DIRTY_LOG_PAGE_OFFSET * (off_t)sysconf(_SC_PAGESIZE));
 	bench_check(m->ring != MAP_FAILED, "ring: %m");
 }
 
@@ -202,8 +203,8 @@ struct guest_arg {
 	struct machine *m;
 	uint64_t count;
 	bool random;
-	uint64_t pages;			/* different ones among them; 0: not counted yet */
-	double harvest_ns, reset_ns;	/* of the last run */
+	uint64_t pages;		     /* different ones among them; 0: not counted yet */
+	double harvest_ns, reset_ns; /* of the last run */
 };
 
 /*
@@ -313,7 +314,7 @@ static void parts(const char *curve, struct guest_arg *a, double (*run)(void *ar
  * The kernel's share of a run varies by more than ours is of it, and for as long as a VM lives by where its tables
  * came to lie: so each round is of a VM of its own.
  */
-#define RUNS 5u
+#define RUNS	    5u
 #define GUEST_BYTES (UINT64_C(256) << 20)
 
 static double mean_of(struct guest_arg *a, enum way way, double (*run)(void *arg))
@@ -396,7 +397,8 @@ static double few_by_bitmap(void *arg)
 	struct machine *m = a->m;
 	uint64_t pages = guest_writes(a);
 	struct kvm_dirty_log get = { .slot = RAM_SLOT, .dirty_bitmap = m->bitmap };
-	struct kvm_clear_dirty_log clear = { .slot = RAM_SLOT, .dirty_bitmap = m->bitmap,
+	struct kvm_clear_dirty_log clear = { .slot = RAM_SLOT,
+					     .dirty_bitmap = m->bitmap,
 					     .num_pages = (uint32_t)(m->bytes / PAGE) };
 	double start = bench_now(), end;
 	int r = ioctl(m->vm_fd, KVM_GET_DIRTY_LOG, &get);
@@ -420,7 +422,8 @@ static void few_pages(void)
 		.unit = "us",
 		.baseline = { "KVM_GET_DIRTY_LOG of the slot (manual clear, not counted)",
 			      few_by_bitmap, &by_hand },
-		.ours = { "kvmem_dirty_harvest() (commit not counted)", few_by_library, &by_library },
+		.ours = { "kvmem_dirty_harvest() (commit not counted)", few_by_library,
+			  &by_library },
 		.target = 10,
 		.rounds = BENCH_SHORT,
 	};
@@ -469,7 +472,7 @@ static void few_by_size(void)
 
 /* ---- what the API costs over the ioctls ---- */
 
-#define CALLS 200u
+#define CALLS	   200u
 #define API_TARGET (1 / 1.05)
 
 static double create_by_library(void *arg)
@@ -493,7 +496,8 @@ static double create_by_library(void *arg)
 static void *aligned_space(size_t bytes)
 {
 	const size_t huge = 2u << 20;
-	char *p = mmap(NULL, bytes + huge, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	char *p = mmap(NULL, bytes + huge, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+		       -1, 0);
 	char *start = (char *)(((uintptr_t)p + huge - 1) & ~(uintptr_t)(huge - 1));
 
 	bench_check(p != MAP_FAILED, "reserving: %m");
@@ -524,8 +528,8 @@ static double create_by_hand(void *arg)
 	return (bench_now() - start) / CALLS;
 }
 
-#define API_GPA (UINT64_C(1) << 36)
-#define API_SLOT 9u
+#define API_GPA	  (UINT64_C(1) << 36)
+#define API_SLOT  9u
 #define API_BYTES (1u << 20)
 
 static double attach_by_library(void *arg)
@@ -534,7 +538,8 @@ static double attach_by_library(void *arg)
 	double start = bench_now();
 
 	for (unsigned int i = 0; i < CALLS; i++) {
-		need(kvmem_region_attach(m->ram, 0, API_BYTES, API_GPA, API_SLOT, 0, NULL), "attach");
+		need(kvmem_region_attach(m->ram, 0, API_BYTES, API_GPA, API_SLOT, 0, NULL),
+		     "attach");
 		need(kvmem_region_detach(m->ram, API_SLOT), "detach");
 	}
 	return (bench_now() - start) / CALLS;
@@ -608,25 +613,27 @@ static void api(void)
 		return;
 	machine_make(&library, BY_LIBRARY, 64u << 20);
 	machine_make(&hand, BY_RING, 64u << 20);
-	r.baseline = (struct bench_side){ "a sealed memfd, mapped at a multiple of 2 MiB, and back", create_by_hand,
-					  &hand };
-	r.ours = (struct bench_side){ "kvmem_region_create() of a memfd, and _free()", create_by_library,
-				      &library };
+	r.baseline = (struct bench_side){ "a sealed memfd, mapped at a multiple of 2 MiB, and back",
+					  create_by_hand, &hand };
+	r.ours = (struct bench_side){ "kvmem_region_create() of a memfd, and _free()",
+				      create_by_library, &library };
 	bench_compare("api-region", &r);
 	r.baseline = (struct bench_side){ "KVM_SET_USER_MEMORY_REGION, with and without size",
 					  attach_by_hand, &hand };
-	r.ours = (struct bench_side){ "kvmem_region_attach() and _detach(), tracked", attach_by_library,
-				      &library };
+	r.ours = (struct bench_side){ "kvmem_region_attach() and _detach(), tracked",
+				      attach_by_library, &library };
 	bench_compare("api-attach", &r);
-	r.baseline = (struct bench_side){ "look at the next entry, KVM_RESET_DIRTY_RINGS", empty_by_hand,
-					  &hand };
+	r.baseline = (struct bench_side){ "look at the next entry, KVM_RESET_DIRTY_RINGS",
+					  empty_by_hand, &hand };
 	r.ours = (struct bench_side){ "kvmem_dirty_harvest()", empty_by_library, &library };
 	r.limit = (struct bench_side){ "look at the next entry, and no ioctl", empty_look, &hand };
-	r.note = "the library makes no ioctl for an empty ring either: its time is locks, clock and statistics";
+	r.note =
+		"the library makes no ioctl for an empty ring either: its time is locks, clock and statistics";
 	bench_compare("api-empty-harvest", &r);
 	machine_free(&hand);
 	machine_free(&library);
 }
 
-BENCH_MAIN({ "dirty-guest-sequential", guest_sequential }, { "dirty-guest-random", guest_random_row },
-	   { "dirty-few", few_pages }, { "dirty-few-by-size", few_by_size }, { "api", api })
+BENCH_MAIN({ "dirty-guest-sequential", guest_sequential },
+	   { "dirty-guest-random", guest_random_row }, { "dirty-few", few_pages },
+	   { "dirty-few-by-size", few_by_size }, { "api", api })

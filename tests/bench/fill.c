@@ -7,7 +7,7 @@
 #include "fill_mem.h"
 
 #ifndef MADV_POPULATE_READ
-#define MADV_POPULATE_READ 22
+#define MADV_POPULATE_READ  22
 #define MADV_POPULATE_WRITE 23
 #endif
 
@@ -59,10 +59,10 @@ struct fill_arg {
 	uint32_t method;
 	uint32_t backing;
 	uint64_t chunk;
-	bool count_zero;	/* zero pages must not exist afterwards */
+	bool count_zero; /* zero pages must not exist afterwards */
 };
 
-static uint64_t zero_pages;	/* of the content */
+static uint64_t zero_pages; /* of the content */
 
 static double by_populate(void *arg)
 {
@@ -118,13 +118,18 @@ static void memory_1(void)
 	static struct fill_arg a = { .threads = 1 };
 
 	need_content(fill_bytes());
-	bench_compare("fill-memory-1", &(struct bench_report){
-		.on = memory_kind(0), .unit = "ms", .rounds = BENCH_MORE,
-		.baseline = { "mmap + memcpy, 1 thread", plain_memcpy, NULL },
-		.ours = { "kvmem_populate, 1 thread", by_populate, &a },
-		.limit = { "make and map the pages, then copy into them", pages_then_copy, &whole },
-		.target = 1.4, .limit_target = 1.05,
-	});
+	bench_compare("fill-memory-1",
+		      &(struct bench_report){
+			      .on = memory_kind(0),
+			      .unit = "ms",
+			      .rounds = BENCH_MORE,
+			      .baseline = { "mmap + memcpy, 1 thread", plain_memcpy, NULL },
+			      .ours = { "kvmem_populate, 1 thread", by_populate, &a },
+			      .limit = { "make and map the pages, then copy into them",
+					 pages_then_copy, &whole },
+			      .target = 1.4,
+			      .limit_target = 1.05,
+		      });
 }
 
 static void memory_2(void)
@@ -133,13 +138,18 @@ static void memory_2(void)
 	static struct fill_arg a = { .threads = 2 };
 
 	need_content(fill_bytes());
-	bench_compare("fill-memory-2", &(struct bench_report){
-		.on = memory_kind(0), .unit = "ms", .rounds = BENCH_MORE,
-		.baseline = { "mmap + memcpy, 1 thread", plain_memcpy, NULL },
-		.ours = { "kvmem_populate, 2 threads", by_populate, &a },
-		.limit = { "half of: make and map the pages, then copy", pages_then_copy, &half },
-		.target = 2.6, .limit_target = 1.15,
-	});
+	bench_compare("fill-memory-2",
+		      &(struct bench_report){
+			      .on = memory_kind(0),
+			      .unit = "ms",
+			      .rounds = BENCH_MORE,
+			      .baseline = { "mmap + memcpy, 1 thread", plain_memcpy, NULL },
+			      .ours = { "kvmem_populate, 2 threads", by_populate, &a },
+			      .limit = { "half of: make and map the pages, then copy",
+					 pages_then_copy, &half },
+			      .target = 2.6,
+			      .limit_target = 1.15,
+		      });
 }
 
 /* Runs of 1 to 64 pages, zero or not by turns, as memory of a guest that has run for a while. */
@@ -173,18 +183,24 @@ static void zeros(void)
 
 	need_content(fill_bytes() * 2);
 	half_zero();
-	bench_compare("fill-zero", &(struct bench_report){
-		.on = memory_kind(0), .unit = "ms", .rounds = BENCH_MORE,
-		.baseline = { "mmap + memcpy of all", plain_memcpy, NULL },
-		.ours = { "kvmem_populate, zero pages left out", by_populate, &a },
-		.target = 1.8,
-		.note = "half of the pages are zero, in runs of 1 to 64",
-	});
-	bench_compare("fill-zero-1", &(struct bench_report){
-		.on = memory_kind(0), .unit = "ms", .rounds = BENCH_MORE,
-		.baseline = { "mmap + memcpy of all", plain_memcpy, NULL },
-		.ours = { "the same, 1 thread", by_populate, &one },
-	});
+	bench_compare("fill-zero",
+		      &(struct bench_report){
+			      .on = memory_kind(0),
+			      .unit = "ms",
+			      .rounds = BENCH_MORE,
+			      .baseline = { "mmap + memcpy of all", plain_memcpy, NULL },
+			      .ours = { "kvmem_populate, zero pages left out", by_populate, &a },
+			      .target = 1.8,
+			      .note = "half of the pages are zero, in runs of 1 to 64",
+		      });
+	bench_compare("fill-zero-1",
+		      &(struct bench_report){
+			      .on = memory_kind(0),
+			      .unit = "ms",
+			      .rounds = BENCH_MORE,
+			      .baseline = { "mmap + memcpy of all", plain_memcpy, NULL },
+			      .ours = { "the same, 1 thread", by_populate, &one },
+		      });
 	munmap(content, content_bytes);
 	content = NULL;
 	content_bytes = 0;
@@ -210,7 +226,8 @@ static void chunks(void)
 
 	need_content(fill_bytes());
 	for (unsigned int i = 0; i < 9; i++) {
-		struct fill_arg a = { .threads = 1, .method = KVMEM_FILL_POPULATE_COPY,
+		struct fill_arg a = { .threads = 1,
+				      .method = KVMEM_FILL_POPULATE_COPY,
 				      .chunk = (16 << 10) << i };
 
 		x[i] = (double)(16 << i);

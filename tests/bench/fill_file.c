@@ -11,13 +11,13 @@
 
 #include "fill_mem.h"
 
-#define RUN MIB			/* of data in the sparse file, each fourth MiB */
-#define DEPTH 16u		/* of the reads that find out what the disk can do */
+#define RUN   MIB /* of data in the sparse file, each fourth MiB */
+#define DEPTH 16u /* of the reads that find out what the disk can do */
 
 static uint64_t file_bytes;
 static bool file_sparse;
 static int file = -1;
-static uint8_t *unit;		/* what the file is made of: MiB i begins at word i % 4096 of this */
+static uint8_t *unit; /* what the file is made of: MiB i begins at word i % 4096 of this */
 
 static bool is_data(uint64_t mib)
 {
@@ -51,7 +51,8 @@ static void make_file(uint64_t bytes, bool sparse)
 	bench_check(!ftruncate(file, (off_t)bytes), "ftruncate");
 	for (uint64_t i = 0; i < bytes / MIB; i++)
 		if (is_data(i))
-			bench_check(pwrite(file, mib_content(i), MIB, (off_t)(i * MIB)) == (ssize_t)MIB,
+			bench_check(pwrite(file, mib_content(i), MIB, (off_t)(i * MIB)) ==
+					    (ssize_t)MIB,
 				    "no room for a file of 0x%lx bytes in %s", (unsigned long)bytes,
 				    bench_dir());
 	bench_check(!fsync(file), "fsync");
@@ -158,21 +159,26 @@ static void sparse(void)
 {
 	make_file(bench_mib(4096, 1024) * MIB, true);
 	threads = 0;
-	bench_compare("fill-sparse", &(struct bench_report){
-		.on = memory_kind(0), .unit = "ms",
-		.baseline = { "pread() of the whole file", pread_whole, NULL },
-		.ours = { "kvmem_populate", by_populate, NULL },
-		.limit = { "pread() of the data alone, 1 thread", pread_data, NULL },
-		.target = 5,
-		.note = "a quarter of the file is data, in runs of 1 MiB, all in the page cache",
-	});
+	bench_compare(
+		"fill-sparse",
+		&(struct bench_report){
+			.on = memory_kind(0),
+			.unit = "ms",
+			.baseline = { "pread() of the whole file", pread_whole, NULL },
+			.ours = { "kvmem_populate", by_populate, NULL },
+			.limit = { "pread() of the data alone, 1 thread", pread_data, NULL },
+			.target = 5,
+			.note = "a quarter of the file is data, in runs of 1 MiB, all in the page cache",
+		});
 	threads = 1;
-	bench_compare("fill-sparse-1", &(struct bench_report){
-		.on = memory_kind(0), .unit = "ms",
-		.baseline = { "pread() of the whole file", pread_whole, NULL },
-		.ours = { "kvmem_populate, 1 thread", by_populate, NULL },
-		.limit = { "pread() of the data alone, 1 thread", pread_data, NULL },
-	});
+	bench_compare("fill-sparse-1",
+		      &(struct bench_report){
+			      .on = memory_kind(0),
+			      .unit = "ms",
+			      .baseline = { "pread() of the whole file", pread_whole, NULL },
+			      .ours = { "kvmem_populate, 1 thread", by_populate, NULL },
+			      .limit = { "pread() of the data alone, 1 thread", pread_data, NULL },
+		      });
 	close(file);
 }
 
@@ -205,7 +211,8 @@ static double cold_populate(void *arg)
 	return by_populate(arg);
 }
 
-static void queue_read(struct io_uring *ring, int fd, uint8_t *buf, unsigned int slot, uint64_t offset)
+static void queue_read(struct io_uring *ring, int fd, uint8_t *buf, unsigned int slot,
+		       uint64_t offset)
 {
 	struct io_uring_sqe *sqe = io_uring_get_sqe(ring);
 
@@ -269,13 +276,17 @@ static void cold(void)
 	make_file(bench_mib(2048, 512) * MIB, false);
 	threads = 0;
 	if (has_direct())
-		bench_compare("fill-cold", &(struct bench_report){
-			.on = memory_kind(0), .unit = "ms",
-			.baseline = { "pread() of 1 MiB, memcpy", cold_pread, NULL },
-			.ours = { "kvmem_populate", cold_populate, NULL },
-			.limit = { "the disk alone: O_DIRECT, 16 MiB in flight", disk_alone, NULL },
-			.target = 1.5, .limit_target = 1 / 0.85,
-		});
+		bench_compare("fill-cold",
+			      &(struct bench_report){
+				      .on = memory_kind(0),
+				      .unit = "ms",
+				      .baseline = { "pread() of 1 MiB, memcpy", cold_pread, NULL },
+				      .ours = { "kvmem_populate", cold_populate, NULL },
+				      .limit = { "the disk alone: O_DIRECT, 16 MiB in flight",
+						 disk_alone, NULL },
+				      .target = 1.5,
+				      .limit_target = 1 / 0.85,
+			      });
 	else
 		bench_skip("fill-cold", "%s takes no O_DIRECT", bench_dir());
 	close(file);
@@ -291,13 +302,17 @@ static void file_methods(void)
 
 			if (file_method == KVMEM_FILE_DIRECT && !has_direct())
 				continue;
-			y = (double)file_bytes / bench_median(cold_populate, NULL) * 1e9 / (double)MIB;
-			snprintf(curve, sizeof(curve), "cold, %s", kvmem_file_method_name(file_method));
+			y = (double)file_bytes / bench_median(cold_populate, NULL) * 1e9 /
+			    (double)MIB;
+			snprintf(curve, sizeof(curve), "cold, %s",
+				 kvmem_file_method_name(file_method));
 			bench_series("fill-file-method", curve, "threads", "MiB/s", &x, &y, 1);
 			if (file_method == KVMEM_FILE_DIRECT)
-				continue;	/* it left nothing in the cache */
-			y = (double)file_bytes / bench_median(by_populate, NULL) * 1e9 / (double)MIB;
-			snprintf(curve, sizeof(curve), "cached, %s", kvmem_file_method_name(file_method));
+				continue; /* it left nothing in the cache */
+			y = (double)file_bytes / bench_median(by_populate, NULL) * 1e9 /
+			    (double)MIB;
+			snprintf(curve, sizeof(curve), "cached, %s",
+				 kvmem_file_method_name(file_method));
 			bench_series("fill-file-method", curve, "threads", "MiB/s", &x, &y, 1);
 		}
 	}

@@ -74,7 +74,8 @@ double memory_fill(struct memory *m, struct kvmem_source *source,
 	took = bench_now() - start;
 	bench_check(!r, "populate: %s", kvmem_error_detail());
 	bench_check(res->bytes_copied + res->bytes_written + res->bytes_read + res->bytes_zero +
-			    res->bytes_hole == m->bytes,
+				    res->bytes_hole ==
+			    m->bytes,
 		    "populate: not all bytes are accounted for");
 	return took;
 }

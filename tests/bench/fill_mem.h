@@ -9,7 +9,7 @@
 #include "bench.h"
 
 #define PAGE UINT64_C(4096)
-#define MIB (UINT64_C(1) << 20)
+#define MIB  (UINT64_C(1) << 20)
 
 struct memory {
 	struct kvmem_vm *vm;

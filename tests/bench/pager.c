@@ -5,12 +5,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "guest/protocol.h"	/* guest_shuffle() */
+#include "guest/protocol.h" /* guest_shuffle() */
 #include "pager_mem.h"
 
-#define THREADS 2
+#define THREADS	  2
 #define LATENCIES 4000u
-#define GAP_NS 200e3		/* between single faults: the handler is asleep again */
+#define GAP_NS	  200e3 /* between single faults: the handler is asleep again */
 
 enum by { BY_SIMPLE, BY_PAGER, PRESENT };
 
@@ -18,7 +18,7 @@ struct touch_arg {
 	enum by by;
 	bool random;
 	enum lazy_kind kind;
-	uint64_t around;		/* 0: default */
+	uint64_t around; /* 0: default */
 	uint64_t spin_ns;
 	uint32_t shards;
 	uint32_t workers;
@@ -81,8 +81,11 @@ static double touch_all(void *arg)
 	start = bench_now();
 	lazy_start(&l);
 	for (unsigned int i = 0; i < THREADS; i++) {
-		t[i] = (struct toucher){ .base = (void *)l.base, .random = a->random, .of = pages,
-					 .first = pages / THREADS * i, .pages = pages / THREADS };
+		t[i] = (struct toucher){ .base = (void *)l.base,
+					 .random = a->random,
+					 .of = pages,
+					 .first = pages / THREADS * i,
+					 .pages = pages / THREADS };
 		bench_pin(i);
 		bench_check(!pthread_create(&t[i].thread, NULL, touch, &t[i]), "thread");
 	}
@@ -101,41 +104,58 @@ static void compare_touch(const char *name, const struct touch_arg *pager, doubl
 	const char *what = "pager";
 
 	if (pager->around == PAGE)
-		what = pager->workers > 1 ? "pager, fault-around off, one shard of two workers" :
-					    "pager, fault-around off";
+		what = pager->workers > 1 ? "pager, fault-around off, one shard of two workers"
+					  : "pager, fault-around off";
 
-	bench_compare(name, &(struct bench_report){
-		.on = "memfd", .unit = "ms", .rounds = BENCH_SPREAD,
-		.baseline = { "one handler, a message a read, a page an ioctl", touch_all, &simple },
-		.ours = { what, touch_all, (void *)(uintptr_t)pager },
-		.limit = { "touch of present memory", touch_all, &present },
-		.target = target,
-		.note = pager->kind == LAZY_MINOR ? "pages in the file: minor faults; each thread has its CPU" :
-				 "pages from a memory source; each thread has its CPU",
-	});
+	bench_compare(
+		name,
+		&(struct bench_report){
+			.on = "memfd",
+			.unit = "ms",
+			.rounds = BENCH_SPREAD,
+			.baseline = { "one handler, a message a read, a page an ioctl", touch_all,
+				      &simple },
+			.ours = { what, touch_all, (void *)(uintptr_t)pager },
+			.limit = { "touch of present memory", touch_all, &present },
+			.target = target,
+			.note = pager->kind == LAZY_MINOR
+					? "pages in the file: minor faults; each thread has its CPU"
+					: "pages from a memory source; each thread has its CPU",
+		});
 }
 
 static void sequential(void)
 {
-	compare_touch("pager-sequential", &(struct touch_arg){ .by = BY_PAGER, .kind = LAZY_MINOR }, 20);
+	compare_touch("pager-sequential", &(struct touch_arg){ .by = BY_PAGER, .kind = LAZY_MINOR },
+		      20);
 }
 
 /* Two workers that both take any fault: whichever has the CPU of the thread that waits. */
 static void random_off(void)
 {
-	compare_touch("pager-random-off", &(struct touch_arg){
-		.by = BY_PAGER, .kind = LAZY_MINOR, .random = true, .around = PAGE, .shards = 1, .workers = 2 }, 2);
+	compare_touch("pager-random-off",
+		      &(struct touch_arg){ .by = BY_PAGER,
+					   .kind = LAZY_MINOR,
+					   .random = true,
+					   .around = PAGE,
+					   .shards = 1,
+					   .workers = 2 },
+		      2);
 }
 
 static void random_off_shards(void)
 {
-	compare_touch("pager-random-off-shards", &(struct touch_arg){
-		.by = BY_PAGER, .kind = LAZY_MINOR, .random = true, .around = PAGE }, 0);
+	compare_touch("pager-random-off-shards",
+		      &(struct touch_arg){
+			      .by = BY_PAGER, .kind = LAZY_MINOR, .random = true, .around = PAGE },
+		      0);
 }
 
 static void random_default(void)
 {
-	compare_touch("pager-random", &(struct touch_arg){ .by = BY_PAGER, .kind = LAZY_MINOR, .random = true }, 10);
+	compare_touch("pager-random",
+		      &(struct touch_arg){ .by = BY_PAGER, .kind = LAZY_MINOR, .random = true },
+		      10);
 }
 
 static void lazy_sequential(void)
@@ -145,13 +165,17 @@ static void lazy_sequential(void)
 
 static void lazy_random_off(void)
 {
-	compare_touch("pager-lazy-random-off", &(struct touch_arg){
-		.by = BY_PAGER, .random = true, .around = PAGE, .shards = 1, .workers = 2 }, 0);
+	compare_touch(
+		"pager-lazy-random-off",
+		&(struct touch_arg){
+			.by = BY_PAGER, .random = true, .around = PAGE, .shards = 1, .workers = 2 },
+		0);
 }
 
 static void lazy_random(void)
 {
-	compare_touch("pager-lazy-random", &(struct touch_arg){ .by = BY_PAGER, .random = true }, 0);
+	compare_touch("pager-lazy-random", &(struct touch_arg){ .by = BY_PAGER, .random = true },
+		      0);
 }
 
 /* ---- the time of one fault ---- */
@@ -159,7 +183,7 @@ static void lazy_random(void)
 struct latency_arg {
 	struct touch_arg touch;
 	bool storm;
-	double quantile;		/* < 0: the mean */
+	double quantile; /* < 0: the mean */
 };
 
 static int by_value(const void *a, const void *b)
@@ -216,21 +240,32 @@ static double fault_time(void *arg)
 	return ns[(unsigned int)((n - 1) * a->quantile)];
 }
 
-static void compare_fault(const char *name, bool storm, double quantile, uint64_t around, double target)
+static void compare_fault(const char *name, bool storm, double quantile, uint64_t around,
+			  double target)
 {
-	struct latency_arg simple = { .touch = { .by = BY_SIMPLE }, .storm = storm, .quantile = quantile };
+	struct latency_arg simple = { .touch = { .by = BY_SIMPLE },
+				      .storm = storm,
+				      .quantile = quantile };
 	struct latency_arg pager = simple;
 
 	pager.touch.by = BY_PAGER;
 	pager.touch.around = around;
 	pager.touch.spin_ns = storm ? 50000 : 0;
-	bench_compare(name, &(struct bench_report){
-		.on = "memfd", .unit = "us", .rounds = quantile < 0 ? BENCH_SHORT : quantile > 0.9 ? BENCH_MORE : 0,
-		.baseline = { "one handler, a message a read, a page an ioctl", fault_time, &simple },
-		.ours = { storm ? "pager, spins 50 us before it sleeps" : "pager", fault_time, &pager },
-		.target = target,
-		.note = "one thread, random pages, from a memory source; the handler has a CPU of its own",
-	});
+	bench_compare(
+		name,
+		&(struct bench_report){
+			.on = "memfd",
+			.unit = "us",
+			.rounds = quantile < 0	   ? BENCH_SHORT
+				  : quantile > 0.9 ? BENCH_MORE
+						   : 0,
+			.baseline = { "one handler, a message a read, a page an ioctl", fault_time,
+				      &simple },
+			.ours = { storm ? "pager, spins 50 us before it sleeps" : "pager",
+				  fault_time, &pager },
+			.target = target,
+			.note = "one thread, random pages, from a memory source; the handler has a CPU of its own",
+		});
 }
 
 static void fault_p50(void)
@@ -274,8 +309,10 @@ static void around_curve(void)
 		a.random = true;
 		shuffled[i] = thousands_a_second(&a);
 	}
-	bench_series("pager-around", "in order", "pages of fault-around", "1000 pages/s", x, ordered, 10);
-	bench_series("pager-around", "at random", "pages of fault-around", "1000 pages/s", x, shuffled, 10);
+	bench_series("pager-around", "in order", "pages of fault-around", "1000 pages/s", x,
+		     ordered, 10);
+	bench_series("pager-around", "at random", "pages of fault-around", "1000 pages/s", x,
+		     shuffled, 10);
 }
 
 static void threads_curve(void)
@@ -283,7 +320,9 @@ static void threads_curve(void)
 	double x[4], shards[4], workers[4];
 
 	for (uint32_t i = 0; i < 4; i++) {
-		struct touch_arg a = { .by = BY_PAGER, .random = true, .around = PAGE, .shards = i + 1 };
+		struct touch_arg a = {
+			.by = BY_PAGER, .random = true, .around = PAGE, .shards = i + 1
+		};
 
 		x[i] = i + 1;
 		shards[i] = thousands_a_second(&a);
@@ -291,14 +330,16 @@ static void threads_curve(void)
 		a.workers = i + 1;
 		workers[i] = thousands_a_second(&a);
 	}
-	bench_series("pager-threads", "shards of one worker", "threads", "1000 pages/s", x, shards, 4);
-	bench_series("pager-threads", "workers of one shard", "threads", "1000 pages/s", x, workers, 4);
+	bench_series("pager-threads", "shards of one worker", "threads", "1000 pages/s", x, shards,
+		     4);
+	bench_series("pager-threads", "workers of one shard", "threads", "1000 pages/s", x, workers,
+		     4);
 }
 
 BENCH_MAIN({ "pager-sequential", sequential }, { "pager-random-off", random_off },
 	   { "pager-random-off-shards", random_off_shards }, { "pager-random", random_default },
-	   { "pager-lazy-sequential", lazy_sequential }, { "pager-lazy-random-off", lazy_random_off },
-	   { "pager-lazy-random", lazy_random },
+	   { "pager-lazy-sequential", lazy_sequential },
+	   { "pager-lazy-random-off", lazy_random_off }, { "pager-lazy-random", lazy_random },
 	   { "pager-fault-p50", fault_p50 }, { "pager-fault-p99", fault_p99 },
 	   { "pager-fault-around-mean", fault_around }, { "pager-storm-p50", storm },
 	   { "pager-around", around_curve }, { "pager-threads", threads_curve })

@@ -13,8 +13,8 @@
 #include "vmm.h"
 
 #define VCPUS 2u
-#define GPA (UINT64_C(4) << 30)
-#define SLOT 1u
+#define GPA   (UINT64_C(4) << 30)
+#define SLOT  1u
 
 enum by { BY_SIMPLE, BY_PAGER, PRESENT };
 
@@ -59,11 +59,16 @@ static uint64_t guest_bytes(void)
 	return (bench_quick() ? 64 : 256) * MIB;
 }
 
-static void read_memory(struct vmm_vcpu *vcpu, uint64_t gpa, uint64_t bytes, bool random, uint64_t seed)
+static void read_memory(struct vmm_vcpu *vcpu, uint64_t gpa, uint64_t bytes, bool random,
+			uint64_t seed)
 {
 	*vmm_mailbox(vcpu) = (struct guest_mailbox){
-		.command = GUEST_READ, .flags = random ? GUEST_RANDOM : 0, .gpa = gpa, .bytes = bytes,
-		.page = PAGE, .seed = seed,
+		.command = GUEST_READ,
+		.flags = random ? GUEST_RANDOM : 0,
+		.gpa = gpa,
+		.bytes = bytes,
+		.page = PAGE,
+		.seed = seed,
 	};
 	vmm_ok(vmm_start(vcpu));
 }
@@ -100,8 +105,8 @@ static double guest_touch(void *arg)
 	lazy_start(&l);
 	for (uint32_t i = 0; i < VCPUS; i++) {
 		bench_pin(i);
-		read_memory(vcpus[i], a->random ? GPA : GPA + i * part, a->random ? bytes : part, a->random,
-			    i + 1);
+		read_memory(vcpus[i], a->random ? GPA : GPA + i * part, a->random ? bytes : part,
+			    a->random, i + 1);
 	}
 	bench_unpin();
 	for (uint32_t i = 0; i < VCPUS; i++)
@@ -115,7 +120,8 @@ static double guest_touch(void *arg)
 
 static void compare_guest(const char *name, bool random, enum lazy_kind kind)
 {
-	static const char *const on[] = { "memfd, pages from a memory source", "memfd, pages in the file",
+	static const char *const on[] = { "memfd, pages from a memory source",
+					  "memfd, pages in the file",
 					  "hugetlb, pages from a memory source" };
 	struct guest_arg simple = { BY_SIMPLE, random, kind }, pager = { BY_PAGER, random, kind };
 	struct guest_arg present = { PRESENT, random, kind };
@@ -123,19 +129,24 @@ static void compare_guest(const char *name, bool random, enum lazy_kind kind)
 	if (no_kvm(name))
 		return;
 	if (kind == LAZY_HUGE && !lazy_has_huge(guest_bytes())) {
-		bench_skip(name, "%u huge pages of 2 MiB are not there: see /proc/sys/vm/nr_hugepages",
+		bench_skip(name,
+			   "%u huge pages of 2 MiB are not there: see /proc/sys/vm/nr_hugepages",
 			   (unsigned int)(guest_bytes() / (2 * MIB)));
 		return;
 	}
-	bench_compare(name, &(struct bench_report){
-		.on = on[kind], .unit = "ms",
-		.baseline = { "one handler, a message a read, a page an ioctl", guest_touch, &simple },
-		.ours = { "pager, background fill beside the faults", guest_touch, &pager },
-		.limit = { "memory that is all present and mapped", guest_touch, &present },
-		.limit_target = kind == LAZY_HUGE ? 0 : 1.3,
-		.note = random ? "2 vCPUs on a CPU each read as many pseudo-random pages as there are" :
-				 "2 vCPUs on a CPU each read one half in order",
-	});
+	bench_compare(
+		name,
+		&(struct bench_report){
+			.on = on[kind],
+			.unit = "ms",
+			.baseline = { "one handler, a message a read, a page an ioctl", guest_touch,
+				      &simple },
+			.ours = { "pager, background fill beside the faults", guest_touch, &pager },
+			.limit = { "memory that is all present and mapped", guest_touch, &present },
+			.limit_target = kind == LAZY_HUGE ? 0 : 1.3,
+			.note = random ? "2 vCPUs on a CPU each read as many pseudo-random pages as there are"
+				       : "2 vCPUs on a CPU each read one half in order",
+		});
 }
 
 static void in_order(void)
@@ -170,7 +181,7 @@ static void huge_at_random(void)
 
 /* ---- the first instruction ---- */
 
-#define DATA_BYTES (64 * MIB)
+#define DATA_BYTES  (64 * MIB)
 #define EAGER_BYTES (512 * MIB)
 
 struct first_arg {
@@ -203,7 +214,8 @@ static int image(uint64_t bytes)
 	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 	bench_check(fd >= 0, "%s: %s", path, strerror(errno));
 	if (lseek(fd, 0, SEEK_END) == 0)
-		bench_check(write(fd, content, DATA_BYTES) == (ssize_t)DATA_BYTES, "write: %s", path);
+		bench_check(write(fd, content, DATA_BYTES) == (ssize_t)DATA_BYTES, "write: %s",
+			    path);
 	bench_check(!ftruncate(fd, (off_t)bytes), "ftruncate: %s", strerror(errno));
 	unlink(path);
 	return fd;
@@ -220,8 +232,12 @@ static void run_first(struct kvmem_vm *vm, struct kvmem_region *ram, struct firs
 	vmm_ok(vmm_map(vmm, GPA, DATA_BYTES));
 	vmm_ok(vmm_vcpu_create(vmm, 0, &vcpu));
 	*vmm_mailbox(vcpu) = (struct guest_mailbox){
-		.command = GUEST_READ, .flags = GUEST_TELL_FIRST, .gpa = GPA, .bytes = DATA_BYTES,
-		.page = PAGE, .seed = 1,
+		.command = GUEST_READ,
+		.flags = GUEST_TELL_FIRST,
+		.gpa = GPA,
+		.bytes = DATA_BYTES,
+		.page = PAGE,
+		.seed = 1,
 	};
 	vmm_ok(vmm_run(vcpu));
 	vmm_destroy(vmm);
@@ -277,18 +293,22 @@ static void first(void)
 
 	if (no_kvm("pager-first-instruction"))
 		return;
-	bench_compare("pager-first-instruction", &(struct bench_report){
-		.on = "memfd", .unit = "ms",
-		.baseline = { "all of a 512 MiB image read first", first_instruction, &eager },
-		.ours = { "pager, image of 8 GiB", first_instruction, &big },
-		.limit = { "pager, image of 64 MiB", first_instruction, &small },
-		.limit_target = 1.3,
-		.note = "from the image and nothing else to the guest's first access to its RAM",
-	});
+	bench_compare(
+		"pager-first-instruction",
+		&(struct bench_report){
+			.on = "memfd",
+			.unit = "ms",
+			.baseline = { "all of a 512 MiB image read first", first_instruction,
+				      &eager },
+			.ours = { "pager, image of 8 GiB", first_instruction, &big },
+			.limit = { "pager, image of 64 MiB", first_instruction, &small },
+			.limit_target = 1.3,
+			.note = "from the image and nothing else to the guest's first access to its RAM",
+		});
 }
 
 BENCH_MAIN({ "pager-guest-sequential", in_order }, { "pager-guest-random", at_random },
 	   { "pager-guest-minor-sequential", minor_in_order },
 	   { "pager-guest-minor-random", minor_at_random },
-	   { "pager-guest-huge-sequential", huge_in_order }, { "pager-guest-huge-random", huge_at_random },
-	   { "pager-first-instruction", first })
+	   { "pager-guest-huge-sequential", huge_in_order },
+	   { "pager-guest-huge-random", huge_at_random }, { "pager-first-instruction", first })

@@ -93,7 +93,8 @@ static void serve_one(struct baseline *b)
 static void *simple_handler(void *arg)
 {
 	struct baseline *b = arg;
-	struct pollfd p[2] = { { .fd = b->uffd, .events = POLLIN }, { .fd = b->stop, .events = POLLIN } };
+	struct pollfd p[2] = { { .fd = b->uffd, .events = POLLIN },
+			       { .fd = b->stop, .events = POLLIN } };
 
 	for (;;) {
 		poll(p, 2, -1);
@@ -114,7 +115,8 @@ static int open_uffd(void)
 
 void lazy_by_simple(struct lazy *l, const uint8_t *content, uint64_t bytes, enum lazy_kind kind)
 {
-	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR };
+	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING |
+					       UFFDIO_REGISTER_MODE_MINOR };
 	struct baseline *b = calloc(1, sizeof(*b));
 
 	make_file(l, content, bytes, kind);
@@ -177,7 +179,8 @@ void lazy_start(struct lazy *l)
 
 static void end_pager(struct lazy *l)
 {
-	bench_check(!kvmem_pager_stop(l->pager, KVMEM_STOP_HAND_BACK), "stop: %s", kvmem_error_detail());
+	bench_check(!kvmem_pager_stop(l->pager, KVMEM_STOP_HAND_BACK), "stop: %s",
+		    kvmem_error_detail());
 	kvmem_pager_free(l->pager);
 	kvmem_region_free(l->region);
 	kvmem_source_free(l->source);

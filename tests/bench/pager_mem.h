@@ -12,25 +12,25 @@
 #include "bench.h"
 
 #define PAGE UINT64_C(4096)
-#define MIB (UINT64_C(1) << 20)
+#define MIB  (UINT64_C(1) << 20)
 
 struct baseline;
 
 enum lazy_kind {
-	LAZY_MISSING,		/* content comes from memory */
-	LAZY_MINOR,		/* it is in the file already */
-	LAZY_HUGE,		/* missing, a page is 2 MiB */
+	LAZY_MISSING, /* content comes from memory */
+	LAZY_MINOR,   /* it is in the file already */
+	LAZY_HUGE,    /* missing, a page is 2 MiB */
 };
 
 struct lazy {
 	uint64_t bytes;
 	const uint8_t *content;
 	enum lazy_kind kind;
-	uint64_t page;			/* bytes of one */
+	uint64_t page; /* bytes of one */
 	int fd;
-	uint8_t *base;			/* touch this */
+	uint8_t *base; /* touch this */
 	struct baseline *simple;
-	struct kvmem_region *region;	/* the library's */
+	struct kvmem_region *region; /* the library's */
 	struct kvmem_source *source;
 	struct kvmem_pager *pager;
 };
@@ -43,7 +43,7 @@ void lazy_by_pager(struct lazy *l, const uint8_t *content, uint64_t bytes, enum 
 void lazy_none(struct lazy *l, const uint8_t *content, uint64_t bytes, enum lazy_kind kind);
 /* From here on a pager serves, and may fill in the background: within what is timed. */
 void lazy_start(struct lazy *l);
-void lazy_end(struct lazy *l);		/* checks the content first */
+void lazy_end(struct lazy *l); /* checks the content first */
 
 /* Whether so many bytes of huge pages are reserved and free. */
 bool lazy_has_huge(uint64_t bytes);

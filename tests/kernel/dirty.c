@@ -92,7 +92,7 @@ TEST(small_ring_fills_and_loses_nothing)
 	if (!rig_open(&rig, &o))
 		return;
 	rig_write(&rig, 0, 3, 4000, false);
-	rig_wait(&rig);		/* nobody harvests: it must empty its own ring */
+	rig_wait(&rig); /* nobody harvests: it must empty its own ring */
 	ck_assert_uint_ge(rig.full, 3);
 	while (rig_sync(&rig))
 		;

@@ -22,12 +22,14 @@ struct storm {
 
 static void *storm_main(void *arg)
 {
-	const struct timespec pause = { .tv_nsec = 20000 };	/* others are to get on, on any machine */
+	const struct timespec pause = {
+		.tv_nsec = 20000
+	}; /* others are to get on, on any machine */
 	struct storm *s = arg;
 
 	while (!atomic_load(&s->stop)) {
 		pthread_kill(s->target, SIGUSR1);
-		kill(getpid(), SIGUSR1);	/* whichever thread will have it: a vCPU's */
+		kill(getpid(), SIGUSR1); /* whichever thread will have it: a vCPU's */
 		atomic_fetch_add(&s->sent, 1);
 		nanosleep(&pause, NULL);
 	}
@@ -48,7 +50,7 @@ static void storm_begin(struct storm *s)
 	s->target = pthread_self();
 	sigemptyset(&usr1);
 	sigaddset(&usr1, SIGUSR1);
-	pthread_sigmask(SIG_BLOCK, &usr1, NULL);	/* it keeps out of its own way */
+	pthread_sigmask(SIG_BLOCK, &usr1, NULL); /* it keeps out of its own way */
 	ck_assert_int_eq(pthread_create(&s->thread, NULL, storm_main, s), 0);
 	pthread_sigmask(SIG_UNBLOCK, &usr1, NULL);
 	ck_assert(harness_wait(storm_rages, s, 30));
@@ -118,7 +120,7 @@ TEST(large_batches)
 		     (unsigned long)stats.resets, (unsigned long)stats.short_resets,
 		     (unsigned long)stats.pages_kept);
 	ck_assert_uint_eq(rig_lost(&rig), 0);
-	ck_assert_uint_gt(rig_seen(&rig), 4096);	/* each round writes the same pages */
+	ck_assert_uint_gt(rig_seen(&rig), 4096); /* each round writes the same pages */
 	rig_close(&rig);
 }
 END
@@ -155,7 +157,7 @@ static bool child_changed(void *arg)
 	return waitpid(c->pid, &c->status, WUNTRACED | WNOHANG) == c->pid;
 }
 
-#define STOPS 500u	/* an emulated machine would get nowhere if they went on to the end */
+#define STOPS 500u /* an emulated machine would get nowhere if they went on to the end */
 
 TEST(stopped_and_continued_at_any_moment_nothing_is_lost)
 {
@@ -219,8 +221,12 @@ static void slots_come_and_go(uint32_t mode)
 		struct guest_mailbox *box = vmm_mailbox(rig.vcpus[0]);
 
 		ck_ok(kvmem_region_attach(extra, i * part, part, gpa, 77, 0, NULL));
-		*box = (struct guest_mailbox){ .command = GUEST_WRITE, .gpa = gpa, .bytes = part,
-					       .page = RIG_PAGE, .seed = 5 + i, .count = 10 * (i + 1) };
+		*box = (struct guest_mailbox){ .command = GUEST_WRITE,
+					       .gpa = gpa,
+					       .bytes = part,
+					       .page = RIG_PAGE,
+					       .seed = 5 + i,
+					       .count = 10 * (i + 1) };
 		ck_assert_msg(!vmm_run(rig.vcpus[0]), "%s", vmm_error());
 		ck_ok(kvmem_region_detach(extra, 77));
 	}
@@ -342,7 +348,7 @@ TEST(a_second_tracker_reads_the_rings_on)
 	for (unsigned int round = 0; round < 5; round++) {
 		rig_write(&rig, 0, 1, 300, false);
 		rig_wait(&rig);
-		ck_ok(kvmem_dirty_stop(rig.dirty));	/* 300 entries in the ring, dropped */
+		ck_ok(kvmem_dirty_stop(rig.dirty)); /* 300 entries in the ring, dropped */
 		ck_ok(kvmem_dirty_free(rig.dirty));
 		ck_ok(kvmem_dirty_create(rig.vm, &d, &rig.dirty));
 		ck_assert_uint_eq(kvmem_dirty_get_mode(rig.dirty), KVMEM_DIRTY_RING);
@@ -421,7 +427,9 @@ END
 
 TEST(the_reaper_keeps_rings_from_filling)
 {
-	struct rig_opts o = { .mode = KVMEM_DIRTY_RING, .vcpus = 2, .flags = KVMEM_DIRTY_REAPER,
+	struct rig_opts o = { .mode = KVMEM_DIRTY_RING,
+			      .vcpus = 2,
+			      .flags = KVMEM_DIRTY_REAPER,
 			      .reap_ns = 1000000 };
 	struct kvmem_dirty_stats stats = KVMEM_DIRTY_STATS_INIT;
 	struct rig rig;
@@ -517,7 +525,9 @@ TEST(every_backing_is_tracked)
 	struct rig rig;
 
 	for (size_t i = 0; i < 3; i++) {
-		struct rig_opts o = { .mode = KVMEM_DIRTY_AUTO, .backing = backings[i], .bytes = 8u << 20 };
+		struct rig_opts o = { .mode = KVMEM_DIRTY_AUTO,
+				      .backing = backings[i],
+				      .bytes = 8u << 20 };
 		struct kvmem_region_opts ro = KVMEM_REGION_OPTS_INIT;
 		struct kvmem_vm *vm;
 		int r;
@@ -554,7 +564,7 @@ TEST(nothing_is_left_open)
 		rig_wait(&rig);
 		rig_sync(&rig);
 		rig_close(&rig);
-		if (i == 1) {	/* the allocator has what it wants by now */
+		if (i == 1) { /* the allocator has what it wants by now */
 			fds = harness_count_fds();
 			maps = harness_count_maps();
 		}

@@ -16,8 +16,8 @@
 
 #include "vmm.h"
 
-#define RIG_PAGE 4096u
-#define RIG_GPA (UINT64_C(4) << 30)
+#define RIG_PAGE  4096u
+#define RIG_GPA	  (UINT64_C(4) << 30)
 #define RIG_VCPUS 4
 
 struct rig {
@@ -29,9 +29,10 @@ struct rig {
 	unsigned int count;
 	uint64_t bytes;
 	unsigned char *base, *copy;
-	unsigned char *seen;		/* a byte a page: reported by the last rig_sync() or since rig_forget() */
-	uint64_t reported, same;	/* pages; of these, not changed since they were copied last */
-	atomic_uint full;		/* exits with a full ring */
+	unsigned char
+		*seen; /* a byte a page: reported by the last rig_sync() or since rig_forget() */
+	uint64_t reported, same; /* pages; of these, not changed since they were copied last */
+	atomic_uint full;	 /* exits with a full ring */
 };
 
 /* What a test asks for; zeros are good defaults. */
@@ -39,8 +40,8 @@ struct rig_opts {
 	uint32_t mode;
 	uint32_t ring_entries;
 	uint32_t flags;
-	uint64_t bytes;			/* default 16 MiB */
-	unsigned int vcpus;		/* default 1 */
+	uint64_t bytes;	    /* default 16 MiB */
+	unsigned int vcpus; /* default 1 */
 	uint32_t backing;
 	uint64_t reap_ns;
 	bool not_started;
@@ -73,7 +74,8 @@ uint64_t rig_seen(const struct rig *rig);
 #define ck_ok(call) \
 	do { \
 		int64_t ck_r_ = (call); \
-		ck_assert_msg(ck_r_ >= 0, "%s: %ld: %s", #call, (long)ck_r_, kvmem_error_detail()); \
+		ck_assert_msg(ck_r_ >= 0, "%s: %ld: %s", #call, (long)ck_r_, \
+			      kvmem_error_detail()); \
 	} while (0)
 
 /* -errno and a detail that has the word. */

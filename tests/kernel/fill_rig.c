@@ -19,8 +19,9 @@ void fill_content(void *to, uint64_t bytes)
 	for (uint64_t i = 0; i < bytes / 8; i++) {
 		uint64_t page = i / (PAGE / 8);
 
-		word[i] = fill_is_hole(page) || page % 5 == 0 ? 0 :
-							       (i + 1) * UINT64_C(0x9e3779b97f4a7c15);
+		word[i] = fill_is_hole(page) || page % 5 == 0
+				  ? 0
+				  : (i + 1) * UINT64_C(0x9e3779b97f4a7c15);
 	}
 }
 
@@ -46,7 +47,8 @@ out:
 
 const char *fill_backing_name(uint32_t backing)
 {
-	static const char *const names[] = { "auto", "guest_memfd", "memfd", "hugetlb", "anonymous" };
+	static const char *const names[] = { "auto", "guest_memfd", "memfd", "hugetlb",
+					     "anonymous" };
 
 	return names[backing];
 }
@@ -85,7 +87,8 @@ void fill_region_close(struct fill_region *fr)
 		ck_assert_int_eq(kvmem_vm_free(fr->vm), 0);
 }
 
-void fill_expect(const struct fill_region *fr, uint64_t offset, uint64_t source_offset, uint64_t bytes)
+void fill_expect(const struct fill_region *fr, uint64_t offset, uint64_t source_offset,
+		 uint64_t bytes)
 {
 	uint8_t *want = calloc(1, fr->bytes), *content = malloc(fr->bytes);
 

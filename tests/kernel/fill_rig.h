@@ -34,7 +34,8 @@ void fill_region_close(struct fill_region *fr);
 const char *fill_backing_name(uint32_t backing);
 
 /* Region bytes [offset, offset + bytes) hold the content from source_offset on, whole pages else 0. */
-void fill_expect(const struct fill_region *fr, uint64_t offset, uint64_t source_offset, uint64_t bytes);
+void fill_expect(const struct fill_region *fr, uint64_t offset, uint64_t source_offset,
+		 uint64_t bytes);
 uint64_t fill_sum(const struct kvmem_populate_result *res);
 
 #endif

@@ -19,12 +19,12 @@
 #include "base/uapi/kvm.h"
 #include "vmm.h"
 
-#define PAGE 4096ull
+#define PAGE  4096ull
 #define PAGES 2048ull
 #define BYTES (PAGES * PAGE)
-#define GPA (4ull << 30)
-#define SEED 815u
-#define STEP 512u
+#define GPA   (4ull << 30)
+#define SEED  815u
+#define STEP  512u
 
 static struct kvmem_vm *vm;
 static struct kvmem_region *ram;
@@ -167,9 +167,8 @@ TEST(vcpu_faults_are_served)
 }
 END
 
-	/* Pages of the kernel's free lists get a pattern that must not turn up again. */
-	static void
-	soil_free_memory(size_t bytes)
+/* Pages of the kernel's free lists get a pattern that must not turn up again. */
+static void soil_free_memory(size_t bytes)
 {
 	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
@@ -210,8 +209,7 @@ TEST(allocated_pages_show_nothing_stale)
 }
 END
 
-	static void
-	refused(const struct kvmem_region_opts *o, const char *word)
+static void refused(const struct kvmem_region_opts *o, const char *word)
 {
 	ck_assert_int_eq(kvmem_region_create(vm, o, &ram), -EOPNOTSUPP);
 	harness_note("%s", kvmem_error_detail());

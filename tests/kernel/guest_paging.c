@@ -19,11 +19,11 @@
 
 #include "vmm.h"
 
-#define PAGE 4096ull
+#define PAGE  4096ull
 #define PAGES 2048ull
 #define BYTES (PAGES * PAGE)
-#define GPA (4ull << 30)
-#define SEED 4711u
+#define GPA   (4ull << 30)
+#define SEED  4711u
 #define VCPUS 4u
 
 static struct {
@@ -151,14 +151,18 @@ static uint64_t end(unsigned int vcpu)
 
 static void verify_from(unsigned int vcpu, uint64_t offset, uint64_t bytes, uint64_t step)
 {
-	begin(vcpu, (struct guest_mailbox){ .command = GUEST_VERIFY, .gpa = GPA + offset, .bytes = bytes,
-					    .step = step });
+	begin(vcpu,
+	      (struct guest_mailbox){
+		      .command = GUEST_VERIFY, .gpa = GPA + offset, .bytes = bytes, .step = step });
 }
 
 static void read_at_random(unsigned int vcpu)
 {
-	begin(vcpu, (struct guest_mailbox){ .command = GUEST_READ, .flags = GUEST_RANDOM, .gpa = GPA,
-					    .bytes = BYTES, .seed = 1 + vcpu });
+	begin(vcpu, (struct guest_mailbox){ .command = GUEST_READ,
+					    .flags = GUEST_RANDOM,
+					    .gpa = GPA,
+					    .bytes = BYTES,
+					    .seed = 1 + vcpu });
 }
 
 static struct kvmem_pager_stats stats(void)
@@ -191,7 +195,8 @@ static void compare(void)
 
 /* ---- faults alone ---- */
 
-static void vcpus_fault(uint32_t backing, uint64_t there, uint64_t around, uint32_t shards, uint32_t flags)
+static void vcpus_fault(uint32_t backing, uint64_t there, uint64_t around, uint32_t shards,
+			uint32_t flags)
 {
 	struct kvmem_pager_opts o = KVMEM_PAGER_OPTS_INIT;
 	uint64_t absent = (BYTES - there) / PAGE;
@@ -202,7 +207,7 @@ static void vcpus_fault(uint32_t backing, uint64_t there, uint64_t around, uint3
 	o.flags = flags;
 	if (!open_machine(backing, there, NULL, &o))
 		return;
-	read_at_random(0);		/* they wait at their first page */
+	read_at_random(0); /* they wait at their first page */
 	read_at_random(1);
 	verify_from(2, 0, BYTES, 64);
 	verify_from(3, BYTES / 2, BYTES / 2, 64);
@@ -310,7 +315,8 @@ static void write_to_content(void)
 	uint64_t state = SEED, pages = PAGES / 2;
 
 	for (uint64_t i = 0; i < ROUNDS * pages; i++) {
-		struct guest_write w = guest_write_next(&state, i % pages, pages, PAGE, GUEST_RANDOM);
+		struct guest_write w = guest_write_next(&state, i % pages, pages, PAGE,
+							GUEST_RANDOM);
 
 		memcpy(m.content + BYTES / 2 + w.page * PAGE + w.offset, &w.value, 8);
 	}
@@ -337,8 +343,11 @@ static void populate_beside_guest(uint32_t backing)
 	if (!open_machine(backing, 0, NULL, &o))
 		return;
 	ok(kvmem_pager_start(m.pager));
-	begin(0, (struct guest_mailbox){ .command = GUEST_WRITE, .flags = GUEST_RANDOM, .rounds = ROUNDS,
-					 .gpa = GPA + BYTES / 2, .bytes = BYTES / 2 });
+	begin(0, (struct guest_mailbox){ .command = GUEST_WRITE,
+					 .flags = GUEST_RANDOM,
+					 .rounds = ROUNDS,
+					 .gpa = GPA + BYTES / 2,
+					 .bytes = BYTES / 2 });
 	verify_from(1, 0, BYTES / 2, 64);
 	read_at_random(2);
 	ck_assert(harness_wait(under_way, NULL, 20));
@@ -419,7 +428,7 @@ END
 
 /* ---- a source that fails ---- */
 
-#define BAD_PAGE 77u
+#define BAD_PAGE   77u
 #define READ_ZEROS 3
 #define RUN_FAILED 4
 
@@ -436,14 +445,17 @@ static int run_into_bad_page(void *arg)
 	struct kvmem_source *source;
 
 	(void)arg;
-	signal(SIGBUS, SIG_DFL);	/* a sanitizer has its own */
+	signal(SIGBUS, SIG_DFL); /* a sanitizer has its own */
 	ops.read = all_but_one;
 	ok(kvmem_source_callback(&ops, NULL, BYTES, &source));
 	if (!open_machine(KVMEM_BACKING_MEMFD, 0, source, NULL))
 		return 0;
 	ok(kvmem_pager_start(m.pager));
 	*vmm_mailbox(m.vcpus[0]) = (struct guest_mailbox){
-		.command = GUEST_READ, .gpa = GPA + (BAD_PAGE - 1) * PAGE, .bytes = 2 * PAGE, .page = PAGE,
+		.command = GUEST_READ,
+		.gpa = GPA + (BAD_PAGE - 1) * PAGE,
+		.bytes = 2 * PAGE,
+		.page = PAGE,
 		.seed = SEED,
 	};
 	return vmm_run(m.vcpus[0]) ? RUN_FAILED : READ_ZEROS;
@@ -455,7 +467,7 @@ TEST(a_bad_page_ends_the_guest)
 	int r = harness_child(run_into_bad_page, NULL);
 
 	if (!r) {
-		open_machine(KVMEM_BACKING_MEMFD, 0, NULL, NULL);	/* which tells what is missing */
+		open_machine(KVMEM_BACKING_MEMFD, 0, NULL, NULL); /* which tells what is missing */
 		return;
 	}
 	harness_note("ended with %d", r);

@@ -12,12 +12,12 @@
 #include "crc32c.h"
 #include "vmm.h"
 
-#define PAGE 4096u
-#define PAGES 4096u
+#define PAGE	  4096u
+#define PAGES	  4096u
 #define RAM_BYTES ((uint64_t)PAGES * PAGE)
-#define RAM_GPA (UINT64_C(4) << 30)
+#define RAM_GPA	  (UINT64_C(4) << 30)
 #define TABLE_GPA (UINT64_C(2) << 30)
-#define SEED(i) (77u + (i))
+#define SEED(i)	  (77u + (i))
 
 struct machine {
 	struct vmm *vmm;
@@ -137,8 +137,9 @@ static void check_sums(unsigned int vcpus, uint32_t flags)
 		return;
 	crc32c_init();
 	scribble(&m);
-	ck_assert_uint_eq(run_all(&m, &(struct guest_mailbox){ .command = GUEST_CRC,
-							       .flags = flags }), PAGES);
+	ck_assert_uint_eq(
+		run_all(&m, &(struct guest_mailbox){ .command = GUEST_CRC, .flags = flags }),
+		PAGES);
 	for (unsigned int i = 0; i < PAGES; i++)
 		ck_assert_uint_eq(m.table[i], crc32c(0, m.ram + i * PAGE, PAGE));
 	ck_assert_uint_eq(m.hello, vcpus);
@@ -146,9 +147,21 @@ static void check_sums(unsigned int vcpus, uint32_t flags)
 	close_machine(&m);
 }
 
-TEST(sums_1) { check_sums(1, 0); } END
-TEST(sums_2) { check_sums(2, GUEST_RANDOM); } END
-TEST(sums_4) { check_sums(4, GUEST_RANDOM | GUEST_TELL_FIRST); } END
+TEST(sums_1)
+{
+	check_sums(1, 0);
+}
+END
+TEST(sums_2)
+{
+	check_sums(2, GUEST_RANDOM);
+}
+END
+TEST(sums_4)
+{
+	check_sums(4, GUEST_RANDOM | GUEST_TELL_FIRST);
+}
+END
 
 #define ROUNDS 3u
 #define WRITES 500u
@@ -160,8 +173,8 @@ static void replay(const struct machine *m, unsigned char *copy, uint32_t flags)
 		uint64_t state = SEED(i), pages = share(m) / PAGE;
 
 		for (uint64_t k = 0; k < ROUNDS * WRITES; k++) {
-			struct guest_write w =
-				guest_write_next(&state, k % WRITES, pages, PAGE, flags);
+			struct guest_write w = guest_write_next(&state, k % WRITES, pages, PAGE,
+								flags);
 
 			memcpy(copy + i * share(m) + w.page * PAGE + w.offset, &w.value, 8);
 		}
@@ -170,8 +183,10 @@ static void replay(const struct machine *m, unsigned char *copy, uint32_t flags)
 
 static void check_writes(unsigned int vcpus, uint32_t flags)
 {
-	struct guest_mailbox what = { .command = GUEST_WRITE, .flags = flags | GUEST_TELL_ROUND,
-				      .rounds = ROUNDS, .count = WRITES };
+	struct guest_mailbox what = { .command = GUEST_WRITE,
+				      .flags = flags | GUEST_TELL_ROUND,
+				      .rounds = ROUNDS,
+				      .count = WRITES };
 	unsigned char *copy;
 	struct machine m;
 
@@ -189,8 +204,16 @@ static void check_writes(unsigned int vcpus, uint32_t flags)
 	close_machine(&m);
 }
 
-TEST(writes_random) { check_writes(2, GUEST_RANDOM); } END
-TEST(writes_in_order) { check_writes(1, 0); } END
+TEST(writes_random)
+{
+	check_writes(2, GUEST_RANDOM);
+}
+END
+TEST(writes_in_order)
+{
+	check_writes(1, 0);
+}
+END
 
 TEST(fill_and_verify)
 {
@@ -308,8 +331,11 @@ TEST(access_outside_is_an_error)
 		return;
 	ck_assert_int_eq(vmm_map(m.vmm, RAM_GPA + RAM_BYTES, PAGE), 0);
 	box = vmm_mailbox(m.vcpus[0]);
-	*box = (struct guest_mailbox){ .command = GUEST_READ, .gpa = RAM_GPA + RAM_BYTES,
-				       .bytes = PAGE, .page = PAGE, .seed = 1 };
+	*box = (struct guest_mailbox){ .command = GUEST_READ,
+				       .gpa = RAM_GPA + RAM_BYTES,
+				       .bytes = PAGE,
+				       .page = PAGE,
+				       .seed = 1 };
 	ck_assert_int_eq(vmm_run(m.vcpus[0]), -EIO);
 	ck_assert_ptr_ne(strstr(vmm_error(), "outside the slots"), NULL);
 	close_machine(&m);

@@ -8,7 +8,7 @@
 
 #define BYTES (16u * MIB)
 #define PAGES (BYTES / PAGE)
-#define NS 1000000000ll
+#define NS    1000000000ll
 
 static const enum kvmem_backing kinds[] = { KVMEM_BACKING_MEMFD, KVMEM_BACKING_ANONYMOUS };
 
@@ -46,7 +46,8 @@ static void touch_in_order(enum kvmem_backing backing, uint64_t around, bool bac
 TEST(in_order)
 {
 	for (unsigned int k = 0; k < 2; k++)
-		for (uint64_t around = 0; around <= 64 * PAGE; around = around ? around * 8 : PAGE) {
+		for (uint64_t around = 0; around <= 64 * PAGE;
+		     around = around ? around * 8 : PAGE) {
 			touch_in_order(kinds[k], around, false);
 			touch_in_order(kinds[k], around, true);
 		}
@@ -82,8 +83,12 @@ static void touch_by_threads(struct set *s, unsigned int threads)
 
 TEST(at_random_by_threads_over_shards)
 {
-	static const struct { unsigned int shards, workers; uint64_t around, spin; } v[] = {
-		{ 1, 1, PAGE, 0 }, { 1, 1, 0, 0 }, { 3, 1, 0, 0 }, { 1, 3, PAGE, 0 }, { 2, 2, 0, 20000 },
+	static const struct {
+		unsigned int shards, workers;
+		uint64_t around, spin;
+	} v[] = {
+		{ 1, 1, PAGE, 0 }, { 1, 1, 0, 0 },     { 3, 1, 0, 0 },
+		{ 1, 3, PAGE, 0 }, { 2, 2, 0, 20000 },
 	};
 
 	for (unsigned int k = 0; k < 2; k++)
@@ -218,7 +223,7 @@ TEST(hand_back_leaves_the_rest_missing)
 	ck_assert_uint_eq(run.offset, 8 * PAGE);
 	ck_assert_uint_eq(run.offset + run.bytes, BYTES);
 	must(kvmem_pager_free(s.pager));
-	start_set(&s);		/* another pager takes over */
+	start_set(&s); /* another pager takes over */
 	s.base[7 * PAGE] ^= 1;
 	must(kvmem_pager_stop(s.pager, KVMEM_STOP_FILL));
 	s.content[7 * PAGE] ^= 1;
@@ -338,9 +343,9 @@ TEST(what_was_there_stays)
 		if (!open_set(&s, kinds[k], BYTES))
 			return;
 		use_memory(&s);
-		memset(s.base + 2 * MIB, 0x5a, MIB);		/* the VMM's, and says so */
+		memset(s.base + 2 * MIB, 0x5a, MIB); /* the VMM's, and says so */
 		must(kvmem_region_mark_present(s.ram, 2 * MIB, MIB));
-		memset(s.base + 4 * MIB, 0xa5, MIB);		/* stray: not content */
+		memset(s.base + 4 * MIB, 0xa5, MIB); /* stray: not content */
 		s.add_flags = KVMEM_FILL_OVERWRITE;
 		start_set(&s);
 		memset(s.content + 2 * MIB, 0x5a, MIB);
@@ -410,7 +415,7 @@ TEST(what_is_in_the_file_is_mapped_before_it_faults)
 	s.opts.flags = KVMEM_PAGER_NO_THREADS;
 	start_set(&s);
 	runs[0] = (struct kvmem_run){ s.ram, 5 * MIB, MIB };
-	runs[1] = (struct kvmem_run){ s.ram, 4 * MIB, 2 * MIB };	/* half of it is mapped by then */
+	runs[1] = (struct kvmem_run){ s.ram, 4 * MIB, 2 * MIB }; /* half of it is mapped by then */
 	must(kvmem_pager_prefetch(s.pager, runs, 2));
 	handle_all(&s);
 	ck_assert_uint_eq(mapped_pages(&s), 2 * MIB / PAGE);
@@ -476,13 +481,14 @@ TEST(huge_pages)
 		s.opts.flags = workers > 1 ? KVMEM_PAGER_BACKGROUND : 0;
 		start_set(&s);
 		check_page(&s, 3 * MIB / PAGE);
-		must(kvmem_region_discard(s.ram, 2 * MIB, 4 * MIB));	/* there, and mostly not yet */
+		must(kvmem_region_discard(s.ram, 2 * MIB, 4 * MIB)); /* there, and mostly not yet */
 		memset(s.content + 2 * MIB, 0, 4 * MIB);
 		touch_by_threads(&s, 2);
 		check_all(&s);
 		must(kvmem_pager_wait(s.pager, 20 * NS));
 		st = stats_of(&s);
-		ck_assert_uint_le(st.pages_demand + st.pages_around + st.pages_background, BYTES / (2 * MIB));
+		ck_assert_uint_le(st.pages_demand + st.pages_around + st.pages_background,
+				  BYTES / (2 * MIB));
 		must(kvmem_pager_stop(s.pager, KVMEM_STOP_FILL));
 		check_all(&s);
 		close_set(&s);
@@ -501,7 +507,7 @@ TEST(discard_makes_zero_for_good)
 			return;
 		use_memory(&s);
 		start_set(&s);
-		check_page(&s, 4 * MIB / PAGE);		/* and some about it */
+		check_page(&s, 4 * MIB / PAGE); /* and some about it */
 		must(kvmem_region_discard(s.ram, 4 * MIB, MIB));
 		memset(s.content + 4 * MIB, 0, MIB);
 		check_all(&s);
@@ -524,7 +530,7 @@ TEST(madvise_behind_our_back)
 	use_memory(&s);
 	start_set(&s);
 	check_page(&s, MIB / PAGE);
-	ck_assert_int_eq(madvise(s.base + MIB, MIB, MADV_DONTNEED), 0);	/* in part present */
+	ck_assert_int_eq(madvise(s.base + MIB, MIB, MADV_DONTNEED), 0); /* in part present */
 	memset(s.content + MIB, 0, MIB);
 	check_all(&s);
 	ck_assert_uint_eq(stats_of(&s).removes, 1);
@@ -540,7 +546,7 @@ TEST(madvise_behind_our_back)
 	check_page(&s, 3 * MIB / PAGE);
 	ck_assert_int_eq(madvise(s.base + MIB, MIB, MADV_REMOVE), 0);
 	memset(s.content + MIB, 0, MIB);
-	s.base[3 * MIB] = 1;	/* out of the mapping, not out of the file */
+	s.base[3 * MIB] = 1; /* out of the mapping, not out of the file */
 	s.content[3 * MIB] = 1;
 	ck_assert_int_eq(madvise(s.base + 3 * MIB, PAGE, MADV_DONTNEED), 0);
 	check_all(&s);
@@ -745,10 +751,11 @@ END
 
 HARNESS_MAIN(T(in_order), T(at_random_by_threads_over_shards), T(background_fills_everything_once),
 	     T(background_spends_no_memory_on_holes), T(prefetch_fills_what_it_is_given),
-	     T(hand_back_leaves_the_rest_missing), T(short_source_and_odd_offset), T(without_threads),
-	     T(without_threads_in_the_background), T(what_was_there_stays),
-	     T(what_is_in_the_file_is_mapped_before_it_faults), T(the_background_maps_what_is_in_the_file),
-	     T(minor_faults_of_an_adopted_file), T(huge_pages), T(discard_makes_zero_for_good),
-	     T(madvise_behind_our_back), T(discard_races_with_faults), T(madvise_races_with_faults),
+	     T(hand_back_leaves_the_rest_missing), T(short_source_and_odd_offset),
+	     T(without_threads), T(without_threads_in_the_background), T(what_was_there_stays),
+	     T(what_is_in_the_file_is_mapped_before_it_faults),
+	     T(the_background_maps_what_is_in_the_file), T(minor_faults_of_an_adopted_file),
+	     T(huge_pages), T(discard_makes_zero_for_good), T(madvise_behind_our_back),
+	     T(discard_races_with_faults), T(madvise_races_with_faults),
 	     T(discard_before_the_start), T(looked_at_while_regions_are_added),
 	     T(discard_in_the_thread_that_handles))

@@ -11,7 +11,7 @@
 
 #define BYTES (4u * MIB)
 #define PAGES (BYTES / PAGE)
-#define NS 1000000000ll
+#define NS    1000000000ll
 
 /* ---- an access that may end in a signal ---- */
 
@@ -46,7 +46,7 @@ struct bad {
 	struct set s;
 	_Atomic bool broken;
 	_Atomic unsigned int reads, failed, asked;
-	_Atomic unsigned int mend_at;	/* the attempt at which `fail` mends the source */
+	_Atomic unsigned int mend_at; /* the attempt at which `fail` mends the source */
 	_Atomic int error;
 	_Atomic uint64_t offset;
 };
@@ -60,7 +60,7 @@ static int bad_read(void *arg, uint64_t offset, void *buf, uint64_t bytes)
 
 	atomic_fetch_add(&b->reads, 1);
 	if (atomic_load(&b->broken) && offset <= bad && offset + bytes > bad) {
-		memset(buf, 0x77, bytes / 2);	/* half a read must not be seen */
+		memset(buf, 0x77, bytes / 2); /* half a read must not be seen */
 		atomic_fetch_add(&b->failed, 1);
 		return -EIO;
 	}
@@ -119,7 +119,7 @@ TEST(a_page_that_cannot_be_read_is_poisoned)
 		ck_assert_uint_eq(stats_of(&b.s).pages_poisoned, 1);
 		ck_assert_int_eq(kvmem_pager_wait(b.s.pager, NS), -EIO);
 		ck_assert_int_eq(kvmem_pager_stop(b.s.pager, KVMEM_STOP_FILL), -EIO);
-		ck_assert_int_ne(access_page(&b.s, BAD_PAGE), 0);	/* afterwards, too */
+		ck_assert_int_ne(access_page(&b.s, BAD_PAGE), 0); /* afterwards, too */
 		close_set(&b.s);
 	}
 }
@@ -171,7 +171,7 @@ TEST(background_leaves_what_fails_and_goes_on)
 			return;
 		ck_assert(harness_wait(all_but_one, &b.s, 20));
 		ck_assert_int_eq(kvmem_pager_wait(b.s.pager, -1), -EIO);
-		atomic_store(&b.broken, false);		/* an access asks again */
+		atomic_store(&b.broken, false); /* an access asks again */
 		check_all(&b.s);
 		ck_assert(harness_wait(whole, &b.s, 20));
 		must(kvmem_pager_wait(b.s.pager, 20 * NS));
@@ -185,7 +185,8 @@ END
 TEST(stop_fills_poisons_and_tells)
 {
 	for (unsigned int k = 0; k < 2; k++)
-		for (unsigned int flags = 0; flags <= KVMEM_PAGER_NO_THREADS; flags += KVMEM_PAGER_NO_THREADS) {
+		for (unsigned int flags = 0; flags <= KVMEM_PAGER_NO_THREADS;
+		     flags += KVMEM_PAGER_NO_THREADS) {
 			struct bad b;
 			struct kvmem_run run;
 
@@ -241,7 +242,9 @@ static bool stop_is_there(void *arg)
 static int slow_read(void *arg, uint64_t offset, void *buf, uint64_t bytes)
 {
 	struct slow *t = arg;
-	struct kvmem_run bad = { .region = t->b.s.ram, .offset = (uint64_t)BAD_PAGE * PAGE, .bytes = PAGE };
+	struct kvmem_run bad = { .region = t->b.s.ram,
+				 .offset = (uint64_t)BAD_PAGE * PAGE,
+				 .bytes = PAGE };
 	bool worker = !pthread_equal(pthread_self(), t->stopper);
 
 	if (worker && offset == t->b.s.bytes - PAGE) {
@@ -321,8 +324,8 @@ TEST(stop_ends_endless_retries)
 	ck_assert(harness_wait(failing, &b, 20));
 	ck_assert(!w.done);
 	must(kvmem_pager_stop(b.s.pager, KVMEM_STOP_HAND_BACK));
-	pthread_join(id, NULL);		/* not held up any more */
-	ck_assert_uint_eq(stats_of(&b.s).pages_poisoned, 0);	/* nobody has given the page up */
+	pthread_join(id, NULL);				     /* not held up any more */
+	ck_assert_uint_eq(stats_of(&b.s).pages_poisoned, 0); /* nobody has given the page up */
 	ck_assert_int_eq(access_page(&b.s, BAD_PAGE), 0);
 	close_set(&b.s);
 }
@@ -399,7 +402,7 @@ TEST(nothing_leaks)
 		}
 	}
 	ck_assert_uint_eq(harness_count_fds(), fds);
-	ck_assert_uint_le(harness_count_maps(), maps + 2);	/* the allocator's arenas vary */
+	ck_assert_uint_le(harness_count_maps(), maps + 2); /* the allocator's arenas vary */
 }
 END
 
@@ -430,7 +433,7 @@ TEST(wrong_calls)
 
 	must(kvmem_pager_create(NULL, &s.pager));
 	must(kvmem_pager_create(NULL, &other));
-	ck_assert_int_eq(kvmem_pager_start(s.pager), -EINVAL);		/* no region */
+	ck_assert_int_eq(kvmem_pager_start(s.pager), -EINVAL); /* no region */
 	ck_assert_int_eq(kvmem_pager_stop(s.pager, KVMEM_STOP_FILL), -EINVAL);
 	ck_assert_int_eq(kvmem_pager_add(NULL, s.ram, s.source, 0, 0), -EINVAL);
 	ck_assert_int_eq(kvmem_pager_add(s.pager, NULL, s.source, 0, 0), -EINVAL);
@@ -449,7 +452,7 @@ TEST(wrong_calls)
 	ck_assert_int_eq(kvmem_pager_prefetch(s.pager, NULL, 1), -EINVAL);
 	ck_assert_int_eq(kvmem_pager_prefetch(s.pager, &run, 1), -ENOENT);
 	run.region = s.ram;
-	ck_assert_int_eq(kvmem_pager_prefetch(s.pager, &run, 1), -EINVAL);	/* 0 bytes */
+	ck_assert_int_eq(kvmem_pager_prefetch(s.pager, &run, 1), -EINVAL); /* 0 bytes */
 	ck_assert_int_eq(kvmem_pager_prefetch(other, &run, 1), -ENOENT);
 	must(kvmem_pager_prefetch(s.pager, NULL, 0));
 	st.size = 4;
@@ -478,7 +481,7 @@ TEST(freed_before_the_start)
 	must(kvmem_pager_create(NULL, &s.pager));
 	must(kvmem_pager_add(s.pager, s.ram, s.source, 0, 0));
 	must(kvmem_pager_free(s.pager));
-	ck_assert_uint_eq(s.base[0], 0);	/* an ordinary page again */
+	ck_assert_uint_eq(s.base[0], 0); /* an ordinary page again */
 	s.pager = NULL;
 	close_set(&s);
 }

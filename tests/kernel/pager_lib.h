@@ -17,7 +17,7 @@
 #include <kvmem/kvmem.h>
 
 #define PAGE 4096u
-#define MIB (1u << 20)
+#define MIB  (1u << 20)
 
 #define must(call) \
 	do { \

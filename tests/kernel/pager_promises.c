@@ -11,7 +11,7 @@
 
 #define BYTES (16u * MIB)
 #define PAGES (BYTES / PAGE)
-#define NS 1000000000ll
+#define NS    1000000000ll
 
 static const enum kvmem_backing kinds[] = { KVMEM_BACKING_MEMFD, KVMEM_BACKING_ANONYMOUS };
 
@@ -109,7 +109,8 @@ static void divide(const struct set *s, enum divide how)
 	int r = 0;
 
 	if (how == BY_POLICY)
-		r = (int)syscall(SYS_mbind, s->base, EDGE, 1 /* MPOL_PREFERRED */, &node0, 64ul, 0u);
+		r = (int)syscall(SYS_mbind, s->base, EDGE, 1 /* MPOL_PREFERRED */, &node0, 64ul,
+				 0u);
 	else if (how == BY_DONTDUMP)
 		r = madvise(s->base, EDGE, MADV_DONTDUMP);
 	else
@@ -160,7 +161,8 @@ TEST(k4_15_populate_and_mark_present_across_two_mappings)
 		divide(&s, BY_DONTDUMP);
 		must(kvmem_pager_start(s.pager));
 		if (kinds[k] == KVMEM_BACKING_MEMFD) {
-			ck_assert_int_eq(pwrite(kvmem_region_fd(s.ram), s.content + 7 * MIB, 2 * MIB, 7 * MIB),
+			ck_assert_int_eq(pwrite(kvmem_region_fd(s.ram), s.content + 7 * MIB,
+						2 * MIB, 7 * MIB),
 					 2 * MIB);
 			must(kvmem_region_mark_present(s.ram, 7 * MIB, 2 * MIB));
 		}
@@ -187,7 +189,8 @@ TEST(k5_16_window_covers_other_fault)
 		if (!open_set(&s, kinds[k], BYTES))
 			return;
 		use_memory(&s);
-		s.opts.flags = KVMEM_PAGER_NO_THREADS; /* who touches is another thread, served from here */
+		s.opts.flags =
+			KVMEM_PAGER_NO_THREADS; /* who touches is another thread, served from here */
 		s.opts.fault_around = 16 * PAGE;
 		start_set(&s);
 		for (uint64_t page = 0; page < 3; page++) {
@@ -209,7 +212,8 @@ TEST(k5_16_window_covers_other_fault)
 		}
 		join_touch(&a);
 		join_touch(&b);
-		ck_assert_int_eq(b.first, kinds[k] == KVMEM_BACKING_MEMFD ? s.content[40 * PAGE] : 0);
+		ck_assert_int_eq(b.first,
+				 kinds[k] == KVMEM_BACKING_MEMFD ? s.content[40 * PAGE] : 0);
 		must(kvmem_pager_stop(s.pager, KVMEM_STOP_HAND_BACK));
 		close_set(&s);
 	}
@@ -221,12 +225,12 @@ struct talker {
 	struct set *s;
 	_Atomic unsigned int reads, extents;
 	_Atomic bool broken;
-	_Atomic uint64_t broken_page; /* UINT64_MAX: all of them */
+	_Atomic uint64_t broken_page;	 /* UINT64_MAX: all of them */
 	_Atomic unsigned int fail_reads; /* so many from now on */
 	void (*on_read)(struct talker *t, uint64_t page);
 	void *arg;
 	_Atomic unsigned int whys[4];
-	_Atomic int answer; /* of `fail` */
+	_Atomic int answer;  /* of `fail` */
 	_Atomic int refused; /* calls that are */
 	_Atomic unsigned int completed;
 };
@@ -414,7 +418,8 @@ TEST(k5_19_failures_of_the_background_reach_fail)
 	t.broken_page = 100;
 	t.broken = true;
 	start_set(&s);
-	ck_assert_int_eq(kvmem_pager_wait(s.pager, -1), -EIO); /* a pass that filled nothing of it */
+	ck_assert_int_eq(kvmem_pager_wait(s.pager, -1),
+			 -EIO); /* a pass that filled nothing of it */
 	ck_assert_uint_eq(stats_of(&s).pages_missing, 1);
 	ck_assert_uint_eq(stats_of(&s).pages_poisoned, 0);
 	ck_assert_uint_gt(t.whys[KVMEM_FAIL_BACKGROUND], 0);
@@ -709,11 +714,13 @@ static void remove_meanwhile(struct talker *t, uint64_t page)
 
 	if (page >= PAGES / 2 && !atomic_exchange(&r->begun, true)) {
 		ck_assert_int_eq(pthread_create(&r->thread, NULL, remove_half, r), 0);
-		poll(NULL, 0, 50); /* it waits for its event to be read, maybe by this very thread */
+		poll(NULL, 0,
+		     50); /* it waits for its event to be read, maybe by this very thread */
 	}
 }
 
-static void remove_under_a_fill(enum kvmem_backing backing, unsigned int workers, bool by_stop, bool populate)
+static void remove_under_a_fill(enum kvmem_backing backing, unsigned int workers, bool by_stop,
+				bool populate)
 {
 	static const uint8_t zero[PAGE];
 	struct remover r = { 0 };
@@ -731,8 +738,11 @@ static void remove_under_a_fill(enum kvmem_backing backing, unsigned int workers
 	if (by_stop) {
 		must(kvmem_pager_stop(s.pager, KVMEM_STOP_FILL));
 	} else if (populate) {
-		must(kvmem_populate(s.ram, BYTES / 2, s.source, &(struct kvmem_populate_opts){
-			.size = sizeof(struct kvmem_populate_opts), .source_offset = BYTES / 2 }, NULL));
+		must(kvmem_populate(
+			s.ram, BYTES / 2, s.source,
+			&(struct kvmem_populate_opts){ .size = sizeof(struct kvmem_populate_opts),
+						       .source_offset = BYTES / 2 },
+			NULL));
 	} else {
 		(void)*(volatile uint8_t *)(s.base + BYTES / 2 + 100 * PAGE);
 		for (uint64_t page = PAGES / 2; page < PAGES; page++)
@@ -741,8 +751,8 @@ static void remove_under_a_fill(enum kvmem_backing backing, unsigned int workers
 	ck_assert(r.begun);
 	pthread_join(r.thread, NULL);
 	for (uint64_t page = PAGES / 2 + 64; page < PAGES; page++)
-		ck_assert_msg(!memcmp(s.base + page * PAGE, zero, PAGE), "%u workers: page %lu is back",
-			      workers, (unsigned long)page);
+		ck_assert_msg(!memcmp(s.base + page * PAGE, zero, PAGE),
+			      "%u workers: page %lu is back", workers, (unsigned long)page);
 	if (!by_stop)
 		must(kvmem_pager_stop(s.pager, KVMEM_STOP_FILL));
 	close_set(&s);
@@ -764,7 +774,8 @@ END
 
 TEST(k9_26_complete_comes_when_populate_fills_the_last_page)
 {
-	for (unsigned int flags = 0; flags <= KVMEM_PAGER_NO_THREADS; flags += KVMEM_PAGER_NO_THREADS)
+	for (unsigned int flags = 0; flags <= KVMEM_PAGER_NO_THREADS;
+	     flags += KVMEM_PAGER_NO_THREADS)
 		for (unsigned int i = 0; i < 50; i++) {
 			_Atomic unsigned int *completed;
 			struct talker t;
@@ -779,9 +790,11 @@ TEST(k9_26_complete_comes_when_populate_fills_the_last_page)
 			must(kvmem_populate(s.ram, 0, s.source, NULL, NULL));
 			ck_assert_uint_eq(*completed, 1);
 			if (flags) {
-				struct pollfd p = { .fd = kvmem_pager_fd(s.pager), .events = POLLIN };
+				struct pollfd p = { .fd = kvmem_pager_fd(s.pager),
+						    .events = POLLIN };
 
-				ck_assert_int_eq(poll(&p, 1, 0), 1); /* the caller's loop hears of it */
+				ck_assert_int_eq(poll(&p, 1, 0),
+						 1); /* the caller's loop hears of it */
 			}
 			must(kvmem_pager_stop(s.pager, KVMEM_STOP_FILL));
 			ck_assert_uint_eq(*completed, 1);
@@ -911,9 +924,11 @@ TEST(k11_33_the_pager_takes_no_page_that_nothing_has_announced)
 		ck_assert_ptr_nonnull(strstr(kvmem_error_detail(), " 5 pages"));
 		ck_assert_uint_eq(s.base[3 * MIB], 0x5a);
 		ck_assert_int_eq(kvmem_pager_add(s.pager, s.ram, s.source, 0,
-						 KVMEM_FILL_KEEP | KVMEM_FILL_OVERWRITE), -EINVAL);
+						 KVMEM_FILL_KEEP | KVMEM_FILL_OVERWRITE),
+				 -EINVAL);
 		ck_assert_int_eq(kvmem_pager_add(s.pager, s.ram, s.source, 0, 1), -EINVAL);
-		must(kvmem_pager_add(s.pager, s.ram, s.source, 0, k ? KVMEM_FILL_OVERWRITE : KVMEM_FILL_KEEP));
+		must(kvmem_pager_add(s.pager, s.ram, s.source, 0,
+				     k ? KVMEM_FILL_OVERWRITE : KVMEM_FILL_KEEP));
 		ck_assert_int_eq(kvmem_region_next_run(s.ram, 3 * MIB, &run, &state), 1);
 		ck_assert_uint_eq(state, k ? KVMEM_PAGE_ABSENT : KVMEM_PAGE_PRESENT);
 		if (!k)
@@ -929,7 +944,8 @@ END
 /* Somebody writes into the file where the source has a hole: zero means zero, on demand and in the background. */
 TEST(k11_33_zero_is_zero_on_every_way)
 {
-	for (unsigned int flags = 0; flags <= KVMEM_PAGER_BACKGROUND; flags += KVMEM_PAGER_BACKGROUND) {
+	for (unsigned int flags = 0; flags <= KVMEM_PAGER_BACKGROUND;
+	     flags += KVMEM_PAGER_BACKGROUND) {
 		static const uint8_t stray[PAGE] = { 1, 2, 3 };
 		struct set s;
 
@@ -961,7 +977,8 @@ TEST(k11_34_mark_present_of_what_does_not_exist)
 		use_memory(&s);
 		start_set(&s);
 		ck_assert_int_eq(kvmem_region_mark_present(s.ram, MIB, 4 * PAGE), -EIO);
-		ck_assert_ptr_nonnull(strstr(kvmem_error_detail(), "nothing has been written there"));
+		ck_assert_ptr_nonnull(
+			strstr(kvmem_error_detail(), "nothing has been written there"));
 		check_all(&s);
 		must(kvmem_pager_stop(s.pager, KVMEM_STOP_FILL));
 		close_set(&s);
@@ -993,7 +1010,8 @@ TEST(k14_46_three_thousand_regions_under_one_pager)
 	must(kvmem_pager_start(s.pager));
 	for (unsigned int i = 0; i < MANY; i += 37)
 		ck_assert_int_eq(memcmp((uint8_t *)kvmem_region_base(many[i]) + i * PAGE,
-					s.content + i * PAGE, PAGE), 0);
+					s.content + i * PAGE, PAGE),
+				 0);
 	must(kvmem_pager_stop(s.pager, KVMEM_STOP_HAND_BACK));
 	must(kvmem_pager_free(s.pager));
 	s.pager = NULL;
@@ -1003,15 +1021,19 @@ TEST(k14_46_three_thousand_regions_under_one_pager)
 }
 END
 
-HARNESS_MAIN(T(k4_15_a_prefetch_across_two_mappings), T(k4_15_populate_and_mark_present_across_two_mappings),
-	     T(k5_16_window_covers_other_fault), T(k5_17_stop_without_threads_serves_faults_while_it_fills),
+HARNESS_MAIN(T(k4_15_a_prefetch_across_two_mappings),
+	     T(k4_15_populate_and_mark_present_across_two_mappings),
+	     T(k5_16_window_covers_other_fault),
+	     T(k5_17_stop_without_threads_serves_faults_while_it_fills),
 	     T(k5_18_hand_back_and_the_next_source_without_a_gap),
 	     T(k5_18_populate_lets_go_who_waits_after_hand_back),
-	     T(k5_19_failures_of_the_background_reach_fail), T(k5_19_a_passing_error_does_not_end_the_wait),
+	     T(k5_19_failures_of_the_background_reach_fail),
+	     T(k5_19_a_passing_error_does_not_end_the_wait),
 	     T(k6_20_huge_pages_and_a_source_that_ends_within_one),
 	     T(k6_22_a_fault_asks_for_a_bounded_number_of_extents),
 	     T(k6_23_a_fault_does_not_wait_for_the_reads_of_the_background),
-	     T(k7_24_a_poisoned_page_is_known_and_healed), T(k8_25_what_is_removed_during_a_read_stays_zero),
+	     T(k7_24_a_poisoned_page_is_known_and_healed),
+	     T(k8_25_what_is_removed_during_a_read_stays_zero),
 	     T(k9_26_complete_comes_when_populate_fills_the_last_page),
 	     T(k9_27_calls_that_would_wait_for_themselves_are_refused),
 	     T(k9_28_who_was_woken_finds_himself_counted),

@@ -64,7 +64,7 @@ static void each_method(uint32_t backing)
 			kvmem_source_free(s);
 			return;
 		}
-		if (backing == KVMEM_BACKING_ANONYMOUS)	/* which is counted in base pages */
+		if (backing == KVMEM_BACKING_ANONYMOUS) /* which is counted in base pages */
 			madvise(fr.base, BYTES, MADV_NOHUGEPAGE);
 		o.method = method;
 		r = kvmem_populate(fr.region, 0, s, &o, &res);
@@ -151,7 +151,8 @@ END
 TEST(parts_and_what_lies_between)
 {
 	static const uint32_t backings[] = { KVMEM_BACKING_MEMFD, KVMEM_BACKING_ANONYMOUS };
-	static const uint64_t parts[][3] = { { 5, 7, 3 * PAGE }, { 100 * PAGE - 1, 4 * PAGE, 2 },
+	static const uint64_t parts[][3] = { { 5, 7, 3 * PAGE },
+					     { 100 * PAGE - 1, 4 * PAGE, 2 },
 					     { BYTES - 4097, 99, 4097 },
 					     { 300 * PAGE + 9, 17 * PAGE + 9, 500 * PAGE } };
 
@@ -319,8 +320,8 @@ static void beside_pager(uint32_t backing)
 	}
 	r = kvmem_pager_add(pager, fr.region, s, 0, 0);
 	if (r == -EOPNOTSUPP) {
-		harness_skip(backing == KVMEM_BACKING_GUEST_MEMFD ? "gmem-uffd" : "uffd-minor", "%s",
-			     kvmem_error_detail());
+		harness_skip(backing == KVMEM_BACKING_GUEST_MEMFD ? "gmem-uffd" : "uffd-minor",
+			     "%s", kvmem_error_detail());
 		goto out;
 	}
 	ck_assert_msg(!r, "%s", kvmem_error_detail());
@@ -330,9 +331,9 @@ static void beside_pager(uint32_t backing)
 	pthread_join(thread, NULL);
 	ck_assert_uint_eq(t.bad, 0);
 	ck_assert_uint_eq(fill_sum(&res), BYTES);
-	harness_note("%s: 0x%lx bytes by populate (%s), 0x%lx by the pager", fill_backing_name(backing),
-		     (unsigned long)(BYTES - res.bytes_present), kvmem_fill_method_name(res.method),
-		     (unsigned long)res.bytes_present);
+	harness_note("%s: 0x%lx bytes by populate (%s), 0x%lx by the pager",
+		     fill_backing_name(backing), (unsigned long)(BYTES - res.bytes_present),
+		     kvmem_fill_method_name(res.method), (unsigned long)res.bytes_present);
 	fill_expect(&fr, 0, 0, BYTES);
 	ck_assert_int_eq(kvmem_pager_stop(pager, KVMEM_STOP_FILL), 0);
 out:
@@ -384,7 +385,7 @@ static int out_of_memory(void *arg)
 	none = old;
 	none.rlim_cur = 1 << 20;
 	setrlimit(RLIMIT_AS, &none);
-	do	/* what the heap still has, for good */
+	do /* what the heap still has, for good */
 		rest = calloc(1, 64 << 10);
 	while (rest);
 	r = kvmem_populate(fr->region, 0, s, NULL, NULL);

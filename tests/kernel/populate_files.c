@@ -112,8 +112,10 @@ END
 
 TEST(odd_places_of_a_file)
 {
-	static const uint64_t places[][3] = { { 1, 3, 5 * PAGE }, { 4096, 512, 100 * PAGE },
-					      { 0, 0, BYTES - 1 }, { 77, 77, 200 * PAGE } };
+	static const uint64_t places[][3] = { { 1, 3, 5 * PAGE },
+					      { 4096, 512, 100 * PAGE },
+					      { 0, 0, BYTES - 1 },
+					      { 77, 77, 200 * PAGE } };
 	int fd = fill_file(BYTES);
 
 	SKIP_IF(fd < 0, "files", "no file can be made in the current directory");
@@ -150,7 +152,7 @@ TEST(a_file_shorter_than_asked)
 	o.bytes = BYTES;
 	ck_assert_int_eq(kvmem_populate(fr.region, 0, s, &o, NULL), -ENODATA);
 	ck_assert_ptr_nonnull(strstr(kvmem_error_detail(), "source has 0x400000"));
-	o.bytes = 0;	/* as much as there is */
+	o.bytes = 0; /* as much as there is */
 	ck_assert_int_eq(kvmem_populate(fr.region, 0, s, &o, NULL), 0);
 	fill_expect(&fr, 0, 0, BYTES / 2);
 	fill_region_close(&fr);
@@ -178,9 +180,9 @@ static int deny_io_uring(int error)
 
 struct child {
 	int fd;
-	int deny;		/* errno that io_uring_setup() is made to give */
-	bool memlock;		/* or: no locked memory at all, no privilege */
-	bool disabled;		/* or: io_uring disabled on this machine */
+	int deny;      /* errno that io_uring_setup() is made to give */
+	bool memlock;  /* or: no locked memory at all, no privilege */
+	bool disabled; /* or: io_uring disabled on this machine */
 };
 
 #define CHILD_SKIP 77
@@ -268,5 +270,6 @@ TEST(no_locked_memory)
 END
 
 HARNESS_MAIN(T(into_guest_memfd), T(into_memfd), T(into_hugetlb), T(into_anonymous_memory),
-	     T(odd_places_of_a_file), T(a_file_shorter_than_asked), T(io_uring_forbidden_by_seccomp),
-	     T(io_uring_unknown_to_seccomp), T(io_uring_disabled_by_sysctl), T(no_locked_memory))
+	     T(odd_places_of_a_file), T(a_file_shorter_than_asked),
+	     T(io_uring_forbidden_by_seccomp), T(io_uring_unknown_to_seccomp),
+	     T(io_uring_disabled_by_sysctl), T(no_locked_memory))

@@ -13,11 +13,11 @@
 
 #include "vmm.h"
 
-#define PAGE 4096ull
+#define PAGE  4096ull
 #define PAGES 1024ull
 #define BYTES (PAGES * PAGE)
-#define GPA (4ull << 30)
-#define SEED 4711u
+#define GPA   (4ull << 30)
+#define SEED  4711u
 
 static struct {
 	struct kvmem_vm *vm;
@@ -197,10 +197,9 @@ TEST(many_slots_of_a_page)
 }
 END
 
-	/* ---- what is not there, or may not be written ---- */
+/* ---- what is not there, or may not be written ---- */
 
-	static void
-	exits_with(uint32_t what, uint64_t gpa, const char *why)
+static void exits_with(uint32_t what, uint64_t gpa, const char *why)
 {
 	command(what, gpa, PAGE);
 	ck_assert_int_ne(vmm_run(m.vcpu), 0);
@@ -235,8 +234,7 @@ TEST(a_detached_slot_is_gone)
 }
 END
 
-	static bool
-	is_spinning(void *arg)
+static bool is_spinning(void *arg)
 {
 	(void)arg;
 	return vmm_peek(&vmm_mailbox(m.vcpu)->progress) > 0;
@@ -283,10 +281,9 @@ TEST(other_slots_come_and_go_under_a_running_guest)
 }
 END
 
-	/* ---- discard under a running guest ---- */
+/* ---- discard under a running guest ---- */
 
-	static void
-	discard_under(uint32_t backing, uint32_t form)
+static void discard_under(uint32_t backing, uint32_t form)
 {
 	if (!open_machine(backing, form))
 		return;
@@ -350,6 +347,7 @@ END
 
 HARNESS_MAIN(T(hva_slot_of_a_guest_memfd), T(direct_slot_of_a_guest_memfd), T(slot_of_a_memfd),
 	     T(slot_of_anonymous_memory), T(parts_in_another_order), T(one_part_at_two_addresses),
-	     T(many_slots_of_a_page), T(writes_to_a_read_only_slot_exit), T(a_detached_slot_is_gone),
-	     T(a_slot_detached_under_a_running_guest), T(other_slots_come_and_go_under_a_running_guest),
-	     T(discard_under_a_reading_guest), T(discard_under_a_writing_guest))
+	     T(many_slots_of_a_page), T(writes_to_a_read_only_slot_exit),
+	     T(a_detached_slot_is_gone), T(a_slot_detached_under_a_running_guest),
+	     T(other_slots_come_and_go_under_a_running_guest), T(discard_under_a_reading_guest),
+	     T(discard_under_a_writing_guest))

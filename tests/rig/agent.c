@@ -31,7 +31,7 @@
 
 #define ARGS_MAX 64
 #define LINE_LEN (64 * 1024)
-#define BEAT 5.0 /* seconds between signs of life */
+#define BEAT	 5.0 /* seconds between signs of life */
 
 struct stream {
 	int fd;

@@ -9,10 +9,10 @@
 #include <sys/stat.h>
 #include "uffd.h"
 
-#define RING_PAGES 112u
-#define RING_ROUNDS 200u
-#define RING_TRIES 6u /* whether a signal comes at the right moment is luck */
-#define RING_BYTES 65536u
+#define RING_PAGES   112u
+#define RING_ROUNDS  200u
+#define RING_TRIES   6u /* whether a signal comes at the right moment is luck */
+#define RING_BYTES   65536u
 #define RING_ENTRIES (RING_BYTES / sizeof(struct kvm_dirty_gfn))
 
 /* Seen: pass. Not seen: skip, or fail when it is required. */

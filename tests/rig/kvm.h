@@ -14,7 +14,7 @@
 
 #define PAGE 4096ul
 
-#define GMEM_MMAP (1ull << 0)
+#define GMEM_MMAP	 (1ull << 0)
 #define GMEM_INIT_SHARED (1ull << 1)
 
 static inline int kvm_open(void)

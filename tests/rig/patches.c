@@ -11,7 +11,7 @@
 #endif
 
 #define SHARED (GMEM_MMAP | GMEM_INIT_SHARED)
-#define PAGES 8u
+#define PAGES  8u
 
 static long parameter(const char *name)
 {

@@ -35,8 +35,8 @@ static void test_guest(void)
 {
 	static const uint8_t code[] = { 0xb0, 42, 0xe6, 0x10, 0xf4 };
 	int vm = kvm_new_vm();
-	uint8_t *ram =
-		mmap(NULL, 16 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	uint8_t *ram = mmap(NULL, 16 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
+			    0);
 	struct vcpu v;
 
 	must(ram != MAP_FAILED, "mmap");

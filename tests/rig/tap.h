@@ -41,11 +41,11 @@ static inline void tap_skip(const char *name, const char *reason)
 	fflush(stdout);
 }
 
-#define tap_note(...)                                                                              \
-	do {                                                                                       \
-		printf("# " __VA_ARGS__);                                                          \
-		printf("\n");                                                                      \
-		fflush(stdout);                                                                    \
+#define tap_note(...) \
+	do { \
+		printf("# " __VA_ARGS__); \
+		printf("\n"); \
+		fflush(stdout); \
 	} while (0)
 
 /* Whether KVMEM_TEST_REQUIRE has the name. */
@@ -61,12 +61,12 @@ static inline bool tap_required(const char *name)
 }
 
 /* For what the tests take for granted: nothing further makes sense without it. */
-#define must(cond, what)                                                                           \
-	do {                                                                                       \
-		if (!(cond)) {                                                                     \
-			printf("Bail out! %s: %s\n", what, strerror(errno));                       \
-			exit(1);                                                                   \
-		}                                                                                  \
+#define must(cond, what) \
+	do { \
+		if (!(cond)) { \
+			printf("Bail out! %s: %s\n", what, strerror(errno)); \
+			exit(1); \
+		} \
 	} while (0)
 
 static inline int tap_done(void)

@@ -99,7 +99,8 @@ int rig_content_file(struct rig *g, const char *dir)
 	ck_assert_int_eq(ftruncate(fd, BYTES), 0);
 	for (uint64_t at = 0; at < BYTES; at += 16 * PAGE)
 		if (!km_is_zero(g->content + at, 16 * PAGE))
-			ck_assert_int_eq(pwrite(fd, g->content + at, 16 * PAGE, (off_t)at), 16 * PAGE);
+			ck_assert_int_eq(pwrite(fd, g->content + at, 16 * PAGE, (off_t)at),
+					 16 * PAGE);
 	ck_assert_int_eq(fsync(fd), 0);
 	return fd;
 }

@@ -18,7 +18,7 @@
 			ck_abort_msg("%s: page %lu", #cond, (unsigned long)(page)); \
 	} while (0)
 
-#define PAGES 600001u		/* three words of l2, none of them whole */
+#define PAGES 600001u /* three words of l2, none of them whole */
 
 static struct km_dmap map, shared;
 static unsigned char model[PAGES];
@@ -102,8 +102,8 @@ static void set_range(uint64_t first, uint64_t count)
 
 TEST(single_pages_and_runs_over_word_edges)
 {
-	static const uint64_t pages[] = { 0, 1, 62, 63, 64, 65, 127, 128, 4095, 4096, 262143,
-					  262144, 262145, PAGES - 1 };
+	static const uint64_t pages[] = { 0,   1,    62,   63,	   64,	   65,	   127,
+					  128, 4095, 4096, 262143, 262144, 262145, PAGES - 1 };
 
 	fresh();
 	expect_model(1);
@@ -121,8 +121,9 @@ END
 
 TEST(ranges_go_through_the_shared_map)
 {
-	static const uint64_t ranges[][2] = { { 0, 1 }, { 60, 8 }, { 128, 64 }, { 200, 1000 },
-					      { 262100, 100 }, { 300000, 0 }, { PAGES - 65, 65 } };
+	static const uint64_t ranges[][2] = { { 0, 1 },		 { 60, 8 },	  { 128, 64 },
+					      { 200, 1000 },	 { 262100, 100 }, { 300000, 0 },
+					      { PAGES - 65, 65 } };
 
 	fresh();
 	for (size_t i = 0; i < sizeof(ranges) / sizeof(ranges[0]); i++) {

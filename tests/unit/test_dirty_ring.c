@@ -127,7 +127,7 @@ TEST(the_shared_way_takes_the_same)
 }
 END
 
-	static unsigned int foreigners;
+static unsigned int foreigners;
 static uint64_t foreign_sum;
 
 static void on_foreign(void *arg, uint32_t slot, uint64_t page)
@@ -217,9 +217,8 @@ END
 
 #define LIVE 500000u
 
-	/* A vCPU that writes as long as there is room, and a kernel that resets what was read. */
-	static void *
-	live_writer(void *arg)
+/* A vCPU that writes as long as there is room, and a kernel that resets what was read. */
+static void *live_writer(void *arg)
 {
 	unsigned long long seed = 7;
 	uint32_t freed = 0;
@@ -260,10 +259,9 @@ TEST(a_live_writer_loses_nothing)
 }
 END
 
-	/* ---- after a reset ---- */
+/* ---- after a reset ---- */
 
-	static void
-	expect_last(uint32_t end, uint32_t slot, uint64_t first, uint64_t mask)
+static void expect_last(uint32_t end, uint32_t slot, uint64_t first, uint64_t mask)
 {
 	struct km_ring_run run = km_ring_last_run(&ring, end);
 
@@ -292,9 +290,8 @@ TEST(the_last_run_is_what_the_kernel_may_have_joined)
 }
 END
 
-	/* The kernel resets the first `n` of 100 entries. */
-	static bool
-	reset_some(uint32_t n, struct km_ring_run *run, bool *overwritten)
+/* The kernel resets the first `n` of 100 entries. */
+static bool reset_some(uint32_t n, struct km_ring_run *run, bool *overwritten)
 {
 	struct km_ring_run before = km_ring_last_run(&ring, ring.head);
 

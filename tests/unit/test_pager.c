@@ -13,19 +13,20 @@
 #include "fake_sys.h"
 #include "pager/pager_internal.h"
 
-#define PAGE 4096u
+#define PAGE  4096u
 #define PAGES 64u
 #define BYTES (PAGES * PAGE)
 #define ALL_IOCTLS \
-	(1ull << _UFFDIO_COPY | 1ull << _UFFDIO_ZEROPAGE | 1ull << _UFFDIO_CONTINUE | 1ull << _UFFDIO_WAKE)
+	(1ull << _UFFDIO_COPY | 1ull << _UFFDIO_ZEROPAGE | 1ull << _UFFDIO_CONTINUE | \
+	 1ull << _UFFDIO_WAKE)
 
 /* ---- the played kernel ---- */
 
 enum what { COPY, ZERO, CONTINUE, POISON, WAKE, KINDS };
 
 struct answer {
-	int64_t r;			/* of the ioctl */
-	int64_t result;			/* in its result field */
+	int64_t r;	/* of the ioctl */
+	int64_t result; /* in its result field */
 };
 
 static struct {
@@ -36,14 +37,14 @@ static struct {
 	uint64_t ioctls;
 	int64_t register_r;
 	uint64_t register_mode;
-	struct answer answers[16];	/* for resolving ioctls, in turn; then all succeed */
+	struct answer answers[16]; /* for resolving ioctls, in turn; then all succeed */
 	unsigned int answer_count, answer_at;
 	struct uffd_msg msgs[200];
 	unsigned int msg_count, msg_at;
 	unsigned int count[KINDS];
 	uint64_t last_dst[KINDS], last_len[KINDS];
 	bool woken[PAGES];
-	int bad_fd;			/* -EBADF for this one */
+	int bad_fd; /* -EBADF for this one */
 } k;
 
 static int64_t some_fd(void)
@@ -74,7 +75,7 @@ static int64_t play_read(int fd, void *buf, size_t len)
 	if (fd == k.bad_fd)
 		return -EBADF;
 	if (len < sizeof(*to))
-		return -EAGAIN;		/* an eventfd */
+		return -EAGAIN; /* an eventfd */
 	while (n < len / sizeof(*to) && k.msg_at < k.msg_count)
 		to[n++] = k.msgs[k.msg_at++];
 	return n ? (int64_t)(n * sizeof(*to)) : -EAGAIN;
@@ -303,7 +304,8 @@ static struct kvmem_pager_stats stats(void)
 TEST(registers_for_missing_and_minor)
 {
 	set_up(true, PAGE);
-	ck_assert_uint_eq(k.register_mode, UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR);
+	ck_assert_uint_eq(k.register_mode,
+			  UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR);
 	tear_down();
 	set_up(false, PAGE);
 	ck_assert_uint_eq(k.register_mode, UFFDIO_REGISTER_MODE_MISSING);
@@ -376,8 +378,8 @@ END
 TEST(eagain_with_progress_goes_on_behind_it)
 {
 	set_up(true, BYTES);
-	answer(0, PAGE);			/* the page itself */
-	answer(-EAGAIN, 5 * PAGE);		/* of its neighbours */
+	answer(0, PAGE);	   /* the page itself */
+	answer(-EAGAIN, 5 * PAGE); /* of its neighbours */
 	answer(-EAGAIN, PAGE);
 	fault(0, false);
 	ck_assert_int_eq(kvmem_pager_handle(k.pager), 1);
@@ -398,7 +400,7 @@ static void eagain_for_an_event(int64_t result)
 	for (unsigned int i = 0; i < 8; i++)
 		fault(i, false);
 	for (unsigned int i = 8; i < KM_UFFD_MSGS; i++)
-		fault(40, false);		/* a full read: the event is for the next */
+		fault(40, false); /* a full read: the event is for the next */
 	removed(3, 2);
 	removed(20, 1);
 	fault(50, false);
@@ -415,7 +417,7 @@ static void eagain_for_an_event(int64_t result)
 		ck_assert(k.woken[i]);
 	}
 	expect_state(20, KM_ZERO);
-	expect_state(50, KM_ABSENT);		/* its thread was woken, to fault again */
+	expect_state(50, KM_ABSENT); /* its thread was woken, to fault again */
 	ck_assert(k.woken[50]);
 	ck_assert_uint_eq(stats().retries, 1);
 	ck_assert_uint_eq(stats().removes, 2);
@@ -424,7 +426,7 @@ static void eagain_for_an_event(int64_t result)
 
 TEST(eagain_for_an_unread_event_reads_it)
 {
-	eagain_for_an_event(0);			/* before 6.15 */
+	eagain_for_an_event(0); /* before 6.15 */
 	eagain_for_an_event(-EAGAIN);
 }
 END
@@ -536,18 +538,18 @@ TEST(present_and_vanished_pages)
 	ck_assert_uint_eq(km_presence_claim(&k.region.presence, 0, 8), 8);
 	km_presence_publish(&k.region.presence, 0, 8, KM_PRESENT);
 	fault(0, true);
-	kvmem_pager_handle(k.pager);			/* only to be mapped */
+	kvmem_pager_handle(k.pager); /* only to be mapped */
 	ck_assert_uint_eq(k.count[CONTINUE], 1);
 	answer(-EEXIST, -EEXIST);
 	answer(-EEXIST, -EEXIST);
 	fault(1, false);
-	kvmem_pager_handle(k.pager);			/* mapped by now */
+	kvmem_pager_handle(k.pager); /* mapped by now */
 	ck_assert_uint_eq(k.last_dst[WAKE], PAGE);
 	ck_assert_uint_eq(stats().faults_stale, 1);
 	answer(-EFAULT, -EFAULT);
 	answer(-EFAULT, -EFAULT);
 	fault(2, false);
-	kvmem_pager_handle(k.pager);			/* punched out of the file */
+	kvmem_pager_handle(k.pager); /* punched out of the file */
 	ck_assert_uint_eq(k.count[ZERO], 1);
 	ck_assert_uint_eq(k.last_dst[ZERO], 2 * PAGE);
 	ck_assert_uint_eq(k.count[COPY], 0);
@@ -627,7 +629,8 @@ static void poison_with(int64_t r, unsigned long mprotects)
 	ck_assert_uint_eq(k.last_dst[POISON], 3 * PAGE);
 	ck_assert_uint_eq(fake.count.mprotect, mprotects);
 	ck_assert_uint_eq(stats().pages_poisoned, 1);
-	ck_assert_uint_eq(k.count[WAKE], 1);	/* not before: it would fault, and be asked for, again */
+	ck_assert_uint_eq(k.count[WAKE],
+			  1); /* not before: it would fault, and be asked for, again */
 	ck_assert_uint_eq(k.last_dst[WAKE], 3 * PAGE);
 	expect_state(3, KM_POISONED);
 	tear_down();
@@ -637,7 +640,7 @@ TEST(a_failed_page_is_poisoned_or_loses_its_access_rights)
 {
 	fake_reset();
 	poison_with(PAGE, 0);
-	poison_with(-EINVAL, 1);		/* the ioctl of 6.6 is not known */
+	poison_with(-EINVAL, 1); /* the ioctl of 6.6 is not known */
 }
 END
 
@@ -670,13 +673,13 @@ static void lose_one_of_four(int64_t poison, unsigned long mprotects, uint64_t p
 	km_presence_publish(&k.region.presence, 0, 4, KM_PRESENT);
 	for (unsigned int i = 0; i < 4; i++)
 		fault(i, true);
-	answer(-EAGAIN, PAGE);		/* page 0 is mapped, */
-	answer(-ENOMEM, -ENOMEM);	/* page 1 not, */
-	answer(-ENOMEM, -ENOMEM);	/* nor by itself, */
-	answer(0, 2 * PAGE);		/* 2 and 3 are */
-	answer(-EEXIST, -EEXIST);	/* what is lost? not 0, */
+	answer(-EAGAIN, PAGE);	  /* page 0 is mapped, */
+	answer(-ENOMEM, -ENOMEM); /* page 1 not, */
+	answer(-ENOMEM, -ENOMEM); /* nor by itself, */
+	answer(0, 2 * PAGE);	  /* 2 and 3 are */
+	answer(-EEXIST, -EEXIST); /* what is lost? not 0, */
 	answer(-EEXIST, -EEXIST);
-	answer(-ENOMEM, -ENOMEM);	/* but 1: */
+	answer(-ENOMEM, -ENOMEM); /* but 1: */
 	answer(poison, poison);
 	answer(-EEXIST, -EEXIST);
 	answer(-EEXIST, -EEXIST);
@@ -696,7 +699,7 @@ TEST(only_pages_that_cannot_be_mapped_are_poisoned)
 	fake_reset();
 	lose_one_of_four(PAGE, 0, 1);
 	lose_one_of_four(-EINVAL, 1, 1);
-	lose_one_of_four(-EEXIST, 0, 0);	/* mapped after all */
+	lose_one_of_four(-EEXIST, 0, 0); /* mapped after all */
 }
 END
 
@@ -732,7 +735,8 @@ TEST(a_prefetch_is_queued_whole_or_not_at_all)
 	o.shards = 2;
 	ck_assert_int_eq(kvmem_pager_create(&o, &k.pager), 0);
 	ck_assert_int_eq(kvmem_pager_add(k.pager, &k.region, k.source, 0, 0), 0);
-	km_watch_first(&k.pager->set)->stripe = 8;	/* pieces of 4, 8 and 4 pages for shards 0, 1, 0 */
+	km_watch_first(&k.pager->set)->stripe =
+		8; /* pieces of 4, 8 and 4 pages for shards 0, 1, 0 */
 	ck_assert_int_eq(kvmem_pager_start(k.pager), 0);
 	for (unsigned int at = 1; at <= 3; at++) {
 		fake.fail_at = atomic_load(&fake.calls) + at;
@@ -779,7 +783,7 @@ TEST(windows_double_with_the_sequence)
 	kvmem_pager_handle(k.pager);
 	expect_state(60, KM_PRESENT);
 	expect_state(59, KM_ABSENT);
-	fault(59, false);			/* backwards */
+	fault(59, false); /* backwards */
 	kvmem_pager_handle(k.pager);
 	expect_state(52, KM_PRESENT);
 	expect_state(51, KM_ABSENT);
@@ -865,8 +869,10 @@ static void fail_each(bool file)
 				expect_state(i, KM_ABSENT);
 		ck_assert_ptr_null(k.region.watch);
 		drop_region();
-		ck_assert_msg(harness_count_fds() == fds, "call %lu (%s) leaks an fd", at, fake.failed);
-		ck_assert_msg(harness_count_maps() <= maps + 2, "call %lu (%s) leaks", at, fake.failed);
+		ck_assert_msg(harness_count_fds() == fds, "call %lu (%s) leaks an fd", at,
+			      fake.failed);
+		ck_assert_msg(harness_count_maps() <= maps + 2, "call %lu (%s) leaks", at,
+			      fake.failed);
 	}
 }
 
@@ -942,15 +948,16 @@ HARNESS_MAIN(T(registers_for_missing_and_minor), T(refuses_what_no_userfaultfd_s
 	     T(neighbours_of_a_batch_are_one_copy), T(removal_comes_before_the_faults_of_its_batch),
 	     T(eagain_with_progress_goes_on_behind_it), T(eagain_for_an_unread_event_reads_it),
 	     T(eagain_without_an_event_waits), T(a_page_in_the_file_is_replaced),
-	     T(a_page_in_anonymous_memory_is_kept_and_its_waiter_woken), T(unmapped_memory_is_let_be),
+	     T(a_page_in_anonymous_memory_is_kept_and_its_waiter_woken),
+	     T(unmapped_memory_is_let_be),
 	     T(failures_of_the_region_and_of_populate_have_their_sentence),
 	     T(pages_mapped_before_a_failure_stay), T(present_and_vanished_pages),
 	     T(k5_17_a_fault_on_a_claimed_page_marks_it),
 	     T(faults_on_claimed_pages_of_a_discard_and_a_mark_are_woken),
 	     T(a_failed_page_is_poisoned_or_loses_its_access_rights),
 	     T(a_window_that_cannot_be_filled_wakes_who_waits_in_it),
-	     T(only_pages_that_cannot_be_mapped_are_poisoned), T(a_prefetch_is_queued_whole_or_not_at_all),
+	     T(only_pages_that_cannot_be_mapped_are_poisoned),
+	     T(a_prefetch_is_queued_whole_or_not_at_all),
 	     T(memory_without_copy_is_stored_and_continued), T(windows_double_with_the_sequence),
 	     T(a_page_counts_once), T(a_closed_descriptor_is_replaced_by_the_spare),
-	     T(nothing_leaks_whichever_call_fails),
-	     T(threads_that_cannot_be_made), T(quantiles))
+	     T(nothing_leaks_whichever_call_fails), T(threads_that_cannot_be_made), T(quantiles))

@@ -57,12 +57,18 @@ TEST(any_offset_and_length)
 {
 	static const uint64_t odd[][3] = {
 		/* offset, source offset, bytes */
-		{ 1, 1, 1 },			{ 0, 0, 100 },
-		{ 4095, 8191, 2 },		{ 5000, 5000, 3000 },
-		{ 8192, 8193, 4096 },		{ 3 * PAGE + 17, 40 * PAGE + 17, 100 * PAGE },
-		{ 3 * PAGE + 17, 33, 10 * PAGE + 5 }, { 65 * PAGE, 10 * PAGE, 30 * PAGE },
-		{ BYTES - 5, 4101, 5 },		{ 7, BYTES - 3 * PAGE - 9, 0 },
-		{ BYTES - 100 * PAGE, 999, 0 },	{ 15 * PAGE + 100, 15 * PAGE + 100, 18 * PAGE },
+		{ 1, 1, 1 },
+		{ 0, 0, 100 },
+		{ 4095, 8191, 2 },
+		{ 5000, 5000, 3000 },
+		{ 8192, 8193, 4096 },
+		{ 3 * PAGE + 17, 40 * PAGE + 17, 100 * PAGE },
+		{ 3 * PAGE + 17, 33, 10 * PAGE + 5 },
+		{ 65 * PAGE, 10 * PAGE, 30 * PAGE },
+		{ BYTES - 5, 4101, 5 },
+		{ 7, BYTES - 3 * PAGE - 9, 0 },
+		{ BYTES - 100 * PAGE, 999, 0 },
+		{ 15 * PAGE + 100, 15 * PAGE + 100, 18 * PAGE },
 	};
 	static const unsigned int orders[] = { 0, 2, 4 };
 	struct rig g;
@@ -257,7 +263,7 @@ END
 
 struct script {
 	struct rig *g;
-	uint64_t bad;		/* reads that touch this offset fail */
+	uint64_t bad; /* reads that touch this offset fail */
 	int error;
 };
 
@@ -320,7 +326,7 @@ TEST(nothing_of_a_failed_fill_remains)
 	struct script s = { .bad = 75 * PAGE, .error = -EIO };
 	struct rig g;
 
-	rig_init(&g, RIG_MEMFD, 7);	/* two pages of two blocks */
+	rig_init(&g, RIG_MEMFD, 7); /* two pages of two blocks */
 	callback_source(&g, &s);
 	g.opts.method = KVMEM_FILL_WRITE;
 	ck_assert_int_eq(rig_populate(&g, 0), -EIO);
@@ -375,7 +381,7 @@ TEST(progress_is_told_and_ends_at_the_total)
 	slow_source(&g, &s);
 	ck_assert_int_eq(rig_populate(&g, 0), 0);
 	ck_assert_uint_eq(last_done, BYTES);
-	ck_assert_uint_ge(calls, 3);	/* 16 chunks of 20 ms, a call each 50 ms */
+	ck_assert_uint_ge(calls, 3); /* 16 chunks of 20 ms, a call each 50 ms */
 	ck_assert_uint_le(calls, 17);
 	rig_expect(&g);
 	rig_free(&g);
@@ -469,7 +475,7 @@ static int made_under[PAGES];
 static int64_t log_pwrite(int fd, const void *buf, size_t len, uint64_t off)
 {
 	for (uint64_t p = off / PAGE; p < (off + len) / PAGE; p++)
-		made_under[p - 1] = policy;	/* the region begins a page into its file */
+		made_under[p - 1] = policy; /* the region begins a page into its file */
 	return km_real_pwrite(fd, buf, len, off);
 }
 
@@ -477,10 +483,17 @@ TEST(pages_are_made_under_their_emulated_policy)
 {
 	for (unsigned int threads = 1; threads <= 3; threads++) {
 		struct rig g;
-		struct km_policy b = { .offset = 90 * PAGE, .bytes = 166 * PAGE, .mode = 3,
-				       .emulated = true, .nodes = { 5 } };
-		struct km_policy a = { .next = &b, .offset = 10 * PAGE, .bytes = 30 * PAGE,
-				       .mode = 2, .emulated = true, .nodes = { 1 } };
+		struct km_policy b = { .offset = 90 * PAGE,
+				       .bytes = 166 * PAGE,
+				       .mode = 3,
+				       .emulated = true,
+				       .nodes = { 5 } };
+		struct km_policy a = { .next = &b,
+				       .offset = 10 * PAGE,
+				       .bytes = 30 * PAGE,
+				       .mode = 2,
+				       .emulated = true,
+				       .nodes = { 1 } };
 
 		rig_init(&g, RIG_MEMFD, 0);
 		rig_memory_source(&g);
@@ -498,7 +511,7 @@ TEST(pages_are_made_under_their_emulated_policy)
 			if (!km_is_zero(g.content + p * (int)PAGE, PAGE))
 				ck_assert_int_eq(made_under[p], want);
 		}
-		ck_assert_int_eq(policy, 0);	/* the calling thread has its own back */
+		ck_assert_int_eq(policy, 0); /* the calling thread has its own back */
 		rig_expect(&g);
 		rig_free(&g);
 	}

@@ -38,7 +38,7 @@ static int file_init(struct rig *g, uint32_t file_method, const char *dir)
 	ck_assert_int_ge(fd, 0);
 	rig_file_source(g, fd);
 	g->opts.file_method = file_method;
-	g->opts.chunk_bytes = 4 * PAGE;		/* more reads than fit in flight */
+	g->opts.chunk_bytes = 4 * PAGE; /* more reads than fit in flight */
 	completion = 0;
 	tamper.at = 0;
 	fake.uring_wait = tampered_wait;
@@ -74,7 +74,8 @@ TEST(io_uring_brings_the_file_in)
 		ck_assert_uint_gt(g.res.bytes_zero, 0);
 		ck_assert_uint_eq(g.res.bytes_hole, 16 * PAGE);
 		for (unsigned int p = 0; p < PAGES; p++)
-			ck_assert_int_eq(rig_allocated(&g, p), !km_is_zero(g.content + p * PAGE, PAGE));
+			ck_assert_int_eq(rig_allocated(&g, p),
+					 !km_is_zero(g.content + p * PAGE, PAGE));
 		rig_expect(&g);
 		close(fd);
 		rig_free(&g);
@@ -84,8 +85,10 @@ END
 
 TEST(unaligned_ranges_of_a_file)
 {
-	static const uint64_t ranges[][3] = { { 0, 0, 10 * PAGE + 3 }, { 5, 5, 20 * PAGE },
-					      { 7, 4, 9 * PAGE }, { 0, 512, 40 * PAGE } };
+	static const uint64_t ranges[][3] = { { 0, 0, 10 * PAGE + 3 },
+					      { 5, 5, 20 * PAGE },
+					      { 7, 4, 9 * PAGE },
+					      { 0, 512, 40 * PAGE } };
 	struct rig g;
 	int fd;
 
@@ -120,7 +123,7 @@ TEST(short_reads_and_again_go_on)
 		rig_free(&g);
 	}
 	fd = file_init(&g, KVMEM_FILE_URING, DIR_ON_DISK);
-	tamper.at = UINT32_MAX;		/* every read is short, a page takes five */
+	tamper.at = UINT32_MAX; /* every read is short, a page takes five */
 	tamper.res = 1000;
 	g.opts.chunk_bytes = PAGE;
 	ck_assert_int_eq(rig_populate(&g, 0), 0);
@@ -213,11 +216,12 @@ TEST(a_cached_file_is_copied)
 }
 END
 
-static const void *into;	/* where the region lies */
+static const void *into; /* where the region lies */
 
 static int64_t fault_pread(int fd, void *buf, size_t len, uint64_t off)
 {
-	if ((const uint8_t *)buf >= (const uint8_t *)into && (const uint8_t *)buf < (const uint8_t *)into + BYTES)
+	if ((const uint8_t *)buf >= (const uint8_t *)into &&
+	    (const uint8_t *)buf < (const uint8_t *)into + BYTES)
 		return -EFAULT;
 	return km_real_pread(fd, buf, len, off);
 }
@@ -240,10 +244,13 @@ TEST(cached_bytes_go_straight_in_unless_rich_in_zeros)
 		ck_assert_uint_ge(g.res.bytes_read, 128 * PAGE);
 		ck_assert_uint_gt(g.res.bytes_copied, 0);
 		for (unsigned int p = 0; p < PAGES; p++)
-			ck_assert_int_eq(rig_allocated(&g, p), !km_is_zero(g.content + p * PAGE, PAGE));
+			ck_assert_int_eq(rig_allocated(&g, p),
+					 !km_is_zero(g.content + p * PAGE, PAGE));
 		rig_expect(&g);
 
-		ck_assert_int_eq(madvise(g.r.base, BYTES, kind == RIG_ANON ? MADV_DONTNEED : MADV_REMOVE), 0);
+		ck_assert_int_eq(
+			madvise(g.r.base, BYTES, kind == RIG_ANON ? MADV_DONTNEED : MADV_REMOVE),
+			0);
 		km_presence_turn(&g.r.presence, 0, PAGES, KM_PRESENT, KM_ABSENT);
 		into = g.r.base;
 		fake.pread = fault_pread;
@@ -323,8 +330,10 @@ TEST(no_ring_means_pread)
 	static const struct {
 		int error;
 		const char *says;
-	} cases[] = { { EPERM, "kernel.io_uring_disabled" }, { ENOSYS, "seccomp" },
-		      { ENOMEM, "RLIMIT_MEMLOCK" }, { EMFILE, "Too many open files" } };
+	} cases[] = { { EPERM, "kernel.io_uring_disabled" },
+		      { ENOSYS, "seccomp" },
+		      { ENOMEM, "RLIMIT_MEMLOCK" },
+		      { EMFILE, "Too many open files" } };
 	struct rig g;
 	int fd;
 
@@ -422,10 +431,10 @@ TEST(a_file_that_shrinks_under_way)
 END
 
 HARNESS_MAIN(T(io_uring_brings_the_file_in), T(unaligned_ranges_of_a_file),
-	     T(short_reads_and_again_go_on), T(read_errors_come_through), T(o_direct_reads_a_cold_file),
-	     T(a_cached_file_is_copied), T(cached_bytes_go_straight_in_unless_rich_in_zeros),
-	     T(without_o_direct_the_ring_reads_through_the_cache),
-	     T(a_refused_read_falls_back), T(no_ring_means_pread),
-	     T(a_ring_that_takes_nothing_means_pread), T(reads_in_flight_are_waited_for_even_so),
-	     T(ways_that_exclude_each_other),
+	     T(short_reads_and_again_go_on), T(read_errors_come_through),
+	     T(o_direct_reads_a_cold_file), T(a_cached_file_is_copied),
+	     T(cached_bytes_go_straight_in_unless_rich_in_zeros),
+	     T(without_o_direct_the_ring_reads_through_the_cache), T(a_refused_read_falls_back),
+	     T(no_ring_means_pread), T(a_ring_that_takes_nothing_means_pread),
+	     T(reads_in_flight_are_waited_for_even_so), T(ways_that_exclude_each_other),
 	     T(a_file_that_shrinks_under_way))

@@ -14,7 +14,7 @@
 /* ---- write revisions, over a memfd that behaves as a guest_memfd of that revision ---- */
 
 static struct rig *gmem;
-static unsigned int most;	/* pages a call takes before it stops short */
+static unsigned int most; /* pages a call takes before it stops short */
 
 static bool exists(uint64_t off)
 {
@@ -91,7 +91,7 @@ TEST(a_page_that_is_there_cannot_be_written_once)
 	for (unsigned int p = 1; p < PAGES; p += 3)
 		*(volatile uint8_t *)(g.r.base + p * PAGE) = 0x5a;
 	ck_assert_int_eq(rig_populate(&g, 0), 0);
-	for (unsigned int p = 0; p < PAGES; p++)	/* zero pages were not touched */
+	for (unsigned int p = 0; p < PAGES; p++) /* zero pages were not touched */
 		if (p % 3 == 1 && km_is_zero(g.content + p * PAGE, PAGE))
 			g.r.base[p * PAGE] = 0;
 	rig_expect(&g);
@@ -131,7 +131,7 @@ TEST(write_refused_by_the_kernel)
 	ck_assert_ptr_nonnull(strstr(kvmem_error_detail(), "write population"));
 	rig_free(&g);
 
-	rig_init(&g, RIG_MEMFD, 0);	/* a full file system: an error, not a reason to go on */
+	rig_init(&g, RIG_MEMFD, 0); /* a full file system: an error, not a reason to go on */
 	rig_memory_source(&g);
 	fake.pwrite = full_pwrite;
 	g.opts.method = KVMEM_FILL_WRITE;
@@ -157,9 +157,9 @@ TEST(populate_refused_means_copy)
 		uint32_t backing;
 		int error, want;
 	} cases[] = {
-		{ KVMEM_BACKING_MEMFD, EINVAL, 0 },		/* a kernel before 5.14 */
-		{ KVMEM_BACKING_GUEST_MEMFD, EFAULT, 0 },	/* no GUP */
-		{ KVMEM_BACKING_MEMFD, EFAULT, -ENOMEM },	/* touching it would be SIGBUS */
+		{ KVMEM_BACKING_MEMFD, EINVAL, 0 },	  /* a kernel before 5.14 */
+		{ KVMEM_BACKING_GUEST_MEMFD, EFAULT, 0 }, /* no GUP */
+		{ KVMEM_BACKING_MEMFD, EFAULT, -ENOMEM }, /* touching it would be SIGBUS */
 		{ KVMEM_BACKING_GUEST_MEMFD, ENOMEM, -ENOMEM },
 	};
 	struct rig g;
@@ -201,7 +201,7 @@ TEST(the_fastest_of_the_trial_stays)
 	ck_assert_int_eq(rig_populate(&g, 0), 0);
 	madvises = fake.count.madvise;
 	ck_assert_uint_gt(madvises, 0);
-	ck_assert_uint_gt(fake.count.pwrite, 0);	/* both had their turn */
+	ck_assert_uint_gt(fake.count.pwrite, 0); /* both had their turn */
 	rig_expect(&g);
 	rig_free(&g);
 }
@@ -209,7 +209,7 @@ END
 
 /* ---- under a pager ---- */
 
-static uint8_t pager_state[PAGES];	/* per page: 'm' mapped, 'w' woken */
+static uint8_t pager_state[PAGES]; /* per page: 'm' mapped, 'w' woken */
 static uint64_t pager_bad = UINT64_MAX;
 static struct km_uffd pager_uffd;
 static struct km_uffd_set pager_set;
@@ -396,7 +396,8 @@ END
 /* What is present when a fill fails, its result has counted. */
 TEST(a_failed_fill_counts_what_it_published)
 {
-	static const uint32_t methods[] = { KVMEM_FILL_COPY, KVMEM_FILL_POPULATE_COPY, KVMEM_FILL_WRITE };
+	static const uint32_t methods[] = { KVMEM_FILL_COPY, KVMEM_FILL_POPULATE_COPY,
+					    KVMEM_FILL_WRITE };
 	static const uint32_t files[] = { 0, KVMEM_FILE_PREAD, KVMEM_FILE_URING };
 
 	for (unsigned int i = 0; i < 9; i++) {
@@ -419,7 +420,8 @@ TEST(a_failed_fill_counts_what_it_published)
 		for (unsigned int p = 0; p < PAGES; p++)
 			present += km_presence_get(&g.r.presence, p) == KM_PRESENT;
 		stored = g.res.bytes_copied + g.res.bytes_written + g.res.bytes_read;
-		ck_assert_msg(stored == present * PAGE, "case %u: %llu bytes counted, %llu pages present", i,
+		ck_assert_msg(stored == present * PAGE,
+			      "case %u: %llu bytes counted, %llu pages present", i,
 			      (unsigned long long)stored, (unsigned long long)present);
 		ck_assert_uint_gt(present, 0);
 		if (fd >= 0)
@@ -462,7 +464,8 @@ static int fail_each(enum rig_kind kind, bool file, uint32_t file_method)
 		r = rig_populate(&g, 0);
 		fake.fail_at = 0;
 		if (r && r != -ENOMEM && r != -EOPNOTSUPP)
-			ck_abort_msg("%s failing gave %d: %s", fake.failed, r, kvmem_error_detail());
+			ck_abort_msg("%s failing gave %d: %s", fake.failed, r,
+				     kvmem_error_detail());
 		failures += r != 0;
 		ck_assert_uint_le(harness_count_maps(), maps + MAPS_OF_THREADS);
 		at = fake.failed ? at : ULONG_MAX;

@@ -181,8 +181,8 @@ TEST(k5_16_a_wanted_page_is_told_to_who_ends_the_claim)
 			ck_assert_uint_eq(km_presence_claim(&map, 14, 4), 4);
 			if (wanted)
 				km_presence_want(&map, 17);
-			r = ends[i] ? km_presence_publish(&map, 14, 4, ends[i]) :
-				      km_presence_abandon(&map, 14, 4);
+			r = ends[i] ? km_presence_publish(&map, 14, 4, ends[i])
+				    : km_presence_abandon(&map, 14, 4);
 			ck_assert_uint_eq(r, wanted ? KM_WAS_WANTED : 0);
 			expect_run(14, ends[i] ? 4 : PAGES - 14, ends[i]);
 			km_presence_turn(&map, 14, 4, ends[i], KM_ABSENT);
@@ -465,7 +465,6 @@ TEST(k6_21_no_wake_up_is_lost)
 }
 END
 
-
 static struct km_presence many;
 static unsigned int sleeps;
 static volatile sig_atomic_t looks;
@@ -514,9 +513,8 @@ TEST(k6_21_a_claim_that_ends_during_the_look)
 END
 
 HARNESS_MAIN(T(claims_stop_at_what_is_taken), T(states_and_the_count_of_missing),
-	     T(no_page_is_ever_claimed_twice),
-	     T(small_and_large_records_begin_absent), T(no_memory_is_an_error),
-	     T(flags_do_not_divide_a_run_of_claimed_pages),
+	     T(no_page_is_ever_claimed_twice), T(small_and_large_records_begin_absent),
+	     T(no_memory_is_an_error), T(flags_do_not_divide_a_run_of_claimed_pages),
 	     T(k5_16_a_wanted_page_is_told_to_who_ends_the_claim),
 	     T(k8_25_what_was_removed_under_a_claim_is_zero_when_it_is_given_up),
 	     T(k7_24_poison_is_a_state_that_is_counted_and_healed),
@@ -525,5 +523,5 @@ HARNESS_MAIN(T(claims_stop_at_what_is_taken), T(states_and_the_count_of_missing)
 	     T(k9_26_the_last_publisher_tells_that_nothing_is_missing),
 	     T(k9_26_the_end_is_never_missed_in_a_race),
 	     T(who_sees_a_page_present_sees_its_content), T(k6_21_who_waits_for_a_claim_sleeps),
-	     T(k6_21_who_waits_is_woken),
-	     T(k6_21_no_wake_up_is_lost), T(k6_21_a_claim_that_ends_during_the_look))
+	     T(k6_21_who_waits_is_woken), T(k6_21_no_wake_up_is_lost),
+	     T(k6_21_a_claim_that_ends_during_the_look))

@@ -356,9 +356,9 @@ TEST(what_the_kernel_says_is_passed_on)
 }
 END
 
-	/* ---- hooks ---- */
+/* ---- hooks ---- */
 
-	static struct {
+static struct {
 	int answer;
 	unsigned int attaching, failed, detaching, detached, freed, changed[2];
 } seen;
@@ -511,10 +511,9 @@ TEST(attributes)
 }
 END
 
-	/* ---- the lock ---- */
+/* ---- the lock ---- */
 
-	static void *
-	nothing(void *arg)
+static void *nothing(void *arg)
 {
 	return arg;
 }
@@ -553,10 +552,10 @@ TEST(a_slot_is_not_kept_waiting_by_reader_after_reader)
 }
 END
 
-HARNESS_MAIN(T(create_says_what_is_wrong), T(create_with_type_and_kvm_fd), T(adopt), T(null_and_busy),
-	     T(no_call_that_fails_leaks), T(an_hva_slot_as_kvm_sees_it), T(a_direct_slot_as_kvm_sees_it),
-	     T(bad_slots), T(numbers_and_overlaps), T(first_slot_and_no_slot_left),
-	     T(k2_11_any_passes_over_numbers_that_the_vmm_has_set), T(what_the_kernel_says_is_passed_on),
-	     T(the_tracker_is_asked_and_told),
+HARNESS_MAIN(T(create_says_what_is_wrong), T(create_with_type_and_kvm_fd), T(adopt),
+	     T(null_and_busy), T(no_call_that_fails_leaks), T(an_hva_slot_as_kvm_sees_it),
+	     T(a_direct_slot_as_kvm_sees_it), T(bad_slots), T(numbers_and_overlaps),
+	     T(first_slot_and_no_slot_left), T(k2_11_any_passes_over_numbers_that_the_vmm_has_set),
+	     T(what_the_kernel_says_is_passed_on), T(the_tracker_is_asked_and_told),
 	     T(no_attach_that_fails_leaves_a_slot), T(attributes),
 	     T(a_slot_is_not_kept_waiting_by_reader_after_reader))
