@@ -420,8 +420,13 @@ static void *ask_all(void *arg)
 {
 	uint64_t sum = 0;
 
-	for (uint32_t id = 1; id < KVMEM_CAP_COUNT_; id++)
-		sum += (uint64_t)km_caps_value(arg, (enum kvmem_cap)id);
+	for (uint32_t id = 1; id < KVMEM_CAP_COUNT_; id++) {
+		uint64_t value = (uint64_t)km_caps_value(arg, (enum kvmem_cap)id);
+
+		/* How many are free changes while others work, and is asked for each time. */
+		if (id != KVMEM_CAP_HUGETLB_2M && id != KVMEM_CAP_HUGETLB_1G)
+			sum += value;
+	}
 	return (void *)(uintptr_t)sum;
 }
 
