@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <sched.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -17,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -465,6 +467,75 @@ TEST(k10_30_a_file_cut_short_by_its_owner)
 }
 END
 
+/* ---- a file system that is full: what is filled is right, and it goes on when there is room ---- */
+
+#define NO_MOUNT 77
+
+static int file_on_small_tmpfs(char *dir)
+{
+	char path[64];
+
+	if (unshare(CLONE_NEWNS) || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
+	    !mkdtemp(dir) || mount("none", dir, "tmpfs", 0, "size=256k"))
+		return -1;
+	snprintf(path, sizeof(path), "%s/ram", dir);
+	return open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+}
+
+static int fill_by_populate(const char *dir)
+{
+	struct kvmem_run run = { .bytes = 0 };
+
+	NEED(kvmem_populate(ram, 0, source, NULL, NULL) == -ENOMEM);
+	NEED(kvmem_region_next_missing(ram, 0, &run) == 1 && !wrong(0, run.offset / PAGE));
+	NEED(!mount("none", dir, "tmpfs", MS_REMOUNT, "size=4m"));
+	NEED(!kvmem_populate(ram, 0, source, NULL, NULL));
+	return 0;
+}
+
+static int fill_by_pager(const char *dir)
+{
+	struct kvmem_pager_stats st = KVMEM_PAGER_STATS_INIT;
+
+	NEED(!kvmem_pager_create(NULL, &pager) && !kvmem_pager_add(pager, ram, source, 0, 0) &&
+	     !kvmem_pager_start(pager));
+	NEED(wrong(0, PAGES) >= PAGES / 2);
+	NEED(!kvmem_pager_stop(pager, KVMEM_STOP_HAND_BACK));
+	NEED(!kvmem_pager_get_stats(pager, &st) && st.pages_poisoned);
+	NEED(!mount("none", dir, "tmpfs", MS_REMOUNT, "size=4m"));
+	NEED(!kvmem_pager_start(pager) && !kvmem_pager_stop(pager, KVMEM_STOP_FILL));
+	return 0;
+}
+
+static int on_a_full_file_system(void *arg)
+{
+	int way = *(int *)arg, fd;
+	char dir[] = "/tmp/kvmem-XXXXXX";
+
+	fd = file_on_small_tmpfs(dir);
+	if (fd < 0)
+		return NO_MOUNT;
+	NEED(!ftruncate(fd, BYTES) && !make_ram(0, fd) && !make_source(way % SOURCES));
+	NEED(!(way < SOURCES ? fill_by_populate : fill_by_pager)(dir));
+	NEED(!wrong(0, PAGES) && !free_all() && !close(fd));
+	NEED(!umount(dir) && !rmdir(dir));
+	return 0;
+}
+
+TEST(k10_30_a_file_system_that_is_full)
+{
+	if (!pager_here())
+		return;
+	make_content();
+	for (int way = 0; way < 2 * SOURCES; way++) {
+		int status = harness_child(on_a_full_file_system, &way);
+
+		SKIP_IF(status == NO_MOUNT, "root", "a tmpfs cannot be mounted");
+		ck_assert_msg(!status, "way %d", way);
+	}
+}
+END
+
 /* ---- what the file had before, and zeros of the source ---- */
 
 static int every_second_run(void *arg, uint64_t offset, struct kvmem_extent *ret)
@@ -827,6 +898,7 @@ END
 
 HARNESS_MAIN(T(k14_44_each_system_call_refused), T(k10_limits_of_every_size_kill_nobody),
 	     T(k12_36_odd_files_are_looked_at_only), T(k10_30_a_file_cut_short_by_its_owner),
+	     T(k10_30_a_file_system_that_is_full),
 	     T(k11_35_nothing_shows_of_what_a_file_had_before),
 	     T(k4_15_the_mapping_is_changed_under_a_pager),
 	     T(k10_a_process_that_is_stopped_and_signalled),
