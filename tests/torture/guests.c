@@ -3,11 +3,18 @@
 #include "actors.h"
 
 #include <errno.h>
+#include <execinfo.h>
 #include <signal.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "crc32c.h"
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED true
+#else
+#define SANITIZED false
+#endif
 
 #define TABLE_OFFSET 1024u /* of the guest's table of sums, behind its mailbox */
 #define CHECK_PAGES  64u
@@ -25,6 +32,16 @@ static void on_sigbus(int signal, siginfo_t *info, void *context)
 	vmm_cancel(my_vcpu);
 }
 
+/* A sanitizer tells more, and has a handler of its own. */
+static void on_crash(int signal, siginfo_t *info, void *context)
+{
+	void *frames[40];
+
+	(void)context;
+	backtrace_symbols_fd(frames, backtrace(frames, 40), STDERR_FILENO);
+	fail(NULL, -1, "signal %d at %p", signal, info->si_addr);
+}
+
 static void on_storm(int signal)
 {
 	(void)signal;
@@ -33,10 +50,14 @@ static void on_storm(int signal)
 void guest_signals_open(void)
 {
 	struct sigaction bus = { .sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO };
+	struct sigaction crash = { .sa_sigaction = on_crash, .sa_flags = SA_SIGINFO };
 	struct sigaction storm = { .sa_handler = on_storm, .sa_flags = SA_RESTART };
 
 	sigemptyset(&bus.sa_mask);
 	sigemptyset(&storm.sa_mask);
+	sigemptyset(&crash.sa_mask);
+	if (!SANITIZED)
+		sigaction(SIGSEGV, &crash, NULL);
 	sigaction(SIGBUS, &bus, NULL);
 	sigaction(SIGUSR2, &storm, NULL);
 }

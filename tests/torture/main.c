@@ -229,6 +229,8 @@ static void usage(FILE *to)
 		"  --rounds N         how many rounds at most\n"
 		"  --round N          this round only, until it fails or the time is over\n"
 		"  --kind K           only rounds of this kind: mix, faults, ring, slots\n"
+		"  --backing B        memory of this kind in mixed rounds: guest-memfd, memfd, hugetlb,\n"
+		"                     anonymous\n"
 		"  --without OP,...   leave operations out\n"
 		"  --only OP,...      leave all others out\n"
 		"  --shrink           after a failure, find out which operations it needs\n"
@@ -259,15 +261,30 @@ static uint64_t mask_of(char *names)
 	return mask;
 }
 
+static unsigned int index_of(const char *what, const char *name, const char *const *names,
+			     unsigned int count_)
+{
+	for (unsigned int i = 0; i < count_; i++)
+		if (!strcmp(name, names[i]))
+			return i;
+	fprintf(stderr, "torture: no %s '%s'\n", what, name);
+	exit(2);
+}
+
 static int kind_of(const char *name)
 {
-	static const char *const kinds[] = { "mix", "faults", "ring", "slots" };
+	static const char *const kinds[KIND_COUNT] = { "mix", "faults", "ring", "slots" };
 
-	for (int i = 0; i < KIND_COUNT; i++)
-		if (!strcmp(name, kinds[i]))
-			return i;
-	fprintf(stderr, "torture: no kind '%s'\n", name);
-	exit(2);
+	return (int)index_of("kind", name, kinds, KIND_COUNT);
+}
+
+/* In the order of enum kvmem_backing. */
+static uint32_t backing_of(const char *name)
+{
+	static const char *const backings[] = { "any", "guest-memfd", "memfd", "hugetlb",
+						"anonymous" };
+
+	return index_of("backing", name, backings, 5);
 }
 
 static void parse(int argc, char **argv)
@@ -276,10 +293,11 @@ static void parse(int argc, char **argv)
 		{ "seed", 1, NULL, 's' },    { "seconds", 1, NULL, 't' },
 		{ "minutes", 1, NULL, 'm' }, { "rounds", 1, NULL, 'n' },
 		{ "round", 1, NULL, 'r' },   { "kind", 1, NULL, 'k' },
-		{ "without", 1, NULL, 'w' }, { "only", 1, NULL, 'o' },
-		{ "shrink", 0, NULL, 'S' },  { "hang", 1, NULL, 'H' },
-		{ "hold", 0, NULL, 'h' },    { "verbose", 0, NULL, 'v' },
-		{ "help", 0, NULL, '?' },    { NULL, 0, NULL, 0 },
+		{ "backing", 1, NULL, 'b' }, { "without", 1, NULL, 'w' },
+		{ "only", 1, NULL, 'o' },    { "shrink", 0, NULL, 'S' },
+		{ "hang", 1, NULL, 'H' },    { "hold", 0, NULL, 'h' },
+		{ "verbose", 0, NULL, 'v' }, { "help", 0, NULL, '?' },
+		{ NULL, 0, NULL, 0 },
 	};
 	int c;
 
@@ -303,6 +321,9 @@ static void parse(int argc, char **argv)
 			break;
 		case 'k':
 			options.kind = kind_of(optarg);
+			break;
+		case 'b':
+			options.backing = backing_of(optarg);
 			break;
 		case 'w':
 			options.mask &= ~mask_of(optarg);

@@ -149,6 +149,8 @@ static void create_memory(struct round *round, struct area *area, uint32_t pages
 	int r;
 
 	area->backing = some_backing(round);
+	if (options.backing)
+		area->backing = options.backing;
 	area->unit = area->backing == KVMEM_BACKING_HUGETLB ? 512 : 1;
 	area->pages = (pages + area->unit - 1) / area->unit * area->unit;
 	r = create_region(round, area, tracked);

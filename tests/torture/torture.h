@@ -95,7 +95,8 @@ struct options {
 	double seconds;
 	uint64_t mask; /* bit i: operations of kind i may happen */
 	unsigned int first_round, rounds;
-	int kind; /* -1: by seed */
+	int kind;	  /* -1: by seed */
+	uint32_t backing; /* 0: by seed */
 	double hang_seconds;
 	bool verbose, hold, one_round, want_shrink;
 	bool shrink; /* it is being done: failures are not told */
