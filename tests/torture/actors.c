@@ -32,15 +32,20 @@ void end(struct thread *thread, const struct span *span, int64_t result)
 	unclaim(span);
 }
 
-/* Any pages: for what needs no claim. */
+/* A page that populate fills in part is zero in the rest: so ask for whole ones. */
+struct span some_pages_of(struct thread *thread, struct area *area, uint32_t most)
+{
+	uint32_t unit = area->unit, first = (uint32_t)below(&thread->rng, area->pages / unit);
+	uint32_t n = (uint32_t)between(&thread->rng, 1, (most + unit - 1) / unit);
+
+	if (n > area->pages / unit - first)
+		n = area->pages / unit - first;
+	return (struct span){ area, first * unit, n * unit, CLAIM_SHARED, 0 };
+}
+
 struct span some_pages(struct thread *thread, uint32_t most)
 {
-	struct area *area = some_area(thread);
-	uint32_t first = (uint32_t)below(&thread->rng, area->pages);
-	uint32_t n = (uint32_t)between(&thread->rng, 1, most);
-
-	return (struct span){ area, first, n < area->pages - first ? n : area->pages - first,
-			      CLAIM_SHARED, 0 };
+	return some_pages_of(thread, some_area(thread), most);
 }
 
 /* ---- content ---- */
@@ -126,7 +131,9 @@ int populate_pages(struct thread *thread, const struct span *span)
 	struct kvmem_populate_opts o = KVMEM_POPULATE_OPTS_INIT;
 
 	o.threads = (uint32_t)between(&thread->rng, 0, 2);
-	o.chunk_bytes = one_in(&thread->rng, 2) ? 0 : between(&thread->rng, 1, 32) * PAGE;
+	o.chunk_bytes = one_in(&thread->rng, 2)
+				? 0
+				: between(&thread->rng, 1, 32) * PAGE * span->area->unit;
 	o.flags = one_in(&thread->rng, 4) ? KVMEM_POPULATE_KEEP_ZERO : 0;
 	o.method = one_in(&thread->rng, 2) ? KVMEM_FILL_AUTO
 					   : (uint32_t)between(&thread->rng, 1, KVMEM_FILL_COPY);
@@ -167,8 +174,6 @@ static void prefetch(struct thread *thread)
 			return;
 		runs[i] = (struct kvmem_run){ s.area->region, (uint64_t)s.first * PAGE,
 					      (uint64_t)s.count * PAGE };
-		if (s.area->unit > 1)
-			runs[i].offset = runs[i].offset / s.area->unit / PAGE * s.area->unit * PAGE;
 	}
 	pthread_rwlock_rdlock(&round->pager_gate);
 	if (round->pager_state != PAGER_NONE) {

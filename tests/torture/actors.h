@@ -9,7 +9,8 @@
 struct area *some_area(struct thread *thread);
 bool claim_some(struct thread *thread, enum claim how, unsigned int flags, uint32_t most,
 		struct span *span);
-/* Any pages, not claimed. */
+/* Any pages, not claimed: for what needs no claim. */
+struct span some_pages_of(struct thread *thread, struct area *area, uint32_t most);
 struct span some_pages(struct thread *thread, uint32_t most);
 void begin(struct thread *thread, enum operation op, const struct span *span, uint64_t argument);
 /* The end of the operation and of the claim. */

@@ -230,7 +230,7 @@ static void guest_poison(struct thread *thread)
 	struct span span;
 
 	if (!area->paged || area->source->kind != SOURCE_CALLBACK ||
-	    !claim(area, &thread->rng, CLAIM_EXCLUSIVE, CLAIM_ATTACHED,
+	    !claim(area, &thread->rng, CLAIM_EXCLUSIVE, CLAIM_ATTACHED | CLAIM_UNITS,
 		   (uint32_t)between(&thread->rng, 1, 12), &span))
 		return;
 	op_begin(thread, OP_GUEST_POISON, area, span.first, span.count, span.gpa);

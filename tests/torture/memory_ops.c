@@ -178,7 +178,7 @@ void protect(struct thread *thread)
 	struct span span;
 	void *at;
 
-	if (!claim_some(thread, CLAIM_EXCLUSIVE, 0, 40, &span))
+	if (!claim_some(thread, CLAIM_EXCLUSIVE, CLAIM_UNITS, 40, &span))
 		return;
 	if (!span.area->paged && !thread->round->populated) {
 		unclaim(&span);

@@ -434,10 +434,7 @@ static bool add_area(struct round *round, struct thread *thread, struct area *ar
 static void populate_parts(struct thread *thread, struct area *area)
 {
 	for (unsigned int i = 0; i < 6; i++) {
-		uint32_t first = (uint32_t)below(&thread->rng, area->pages);
-		struct span span = { area, first,
-				     (uint32_t)between(&thread->rng, 1, area->pages - first),
-				     CLAIM_SHARED, 0 };
+		struct span span = some_pages_of(thread, area, area->pages);
 
 		op_begin(thread, OP_POPULATE, area, span.first, span.count, 0);
 		op_end(thread, populate_pages(thread, &span));
