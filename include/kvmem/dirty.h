@@ -88,7 +88,8 @@ KVMEM_API const char *kvmem_dirty_get_reason(const struct kvmem_dirty *dirty);
  *
  * Slots attached later are logged from their first moment. With FIRST_ALL each slot begins as if all of it
  * had been written: the first pass of a migration, which the kernel then starts for less. Errors: -EBUSY
- * (started), -EOPNOTSUPP (a direct slot), -ENOMEM. One thread at a time per object.
+ * (started), -EOPNOTSUPP (a direct slot), -EAGAIN (no thread for the reaper), -ENOMEM, -EDEADLK. One thread at
+ * a time per object.
  */
 KVMEM_API int kvmem_dirty_start(struct kvmem_dirty *dirty);
 

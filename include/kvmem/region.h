@@ -125,7 +125,8 @@ KVMEM_API int kvmem_region_create(struct kvmem_vm *vm, const struct kvmem_region
  *
  * Pages that a dirty tracker has not reported yet are gone with it. Errors: -EBUSY while a pager
  * serves it or a populate fills it; where KVM refuses to delete a slot, its own: the region stays, with
- * the slots that are left. NULL is allowed. One thread at a time per object.
+ * the slots that are left; -EDEADLK in a callback of this library. NULL is allowed. One thread at a time per
+ * object.
  */
 KVMEM_API int kvmem_region_free(struct kvmem_region *region);
 
@@ -158,8 +159,8 @@ KVMEM_API int kvmem_region_private_fd(const struct kvmem_region *region);
  * it. When a dirty tracker is started on the VM, the slot is tracked from its first moment. Errors:
  * -EINVAL, -ERANGE (beyond the region or the guest's physical addresses), -EEXIST (overlaps another
  * slot, or slot number taken), -EBUSY (ring entries of the number's last slot are not reset yet),
- * -ENOSPC (no slot left), -EOPNOTSUPP (flag and slot form exclude each other), -EDEADLK (from
- * kvmem_dirty_opts.foreign), -ENOMEM. May be called from any thread.
+ * -ENOSPC (no slot left), -EOPNOTSUPP (flag and slot form exclude each other), -EDEADLK (in a
+ * callback of this library), -ENOMEM. May be called from any thread.
  */
 KVMEM_API int kvmem_region_attach(struct kvmem_region *region, uint64_t offset, uint64_t bytes,
 				  uint64_t gpa, uint32_t slot, uint32_t flags, uint32_t *ret_slot);

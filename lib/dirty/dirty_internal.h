@@ -31,6 +31,9 @@
  * own rings do not wait for each other (the kernel resets one at a time in any case). Inside
  * mark_lock region->lock is only tried, never waited for.
  *
+ * vm->change_lock guards the array of regions, with vm->lock, for those that come with a change and
+ * must not wait for vm->lock: regions that they make wait in `late` for the next harvest.
+ *
  * Of a region's two maps, `batch` belongs to the thread that harvests and hands out, `pending` to
  * all.
  */
@@ -40,6 +43,7 @@
 #include "dirty/ring.h"
 
 struct km_dirty_region {
+	struct km_dirty_region *next; /* in kvmem_dirty.late */
 	struct kvmem_region *region;
 	struct km_dmap batch;
 	struct km_dmap pending;
@@ -73,6 +77,7 @@ struct km_doubt {
 	uint32_t slot;
 	uint64_t word;
 	uint64_t mask;
+	uint64_t old; /* of mask: written down before the harvest under way took the rings */
 };
 
 #define KM_DOUBTS 512
@@ -118,6 +123,8 @@ struct kvmem_dirty {
 	struct km_ring_slots table;
 	struct km_dirty_region **regions;
 	size_t region_count, region_room;
+	struct km_dirty_region
+		*_Atomic late; /* made by a change, to join the others: change_lock */
 	struct km_dirty_vcpu **vcpus;
 	size_t vcpu_count, vcpu_room;
 	pthread_rwlock_t mark_lock;
@@ -154,6 +161,11 @@ int km_dirty_region_get(struct kvmem_dirty *d, struct kvmem_region *region,
 			struct km_dirty_region **ret);
 struct km_dirty_region *km_dirty_region_find(const struct kvmem_dirty *d,
 					     const struct kvmem_region *region);
+/* For a change, under vm->change_lock: find it, for writing make it. */
+struct km_dirty_region *km_dirty_region_late(struct kvmem_dirty *d, struct kvmem_region *region,
+					     bool make);
+/* Regions that changes have made join the others: takes both locks itself. */
+void km_dirty_regions_join(struct kvmem_dirty *d);
 void km_dirty_region_free(struct kvmem_dirty *d, const struct kvmem_region *region);
 void km_dirty_regions_free(struct kvmem_dirty *d);
 
@@ -176,7 +188,8 @@ void km_dirty_protect_end(struct kvmem_dirty *d);
 void km_doubt_run(struct kvmem_dirty *d, const struct km_ring_run *run);
 void km_doubt_all(struct kvmem_dirty *d);
 uint64_t km_doubt_pages(const struct kvmem_dirty *d);
-/* In a harvest, with what the rings held in `batch`: takes mark_lock itself. */
+/* In a harvest, before and after it has taken the rings into `batch`: take mark_lock themselves. */
+void km_doubt_begin(struct kvmem_dirty *d);
 void km_doubt_report(struct kvmem_dirty *d, bool batch_was_empty);
 /* A slot or region goes: its pages are pending, for the last time. */
 void km_doubt_slot_gone(struct kvmem_dirty *d, uint32_t slot);

@@ -33,13 +33,14 @@ static void write_down(struct kvmem_dirty *d, uint32_t slot, struct km_dirty_slo
 
 		if (q->dr == s->dr && q->word == word && q->slot == slot) {
 			q->mask |= mask;
+			q->old &= ~mask;
 			return;
 		}
 	}
 	if (d->doubt_count == KM_DOUBTS)
 		suspect(d, s);
 	else
-		d->doubts[d->doubt_count++] = (struct km_doubt){ s->dr, slot, word, mask };
+		d->doubts[d->doubt_count++] = (struct km_doubt){ s->dr, slot, word, mask, 0 };
 }
 
 static uint64_t run_span(uint64_t mask)
@@ -120,13 +121,23 @@ static bool protect_again(struct kvmem_dirty *d, const struct km_doubt *q)
 	return true;
 }
 
-/* What the rings hold of them was logged after the reset that is in doubt. */
+void km_doubt_begin(struct kvmem_dirty *d)
+{
+	if (!d->doubt_count)
+		return;
+	pthread_rwlock_wrlock(&d->mark_lock);
+	for (size_t i = 0; i < d->doubt_count; i++)
+		d->doubts[i].old = d->doubts[i].mask;
+	pthread_rwlock_unlock(&d->mark_lock);
+}
+
+/* What the rings held of the old ones is marked since, and goes through another reset. */
 static void drop_logged(struct kvmem_dirty *d)
 {
 	for (size_t i = d->doubt_count; i--;) {
 		struct km_doubt *q = &d->doubts[i];
 
-		q->mask &= ~q->dr->batch.l0[q->word];
+		q->mask &= ~(q->dr->batch.l0[q->word] & q->old);
 		if (!q->mask)
 			drop(d, i);
 	}

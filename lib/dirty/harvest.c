@@ -53,6 +53,7 @@ static int take_log(struct kvmem_dirty *d)
 
 	if (d->mode != KVMEM_DIRTY_RING)
 		return km_dirty_log_fetch(d);
+	km_doubt_begin(d);
 	km_dirty_take_all(d, false);
 	km_doubt_report(d, empty);
 	return 0;
@@ -67,7 +68,7 @@ static int64_t harvest_locked(struct kvmem_dirty *d)
 		return r;
 	pages = merge_pending(d);
 	/* Only entries of the VMM's own slots: nobody will commit them. */
-	if (!pages && d->mode == KVMEM_DIRTY_RING)
+	if (!pages && atomic_load(&d->marked))
 		r = km_dirty_reset(d, false);
 	if (r)
 		return r;
@@ -87,7 +88,7 @@ static int harvest_check(struct kvmem_dirty *d, struct kvmem_batch **ret_batch)
 	if (!d || !ret_batch)
 		return km_fail(EINVAL, "kvmem_dirty_harvest: %s is NULL",
 			       d ? "ret_batch" : "dirty");
-	r = km_callback_check("kvmem_dirty_harvest", d);
+	r = km_callback_check("kvmem_dirty_harvest", NULL);
 	if (r)
 		return r;
 	if (!d->started)
@@ -110,6 +111,8 @@ int64_t kvmem_dirty_harvest(struct kvmem_dirty *dirty, struct kvmem_batch **ret_
 {
 	int64_t r = harvest_check(dirty, ret_batch);
 
+	if (!r)
+		km_dirty_regions_join(dirty);
 	if (!r)
 		r = km_dirty_repair(dirty);
 	if (r < 0)
@@ -161,7 +164,7 @@ int64_t kvmem_dirty_commit(struct kvmem_dirty *dirty, struct kvmem_batch *batch)
 	if (!dirty || !batch || batch != dirty->batch)
 		return km_fail(EINVAL, "kvmem_dirty_commit: %s",
 			       dirty ? "not the batch that is out" : "dirty is NULL");
-	r = km_callback_check("kvmem_dirty_commit", dirty);
+	r = km_callback_check("kvmem_dirty_commit", NULL);
 	if (r)
 		return r;
 	if (batch->state == KM_BATCH_COMMITTED)

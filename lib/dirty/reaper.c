@@ -68,7 +68,10 @@ int km_dirty_reaper_start(struct kvmem_dirty *d)
 	d->reaper.quit = false;
 	r = km_sys_thread_create(&d->reaper.thread, "kvmem-reaper", reaper_main, d);
 	if (r < 0)
-		return km_fail((int)-r, "reaper thread: %m");
+		return km_fail(
+			(int)-r,
+			"kvmem_dirty_start: a thread for KVMEM_DIRTY_REAPER: %m; see RLIMIT_NPROC, the "
+			"cgroup's pids.max and RLIMIT_AS");
 	d->reaper.running = true;
 	return 0;
 }

@@ -56,20 +56,97 @@ static int region_new(struct kvmem_dirty *d, struct kvmem_region *region,
 	return r;
 }
 
+/* There is room. */
+static void append(struct kvmem_dirty *d, struct km_dirty_region *dr)
+{
+	d->regions[d->region_count++] = dr;
+}
+
+static struct km_dirty_region *find_late(const struct kvmem_dirty *d,
+					 const struct kvmem_region *region)
+{
+	struct km_dirty_region *dr = d->late;
+
+	while (dr && dr->region != region)
+		dr = dr->next;
+	return dr;
+}
+
+static void unlink_late(struct kvmem_dirty *d, struct km_dirty_region *dr)
+{
+	struct km_dirty_region *before = d->late;
+
+	if (before == dr) {
+		d->late = dr->next;
+		return;
+	}
+	while (before->next != dr)
+		before = before->next;
+	before->next = dr->next;
+}
+
+static int join(struct kvmem_dirty *d, struct km_dirty_region *dr)
+{
+	int r = km_dirty_room(&d->regions, d->region_count, &d->region_room);
+
+	if (r)
+		return r;
+	unlink_late(d, dr);
+	append(d, dr);
+	return 0;
+}
+
+struct km_dirty_region *km_dirty_region_late(struct kvmem_dirty *d, struct kvmem_region *region,
+					     bool make)
+{
+	struct km_dirty_region *dr = km_dirty_region_find(d, region);
+
+	if (!dr)
+		dr = find_late(d, region);
+	if (dr || !make || region_new(d, region, &dr))
+		return dr;
+	dr->next = d->late;
+	d->late = dr;
+	return dr;
+}
+
+static int get_locked(struct kvmem_dirty *d, struct kvmem_region *region,
+		      struct km_dirty_region **ret)
+{
+	int r;
+
+	*ret = km_dirty_region_late(d, region, false);
+	if (*ret)
+		return find_late(d, region) ? join(d, *ret) : 0;
+	r = km_dirty_room(&d->regions, d->region_count, &d->region_room);
+	if (!r)
+		r = region_new(d, region, ret);
+	if (!r)
+		append(d, *ret);
+	return r;
+}
+
 int km_dirty_region_get(struct kvmem_dirty *d, struct kvmem_region *region,
 			struct km_dirty_region **ret)
 {
 	int r;
 
-	*ret = km_dirty_region_find(d, region);
-	if (*ret)
-		return 0;
-	r = km_dirty_room(&d->regions, d->region_count, &d->region_room);
-	if (!r)
-		r = region_new(d, region, ret);
-	if (!r)
-		d->regions[d->region_count++] = *ret;
+	pthread_rwlock_wrlock(&d->vm->change_lock);
+	r = get_locked(d, region, ret);
+	pthread_rwlock_unlock(&d->vm->change_lock);
 	return r;
+}
+
+void km_dirty_regions_join(struct kvmem_dirty *d)
+{
+	if (!d->late)
+		return;
+	pthread_rwlock_wrlock(&d->vm->lock);
+	pthread_rwlock_wrlock(&d->vm->change_lock);
+	while (d->late && !join(d, d->late)) /* without memory, by the next harvest */
+		;
+	pthread_rwlock_unlock(&d->vm->change_lock);
+	pthread_rwlock_unlock(&d->vm->lock);
 }
 
 /* Of those that kvmem_batch_next() has in store. */
@@ -96,26 +173,49 @@ static void leave_batch(struct kvmem_batch *b, struct km_dirty_region *dr, size_
 		b->region--;
 }
 
-void km_dirty_region_free(struct kvmem_dirty *d, const struct kvmem_region *region)
+static struct km_dirty_region *take_out(struct kvmem_dirty *d, const struct kvmem_region *region)
 {
-	struct km_dirty_region *dr = km_dirty_region_find(d, region);
+	struct km_dirty_region *dr = find_late(d, region);
 	size_t i = 0;
 
+	if (dr)
+		unlink_late(d, dr);
+	if (dr)
+		return dr;
+	dr = km_dirty_region_find(d, region);
 	if (!dr)
-		return;
+		return NULL;
 	while (d->regions[i] != dr)
 		i++;
 	if (d->batch)
 		leave_batch(d->batch, dr, i);
 	d->region_count--;
 	memmove(&d->regions[i], &d->regions[i + 1], (d->region_count - i) * sizeof(*d->regions));
-	region_destroy(dr);
+	return dr;
 }
 
+void km_dirty_region_free(struct kvmem_dirty *d, const struct kvmem_region *region)
+{
+	struct km_dirty_region *dr;
+
+	pthread_rwlock_wrlock(&d->vm->change_lock);
+	dr = take_out(d, region);
+	pthread_rwlock_unlock(&d->vm->change_lock);
+	if (dr)
+		region_destroy(dr);
+}
+
+/* No change comes any more. */
 void km_dirty_regions_free(struct kvmem_dirty *d)
 {
 	while (d->region_count)
 		region_destroy(d->regions[--d->region_count]);
+	while (d->late) {
+		struct km_dirty_region *dr = d->late;
+
+		d->late = dr->next;
+		region_destroy(dr);
+	}
 }
 
 void km_dirty_slot_whole(struct km_dirty_slot *s)

@@ -128,8 +128,6 @@ int km_dirty_reset(struct kvmem_dirty *d, bool always)
 {
 	int r;
 
-	if (!always && !atomic_load(&d->marked))
-		return 0;
 	pthread_rwlock_wrlock(&d->mark_lock);
 	r = reset_marked(d, always);
 	atomic_store(&d->marked, anything_marked(d));

@@ -180,29 +180,28 @@ static void region_freed(void *arg, const struct kvmem_region *region)
 	struct kvmem_dirty *d = arg;
 	struct km_dirty_region *dr = km_dirty_region_find(d, region);
 
-	if (!dr)
-		return;
-	km_doubt_forget(d, dr);
+	if (dr)
+		km_doubt_forget(d, dr);
 	km_dirty_region_free(d, region);
 }
 
-/* The record of a region that no slot shows yet is made here, and so needs the lock for writing. */
+/* The record of a region that no slot shows yet is made here. */
 static bool changed(void *arg, struct kvmem_region *region, uint64_t offset, uint64_t bytes,
 		    bool exclusive)
 {
 	struct kvmem_dirty *d = arg;
-	struct km_dirty_region *dr = km_dirty_region_find(d, region);
+	struct km_dirty_region *dr;
 	uint64_t first = offset >> d->page_shift;
 	uint64_t end = (offset + bytes + (1ull << d->page_shift) - 1) >> d->page_shift;
+	bool wanted = region->plan.granted & KVMEM_WANT_DIRTY;
 
-	if (!dr && !(region->plan.granted & KVMEM_WANT_DIRTY))
-		return true;
-	if (!dr && !exclusive)
+	dr = km_dirty_region_late(d, region, wanted && exclusive);
+	if (!dr && wanted && !exclusive)
 		return false;
-	if (!dr && km_dirty_region_get(d, region, &dr)) {
+	if (!dr && wanted)
 		atomic_store(&d->untold, true); /* the next harvest says so */
+	if (!dr)
 		return true;
-	}
 	km_dmap_set_range_shared(&dr->pending, first, end - first);
 	km_count_shared(&d->stats.pages_changed, end - first);
 	return true;

@@ -94,7 +94,7 @@ static int start_locked(struct kvmem_dirty *d)
 	d->harvested_at = km_sys_now_ns();
 	d->started = true;
 	atomic_store(&d->untold, false);
-	atomic_store(&d->vm->tracking, true);
+	km_vm_set_tracking(d->vm, true);
 	return 0;
 }
 
@@ -104,7 +104,7 @@ int kvmem_dirty_start(struct kvmem_dirty *dirty)
 
 	if (!dirty)
 		return km_fail(EINVAL, "kvmem_dirty_start: dirty is NULL");
-	r = km_callback_check("kvmem_dirty_start", dirty);
+	r = km_callback_check("kvmem_dirty_start", NULL);
 	if (r)
 		return r;
 	if (dirty->started)
@@ -151,10 +151,10 @@ static int stop_locked(struct kvmem_dirty *d)
 	km_dirty_log_disable(d);
 	/* Leave the rings empty: nobody else would, and a vCPU with a full one does not run. */
 	empty_rings(d);
+	km_vm_set_tracking(d->vm, false);
 	km_dirty_slots_forget(d);
 	km_dirty_protect_end(d);
 	d->started = false;
-	atomic_store(&d->vm->tracking, false);
 	return 0;
 }
 
@@ -164,7 +164,7 @@ int kvmem_dirty_stop(struct kvmem_dirty *dirty)
 
 	if (!dirty)
 		return km_fail(EINVAL, "kvmem_dirty_stop: dirty is NULL");
-	r = km_callback_check("kvmem_dirty_stop", dirty);
+	r = km_callback_check("kvmem_dirty_stop", NULL);
 	if (r)
 		return r;
 	if (!dirty->started)

@@ -154,20 +154,27 @@ void km_watch_wake(const struct km_watch *w, uint64_t first, uint64_t count)
 	}
 }
 
+static bool protect_stripe(const struct km_watch *w, uint64_t first, uint64_t count, uint64_t mode)
+{
+	struct uffdio_writeprotect wp = {
+		.range = { .start = w->addr + (first << w->shift), .len = count << w->shift },
+		.mode = mode,
+	};
+
+	return km_uffd_ioctl(km_watch_uffd_of(w, first), UFFDIO_WRITEPROTECT, &wp) >= 0;
+}
+
+/* On and off again: what stayed on would outlive the page, as a marker in its place. */
 bool km_watch_protect(const struct km_watch *w, uint64_t first, uint64_t count)
 {
-	if (!km_watch_can(w, _UFFDIO_WRITEPROTECT))
-		return false;
-	for (uint64_t n; count; first += n, count -= n) {
-		struct uffdio_writeprotect wp = { .mode = UFFDIO_WRITEPROTECT_MODE_WP };
+	bool done = km_watch_can(w, _UFFDIO_WRITEPROTECT);
 
+	for (uint64_t n; done && count; first += n, count -= n) {
 		n = km_watch_in_stripe(w, first, count);
-		wp.range.start = w->addr + (first << w->shift);
-		wp.range.len = n << w->shift;
-		if (km_uffd_ioctl(km_watch_uffd_of(w, first), UFFDIO_WRITEPROTECT, &wp) < 0)
-			return false;
+		done = protect_stripe(w, first, n, UFFDIO_WRITEPROTECT_MODE_WP);
+		done = done && protect_stripe(w, first, n, 0);
 	}
-	return true;
+	return done;
 }
 
 /* ---- registering ---- */

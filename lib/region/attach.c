@@ -70,7 +70,7 @@ int kvmem_region_attach(struct kvmem_region *region, uint64_t offset, uint64_t b
 		return km_fail(EINVAL, "kvmem_region_attach: the region was created without a VM");
 	r = attach_check(region, offset, bytes, gpa, flags);
 	if (!r)
-		r = km_callback_check("kvmem_region_attach", region->vm);
+		r = km_callback_check("kvmem_region_attach", NULL);
 	if (r)
 		return r;
 	bind(&want, region);
@@ -92,7 +92,7 @@ int kvmem_region_detach(struct kvmem_region *region, uint32_t slot)
 		return km_fail(EINVAL, "kvmem_region_detach: region is NULL");
 	if (!region->vm)
 		return km_fail(ENOENT, "kvmem_region_detach: the region was created without a VM");
-	r = km_callback_check("kvmem_region_detach", region->vm);
+	r = km_callback_check("kvmem_region_detach", NULL);
 	if (r)
 		return r;
 	pthread_rwlock_wrlock(&region->vm->lock);

@@ -145,6 +145,9 @@ int kvmem_region_free(struct kvmem_region *region)
 
 	if (!region)
 		return 0;
+	r = km_callback_check("kvmem_region_free", NULL);
+	if (r)
+		return r;
 	pthread_mutex_lock(&region->lock);
 	busy = region->watch || atomic_load(&region->fillers);
 	pthread_mutex_unlock(&region->lock);

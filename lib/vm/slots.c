@@ -201,6 +201,13 @@ void km_slots_free(struct kvmem_vm *vm)
 	km_sys_free(vm->slots);
 }
 
+void km_vm_set_tracking(struct kvmem_vm *vm, bool on)
+{
+	pthread_rwlock_wrlock(&vm->change_lock);
+	atomic_store(&vm->tracking, on);
+	pthread_rwlock_unlock(&vm->change_lock);
+}
+
 /* True when the hook has done it. */
 static bool tell(struct kvmem_vm *vm, struct kvmem_region *region, uint64_t offset, uint64_t bytes,
 		 bool exclusive)
@@ -216,12 +223,12 @@ void km_vm_changed(struct kvmem_vm *vm, struct kvmem_region *region, uint64_t of
 
 	if (!vm || !bytes || !atomic_load(&vm->tracking))
 		return;
-	pthread_rwlock_rdlock(&vm->lock);
+	pthread_rwlock_rdlock(&vm->change_lock);
 	told = tell(vm, region, offset, bytes, false);
-	pthread_rwlock_unlock(&vm->lock);
+	pthread_rwlock_unlock(&vm->change_lock);
 	if (told)
 		return;
-	pthread_rwlock_wrlock(&vm->lock);
+	pthread_rwlock_wrlock(&vm->change_lock);
 	tell(vm, region, offset, bytes, true);
-	pthread_rwlock_unlock(&vm->lock);
+	pthread_rwlock_unlock(&vm->change_lock);
 }

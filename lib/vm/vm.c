@@ -91,6 +91,7 @@ static int vm_new(int kvm_fd, int vm_fd, bool adopted, int64_t slots, const stru
 		return r;
 	}
 	init_lock(&vm->lock);
+	init_lock(&vm->change_lock);
 	*ret_vm = vm;
 	return 0;
 }
@@ -161,6 +162,7 @@ int kvmem_vm_free(struct kvmem_vm *vm)
 			users);
 	kvmem_caps_free(vm->caps);
 	pthread_rwlock_destroy(&vm->lock);
+	pthread_rwlock_destroy(&vm->change_lock);
 	km_sys_close(vm->fd);
 	km_slots_free(vm);
 	km_sys_free(vm);

@@ -56,8 +56,9 @@ struct km_slot_hooks {
 	/* kvmem_region_free(), after its slots are gone: forget the region. */
 	void (*region_freed)(void *arg, const struct kvmem_region *region);
 	/*
-	 * The library itself changed the content of pages. vm->lock is held for writing when
-	 * `exclusive`, else for reading; false, then, asks to be called again with it for writing.
+	 * The library itself changed the content of pages. vm->change_lock, and no other, is held: for
+	 * writing when `exclusive`, else for reading; false, then, asks to be called again with it for
+	 * writing.
 	 */
 	bool (*changed)(void *arg, struct kvmem_region *region, uint64_t offset, uint64_t bytes,
 			bool exclusive);
@@ -79,8 +80,14 @@ struct kvmem_vm {
 	struct km_slot **by_id[KM_SLOT_SPACES]; /* max_slots each, made on first need */
 	const struct km_slot_hooks *hooks;
 	void *hooks_arg;
-	_Atomic bool tracking;	    /* a tracker is started; changes with lock held for writing */
-	uint32_t ring_entries;	    /* of the dirty rings; 0: off. Once on, on for the VM's life */
+	/*
+	 * What km_vm_changed() needs, and nothing else: vm->lock is held for writing across calls that
+	 * wait until vCPUs have left their faults, and these may be waiting for who calls it. Taken inside
+	 * vm->lock; never held across an ioctl or a callback.
+	 */
+	pthread_rwlock_t change_lock;
+	_Atomic bool tracking; /* a tracker is started; changes with change_lock held for writing */
+	uint32_t ring_entries; /* of the dirty rings; 0: off. Once on, on for the VM's life */
 	_Atomic unsigned int users; /* regions and the tracker */
 };
 
@@ -100,13 +107,16 @@ struct km_slot *km_slot_find(const struct kvmem_vm *vm, uint32_t id);
 int km_slot_set(struct kvmem_vm *vm, const struct km_slot *slot, bool logged);
 int km_slot_delete(struct kvmem_vm *vm, const struct km_slot *slot);
 
+/* A tracker starts or stops: from its return on, changed() is called or is not under way. */
+void km_vm_set_tracking(struct kvmem_vm *vm, bool on);
+
 /* The table's memory; no slot is in it any more. */
 void km_slots_free(struct kvmem_vm *vm);
 
 /*
  * The library has changed the content of pages (discard, populate, mark_present; not what a pager
  * brings in from its source): the next harvest reports them. Called after the change was made,
- * without any lock held: it takes vm->lock for reading. vm may be NULL. Costs one load while no
+ * under any lock but vm->change_lock, which it takes itself. vm may be NULL. Costs one load while no
  * tracker is started.
  */
 void km_vm_changed(struct kvmem_vm *vm, struct kvmem_region *region, uint64_t offset,

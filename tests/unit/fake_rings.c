@@ -362,6 +362,7 @@ void fk_reset(void)
 	fk.vm.manual_known = true;
 	ck_assert_int_eq(km_caps_create(-1, FK_VM_FD, 0, &fk.vm.caps), 0);
 	pthread_rwlock_init(&fk.vm.lock, NULL);
+	pthread_rwlock_init(&fk.vm.change_lock, NULL);
 	region_init(&fk.a, FK_SLOT_PAGES, FK_RAM_A);
 	region_init(&fk.b, FK_SLOT_PAGES / 2, FK_RAM_B);
 	atomic_store(&fake.calls, 0); /* fail_at counts the test's own */
@@ -379,6 +380,7 @@ void fk_done(void)
 	kvmem_caps_free(fk.vm.caps);
 	km_slots_free(&fk.vm);
 	pthread_rwlock_destroy(&fk.vm.lock);
+	pthread_rwlock_destroy(&fk.vm.change_lock);
 	ck_assert_int_eq(fake.allocs, 0);
 	ck_assert(!fk.signals_open);
 }

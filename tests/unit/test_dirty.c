@@ -1304,6 +1304,124 @@ TEST(k15_49_what_is_not_tracked_is_counted_and_said)
 }
 END
 
+/* ---- threads beside each other ---- */
+
+static struct {
+	atomic_bool taking, committed;
+} beside;
+
+/* In the take of a full ring, after a page of ours: it stays there until the commit is through. */
+static void hold_take(void *arg, uint32_t slot, uint64_t page, uint32_t flags)
+{
+	(void)arg, (void)slot, (void)page, (void)flags;
+	atomic_store(&beside.taking, true);
+	for (int i = 0; i < 300 && !atomic_load(&beside.committed); i++)
+		usleep(1000);
+}
+
+static void *empty_full_ring(void *arg)
+{
+	(void)arg;
+	ck_assert_int_eq(kvmem_dirty_ring_full(dirty, FK_VCPU_FD), 0);
+	return NULL;
+}
+
+/* A page that another thread has just taken is in the batch: its entry is reset by the commit too. */
+TEST(k1_2_commit_waits_for_who_takes_entries)
+{
+	struct kvm_userspace_memory_region m = {
+		.slot = 5,
+		.memory_size = 200 * PAGE,
+		.userspace_addr = 1ull << 40,
+		.flags = KVM_MEM_LOG_DIRTY_PAGES,
+		.guest_phys_addr = 5ull << 30,
+	};
+	struct kvmem_dirty_opts o = KVMEM_DIRTY_OPTS_INIT;
+	pthread_t t;
+
+	memset(&beside, 0, sizeof(beside));
+	fk_reset();
+	o.mode = KVMEM_DIRTY_RING;
+	o.ring_entries = 256;
+	o.foreign = hold_take;
+	ck_assert_int_eq(kvmem_dirty_create(&fk.vm, &o, &dirty), 0);
+	start_all();
+	ck_assert_int_eq(km_sys_ioctl(FK_VM_FD, KVM_SET_USER_MEMORY_REGION, &m), 0);
+	fk_write(0, 0, 7);
+	fk_write(0, 5, 1);
+	ck_assert_int_eq(pthread_create(&t, NULL, empty_full_ring, NULL), 0);
+	while (!atomic_load(&beside.taking))
+		usleep(100);
+	dirty->vcpu_count = 0; /* the harvest has passed this ring before */
+	ck_assert_int_eq(kvmem_dirty_harvest(dirty, &batch), 1);
+	dirty->vcpu_count = 1;
+	ck_assert_int_eq(kvmem_dirty_commit(dirty, batch), 0);
+	ck_assert(!fk.slots[0].open[7]);
+	atomic_store(&beside.committed, true);
+	pthread_join(t, NULL);
+	close_all();
+}
+END
+
+/* In doubt since a reset that came after the harvest had taken the rings: it stays in doubt. */
+TEST(k1_3_a_doubt_that_is_younger_than_the_entry)
+{
+	open_ring();
+	fk.a.fd = -1;
+	fk.uffd_errno = EPERM;
+	fk_write(0, 0, 7);
+	pthread_rwlock_rdlock(&fk.vm.lock);
+	km_doubt_begin(dirty);
+	ck_assert_uint_eq(km_dirty_take_all(dirty, false), 1);
+	fk.interrupt_after = 1;
+	fk.interrupt_times = 1;
+	ck_assert_int_eq(km_dirty_reset(dirty, false), 0);
+	km_doubt_report(dirty, true);
+	pthread_rwlock_unlock(&fk.vm.lock);
+	ck_assert(fk.slots[0].open[7]);
+	ck_assert_uint_eq(dirty->doubt_count, 1);
+	ck_assert_int_eq(sync_with(7), 1);
+	ck_assert_int_eq(sync_with(7), 1);
+	close_all();
+}
+END
+
+static void *change(void *arg)
+{
+	km_vm_changed(&fk.vm, arg, PAGE, PAGE);
+	return NULL;
+}
+
+/* Who holds it for writing may wait for a vCPU whose fault waits for who makes the change. */
+TEST(k3_14_a_change_waits_for_nobody_who_changes_slots)
+{
+	pthread_t t;
+
+	open_ring();
+	pthread_rwlock_wrlock(&fk.vm.lock);
+	ck_assert_int_eq(pthread_create(&t, NULL, change, &fk.a), 0);
+	pthread_join(t, NULL);
+	pthread_rwlock_unlock(&fk.vm.lock);
+	ck_assert_int_eq(kvmem_dirty_harvest(dirty, &batch), 1);
+	close_all();
+
+	fk_reset(); /* a region that no slot shows */
+	ck_assert_int_eq(create(KVMEM_DIRTY_RING, 256, 0), 0);
+	ck_assert_int_eq(kvmem_dirty_start(dirty), 0);
+	pthread_rwlock_wrlock(&fk.vm.lock);
+	ck_assert_int_eq(pthread_create(&t, NULL, change, &fk.a), 0);
+	pthread_join(t, NULL);
+	pthread_rwlock_unlock(&fk.vm.lock);
+	ck_assert_int_eq(attach(&fk.a, 0, 512, 0, 0), 0);
+	km_vm_changed(&fk.vm, &fk.b, 0, PAGE);
+	pthread_rwlock_wrlock(&fk.vm.lock);
+	fk.vm.hooks->region_freed(fk.vm.hooks_arg, &fk.b);
+	pthread_rwlock_unlock(&fk.vm.lock);
+	ck_assert_int_eq(kvmem_dirty_harvest(dirty, &batch), 1);
+	close_all();
+}
+END
+
 /* ---- every call fails once ---- */
 
 /* 0 when all of it went well. */
@@ -1422,4 +1540,6 @@ HARNESS_MAIN(
 	T(k2_13_a_fallback_leaves_the_error_detail_alone),
 	T(k3_14_changes_of_the_librarys_own_come_with_the_next_batch),
 	T(k3_14_changes_before_the_region_is_attached),
-	T(k15_49_what_is_not_tracked_is_counted_and_said), T(whichever_call_fails_nothing_leaks))
+	T(k15_49_what_is_not_tracked_is_counted_and_said),
+	T(k1_2_commit_waits_for_who_takes_entries), T(k1_3_a_doubt_that_is_younger_than_the_entry),
+	T(k3_14_a_change_waits_for_nobody_who_changes_slots), T(whichever_call_fails_nothing_leaks))
