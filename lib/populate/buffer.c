@@ -26,7 +26,9 @@ static int read_source(struct km_filler *w, uint64_t pos, uint8_t *to, uint64_t 
 static int load(struct km_filler *w, uint64_t from, uint64_t to)
 {
 	struct km_fill *f = w->f;
-	uint64_t pos = from < f->offset ? f->offset : from, end = to < f->end ? to : f->end;
+	/* Of a huge page, a whole block can lie before or behind the range. */
+	uint64_t pos = km_min(from < f->offset ? f->offset : from, to);
+	uint64_t end = f->end < pos ? pos : km_min(to, f->end);
 	uint64_t next;
 	uint32_t kind;
 	int r;

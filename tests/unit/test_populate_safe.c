@@ -255,6 +255,32 @@ TEST(k10_30_the_regions_file_was_cut_short)
 }
 END
 
+/* ---- a range that ends, or begins, in the middle of a huge page ---- */
+
+/* Pages of two buffers' size: one of the buffers holds nothing of the range. */
+TEST(k6_20_a_part_of_a_huge_page)
+{
+	static const uint64_t ranges[][2] = {
+		{ 0, 5 * PAGE + 3 }, { 0, BYTES / 2 + 1 }, { BYTES / 2 - 5 * PAGE - 9, 5 * PAGE },
+		{ BYTES - 77, 77 },  { BYTES / 4 + 1, 5 }, { BYTES / 2 - 1, 2 },
+	};
+
+	for (size_t i = 0; i < KM_ARRAY_SIZE(ranges) * KM_ARRAY_SIZE(methods); i++) {
+		const uint64_t *range = ranges[i / KM_ARRAY_SIZE(methods)];
+		struct rig g;
+
+		rig_init(&g, RIG_MEMFD, 7);
+		ck_assert_int_eq(kvmem_source_memory(g.content, range[1], &g.source), 0);
+		memset(g.content, 0x19, BYTES);
+		g.opts.method = methods[i % KM_ARRAY_SIZE(methods)];
+		ck_assert_int_eq(kvmem_populate(&g.r, range[0], g.source, &g.opts, &g.res), 0);
+		memset(g.want + range[0], 0x19, range[1]);
+		rig_expect(&g);
+		rig_free(&g);
+	}
+}
+END
+
 /* ---- little memory ---- */
 
 static _Atomic bool threads_made;
@@ -494,6 +520,7 @@ HARNESS_MAIN(T(k10_30_a_source_that_was_cut_short), T(k10_30_a_source_that_is_cu
 	     T(k10_30_a_source_whose_huge_pages_have_run_out),
 	     T(k10_30_anonymous_memory_is_not_copied_twice),
 	     T(k10_30_the_regions_file_was_cut_short), T(k10_30_buffers_come_before_threads),
+	     T(k6_20_a_part_of_a_huge_page),
 	     T(k10_31_a_limit_of_file_size_is_no_end_of_the_process),
 	     T(k10_31_a_limit_that_comes_down_meanwhile),
 	     T(k12_38_a_descriptor_that_appends_is_not_written_to),
