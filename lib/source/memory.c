@@ -8,7 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/uapi/mm.h"
@@ -69,16 +69,30 @@ static int64_t by_query(int fd, struct reach *m)
 	return 0;
 }
 
+/* What follows the n-th blank. */
+static const char *skip_words(const char *p, unsigned int n)
+{
+	for (; p && n; n--) {
+		p = strchr(p, ' ');
+		p = p ? p + 1 : NULL;
+	}
+	return p;
+}
+
 /* "start-end perms offset device inode [path]" */
 static bool parse_line(const char *line, struct reach *m)
 {
-	uint64_t start, end, inode;
-	char perms[5];
+	const char *perms = skip_words(line, 1), *inode = skip_words(perms, 3);
+	uint64_t start, end;
+	char *dash;
 
-	if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s %*x %*x:%*x %" SCNu64, &start, &end, perms,
-		   &inode) != 4)
+	if (!inode)
 		return false;
-	return reach_on(m, start, end, perms[0] == 'r' && perms[3] == 'p' && !inode);
+	start = strtoull(line, &dash, 16);
+	end = *dash == '-' ? strtoull(dash + 1, NULL, 16) : 0;
+	return end > start &&
+	       reach_on(m, start, end,
+			perms[0] == 'r' && perms[3] == 'p' && !strtoull(inode, NULL, 10));
 }
 
 static void by_text(int fd, struct reach *m)

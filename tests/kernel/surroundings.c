@@ -472,14 +472,15 @@ END
 static bool has_flag(const void *p, const char *flag)
 {
 	FILE *f = fopen("/proc/self/smaps", "re");
-	unsigned long start, end;
 	bool here = false, found = false;
-	char line[512];
+	unsigned long start;
+	char line[512], *at;
 
 	ck_assert_ptr_nonnull(f);
 	while (fgets(line, sizeof(line), f)) {
-		if (sscanf(line, "%lx-%lx ", &start, &end) == 2)
-			here = start <= (uintptr_t)p && (uintptr_t)p < end;
+		start = strtoul(line, &at, 16);
+		if (*at == '-')
+			here = start <= (uintptr_t)p && (uintptr_t)p < strtoul(at + 1, NULL, 16);
 		else if (here && !strncmp(line, "VmFlags:", 8))
 			found |= strstr(line, flag) != NULL;
 	}

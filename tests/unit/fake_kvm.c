@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <linux/magic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -175,10 +176,11 @@ static int64_t fake_fstatfs(int fd, struct statfs *st)
 
 static int64_t fake_readlink(const char *path, char *buf, size_t len)
 {
+	static const char dir[] = "/proc/self/fd/";
 	int64_t r = km_real_readlink(path, buf, len);
-	int fd = -1;
 
-	if (r >= 0 && sscanf(path, "/proc/self/fd/%d", &fd) == 1 && gmem_of(fd))
+	if (r >= 0 && !strncmp(path, dir, strlen(dir)) &&
+	    gmem_of((int)strtol(path + strlen(dir), NULL, 10)))
 		r = snprintf(buf, len, "anon_inode:[kvm-gmem]");
 	return r;
 }
