@@ -53,7 +53,7 @@ static void open_vm(struct round *round, bool ring)
 
 	o.first_slot = 1;
 	must(kvmem_vm_create(&o, &round->vm));
-	round->supervisor = ring && one_in(&round->rng, 2);
+	round->supervisor = ring && !one_in(&round->rng, 3);
 	if (ring)
 		open_tracker(round);
 	if (round->supervisor)
