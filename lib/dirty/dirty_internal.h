@@ -179,9 +179,10 @@ int km_dirty_log_settle(struct kvmem_dirty *d);
 int km_dirty_log_fetch(struct kvmem_dirty *d);
 int km_dirty_log_clear(struct kvmem_dirty *d);
 
-/* protect.c: false when there is no safe way now. Pages of KVM's size. */
+/* protect.c: pages first + i of KVM's size, for each bit i of mask. False when there is no safe way
+ * now. */
 bool km_dirty_protect(struct kvmem_dirty *d, struct kvmem_region *region, uint64_t first,
-		      uint64_t count);
+		      uint64_t mask);
 void km_dirty_protect_end(struct kvmem_dirty *d);
 
 /* doubt.c; vm->lock held, and mark_lock for writing where nothing else is said. */

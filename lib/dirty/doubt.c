@@ -43,11 +43,6 @@ static void write_down(struct kvmem_dirty *d, uint32_t slot, struct km_dirty_slo
 		d->doubts[d->doubt_count++] = (struct km_doubt){ s->dr, slot, word, mask, 0 };
 }
 
-static uint64_t run_span(uint64_t mask)
-{
-	return 64 - (uint64_t)__builtin_clzll(mask);
-}
-
 static void doubt_ours(struct kvmem_dirty *d, const struct km_ring_run *run,
 		       struct km_dirty_slot *s)
 {
@@ -59,7 +54,7 @@ static void doubt_ours(struct kvmem_dirty *d, const struct km_ring_run *run,
 		mask &= ~(~0ull << (s->ring.pages - run->first));
 	if (!mask)
 		return;
-	if (km_dirty_protect(d, s->dr->region, page, run_span(mask))) {
+	if (km_dirty_protect(d, s->dr->region, page, mask)) {
 		km_count_shared(&d->stats.pages_protected, (uint64_t)__builtin_popcountll(mask));
 		return;
 	}
@@ -113,9 +108,7 @@ uint64_t km_doubt_pages(const struct kvmem_dirty *d)
 
 static bool protect_again(struct kvmem_dirty *d, const struct km_doubt *q)
 {
-	uint64_t lo = (uint64_t)__builtin_ctzll(q->mask);
-
-	if (!km_dirty_protect(d, q->dr->region, q->word * 64 + lo, run_span(q->mask) - lo))
+	if (!km_dirty_protect(d, q->dr->region, q->word * 64, q->mask))
 		return false;
 	km_count_shared(&d->stats.pages_protected, (uint64_t)__builtin_popcountll(q->mask));
 	return true;

@@ -56,24 +56,57 @@ static bool protect_anonymous(struct kvmem_dirty *d, uint8_t *at, uint64_t bytes
 	return r >= 0;
 }
 
-bool km_dirty_protect(struct kvmem_dirty *d, struct kvmem_region *region, uint64_t first,
-		      uint64_t count)
+/* Pages [first, first + count) of KVM's, widened to whole pages of the region. */
+struct range {
+	uint64_t from, bytes;
+};
+
+static struct range range_of(const struct kvmem_dirty *d, const struct kvmem_region *region,
+			     uint64_t first, uint64_t count)
 {
 	uint64_t page = km_region_page(region);
 	uint64_t from = first << d->page_shift & ~(page - 1);
 	uint64_t to = (((first + count) << d->page_shift) + page - 1) & ~(page - 1);
-	bool done = false;
+
+	return (struct range){ from, to - from };
+}
+
+/* Only the pages themselves: write protection would leave a marker where a page is absent. */
+static bool protect_watched(struct kvmem_dirty *d, struct kvmem_region *region, uint64_t first,
+			    uint64_t mask)
+{
+	bool done = true;
+
+	while (mask && done) {
+		unsigned int lo = (unsigned int)__builtin_ctzll(mask);
+		uint64_t gap = ~(mask >> lo);
+		unsigned int n = gap ? (unsigned int)__builtin_ctzll(gap) : 64;
+		struct range r = range_of(d, region, first + lo, n);
+
+		done = km_watch_protect(region->watch, r.from >> region->page_shift,
+					r.bytes >> region->page_shift);
+		mask &= lo + n < 64 ? ~0ull << (lo + n) : 0;
+	}
+	return done;
+}
+
+bool km_dirty_protect(struct kvmem_dirty *d, struct kvmem_region *region, uint64_t first,
+		      uint64_t mask)
+{
+	uint64_t lo = (uint64_t)__builtin_ctzll(mask);
+	uint64_t end = 64 - (uint64_t)__builtin_clzll(mask);
+	struct range r = range_of(d, region, first + lo, end - lo);
+	bool done;
 
 	/* Whoever holds it may be waiting for an event that our caller is to read. */
 	if (pthread_mutex_trylock(&region->lock))
 		return false;
 	if (region->watch)
-		done = km_watch_protect(region->watch, from >> region->page_shift,
-					(to - from) >> region->page_shift);
+		done = protect_watched(d, region, first, mask);
 	else if (region->fd >= 0)
-		done = km_mem_drop(region->base + from, to - from) >= 0;
+		done = km_mem_drop(region->base + r.from, r.bytes) >= 0;
 	else
-		done = protect_anonymous(d, region->base + from, to - from);
+		done = protect_anonymous(d, region->base + r.from, r.bytes);
 	pthread_mutex_unlock(&region->lock);
 	return done;
 }

@@ -103,10 +103,13 @@ static int map_ring(struct kvmem_dirty *d, struct km_dirty_vcpu *v)
 	return 0;
 }
 
-static void vcpu_free(struct km_dirty_vcpu *v)
+static void vcpu_free(struct kvmem_dirty *d, struct km_dirty_vcpu *v)
 {
 	if (v->ring.entries) {
-		leave_marker(&v->ring);
+		/* Slots of the VMM's own may be logged still, and a vCPU that runs may be writing
+		 * the very entry: the next owner finds the place by the entries then. */
+		if (!d->table.foreign_entries)
+			leave_marker(&v->ring);
 		km_sys_munmap(v->ring.entries, v->map_bytes);
 	}
 	pthread_mutex_destroy(&v->lock);
@@ -142,7 +145,7 @@ static int add_locked(struct kvmem_dirty *d, int fd)
 	if (d->mode == KVMEM_DIRTY_RING)
 		r = map_ring(d, v);
 	if (r) {
-		vcpu_free(v);
+		vcpu_free(d, v);
 		return r;
 	}
 	d->vcpus[d->vcpu_count++] = v;
@@ -176,7 +179,7 @@ void km_dirty_vcpus_free(struct kvmem_dirty *d)
 		km_dirty_reset(d, true);
 	}
 	while (d->vcpu_count)
-		vcpu_free(d->vcpus[--d->vcpu_count]);
+		vcpu_free(d, d->vcpus[--d->vcpu_count]);
 }
 
 static int remove_locked(struct kvmem_dirty *d, int fd)
@@ -189,7 +192,7 @@ static int remove_locked(struct kvmem_dirty *d, int fd)
 		return km_fail(ENOENT, "kvmem_dirty_remove_vcpu: vCPU %d was not added", fd);
 	if (km_dirty_take(d, d->vcpus[i], true))
 		km_dirty_reset(d, false);
-	vcpu_free(d->vcpus[i]);
+	vcpu_free(d, d->vcpus[i]);
 	d->vcpu_count--;
 	memmove(&d->vcpus[i], &d->vcpus[i + 1], (d->vcpu_count - i) * sizeof(*d->vcpus));
 	return 0;
