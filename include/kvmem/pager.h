@@ -19,8 +19,9 @@ struct kvmem_pager;
 
 /* What the caller's `fail` says to do with pages that could not be filled. */
 enum kvmem_fail_action {
-	/* Accesses raise SIGBUS in the host, a memory error for the guest; where the kernel has no
-	 * UFFDIO_POISON (before 6.6), SIGSEGV, and EFAULT from KVM_RUN. Filling the page heals it. */
+	/* Accesses raise SIGBUS, in KVM_RUN too (BUS_MCEERR_AR, for the vCPU's thread to handle); where
+	 * the kernel has no UFFDIO_POISON (before 6.6), SIGSEGV, and EFAULT from KVM_RUN. Filling the page
+	 * heals it. */
 	KVMEM_FAIL_POISON = 0,
 	KVMEM_FAIL_RETRY = 1, /* ask the source again */
 	/* Leave it absent: an access, or a later pass of the background, asks again. Not of pages that
@@ -73,9 +74,9 @@ struct kvmem_pager_opts {
 
 /*
  * madvise(2) of memory under a pager, other than by kvmem_region_discard(): what was absent becomes
- * zero, also what is being filled at that moment. The kernel holds the calling thread up until a worker
- * has seen it, so not from a callback, nor while the pager is not running. With NO_THREADS the pager does
- * not hear of it, and what was absent is still filled from the source.
+ * zero, also what is being filled at that moment. The kernel holds the calling thread up until a thread of
+ * the pager has seen it, so not from a callback. With NO_THREADS the pager does not hear of it, and what was
+ * absent is still filled from the source.
  */
 
 #define KVMEM_PAGER_OPTS_INIT KVMEM_INIT_(struct kvmem_pager_opts)

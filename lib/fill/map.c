@@ -122,6 +122,19 @@ int km_map_run(struct km_watch *w, uint64_t first, uint64_t count, bool zero, un
 /* ---- poison ---- */
 
 /*
+ * UFFDIO_POISON refuses a page table entry that is not empty: a page that is mapped, but also a mark
+ * of write protection, which is no page and is taken away here.
+ */
+static int place_poison(struct km_watch *w, uint64_t page)
+{
+	int err = place_one(w, KM_PLACE_POISON, page);
+
+	if (err == -EEXIST && km_watch_unprotect(w, page))
+		err = place_one(w, KM_PLACE_POISON, page);
+	return err;
+}
+
+/*
  * Without UFFDIO_POISON (before 6.6, or memory that does not take it) the page loses its access
  * rights instead: the waiter gets SIGSEGV, a vCPU's KVM_RUN EFAULT, and neither ever sees zeros.
  * -EEXIST, -ENOENT: mapped, or not mapped any more.
@@ -129,7 +142,7 @@ int km_map_run(struct km_watch *w, uint64_t first, uint64_t count, bool zero, un
 static int poison(struct km_watch *w, uint64_t page)
 {
 	struct kvmem_region *r = w->region;
-	int err = place_one(w, KM_PLACE_POISON, page);
+	int err = place_poison(w, page);
 
 	if (!err || err == -EEXIST || err == -ENOENT)
 		return err;
@@ -139,18 +152,22 @@ static int poison(struct km_watch *w, uint64_t page)
 
 bool km_poison_claimed(struct km_watch *w, uint64_t page)
 {
-	bool marked = km_presence_marked(&w->region->presence, page, 1);
+	struct km_presence *map = &w->region->presence;
+	bool marked = km_presence_marked(map, page, 1), removed;
 	int err = poison(w, page);
 
+	km_presence_removed(map, page, 1, &removed);
 	if (err == -EEXIST && marked) /* by the mark that it had before */
 		err = 0;
-	if (err == -ENOENT)
+	if (removed) /* zero is what was asked for: the removal takes the mark away */
+		km_pages_give_up(w->region, page, 1);
+	else if (err == -ENOENT)
 		km_pages_publish(w->region, page, 1, KM_ZERO, false);
 	else if (err == -EEXIST)
 		km_pages_publish(w->region, page, 1, KM_PRESENT, false);
 	else
 		km_pages_publish(w->region, page, 1, KM_POISONED, false);
-	return !err;
+	return !err && !removed;
 }
 
 bool km_poison_lost(struct km_watch *w, uint64_t page)

@@ -177,6 +177,12 @@ bool km_watch_protect(const struct km_watch *w, uint64_t first, uint64_t count)
 	return done;
 }
 
+bool km_watch_unprotect(const struct km_watch *w, uint64_t page)
+{
+	return km_watch_can(w, _UFFDIO_WRITEPROTECT) &&
+	       protect_stripe(w, page, 1, UFFDIO_WRITEPROTECT_MODE_DONTWAKE);
+}
+
 /* ---- registering ---- */
 
 static const char *why_refused(const struct km_watch *w)

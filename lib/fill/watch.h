@@ -100,6 +100,8 @@ void km_watch_wake(const struct km_watch *w, uint64_t first, uint64_t count);
  * where it cannot be had, or not now (events are unread). With the region's lock held.
  */
 bool km_watch_protect(const struct km_watch *w, uint64_t first, uint64_t count);
+/* Take the mark of it away, which stays where the page has gone. False: not here, or not now. */
+bool km_watch_unprotect(const struct km_watch *w, uint64_t page);
 
 /*
  * Read events, up to KM_UFFD_MSGS: enters the removals among them into the records and leaves the

@@ -140,7 +140,9 @@ int km_worker_buffer(struct km_worker *w, uint64_t bytes)
 	w->hands.buf_bytes = 0;
 	w->hands.buf = km_sys_alloc(bytes);
 	if (!w->hands.buf)
-		return km_fail(ENOMEM, "pager: no memory for a buffer of %zu bytes", (size_t)bytes);
+		return km_fail(ENOMEM,
+			       "pager: no memory for a buffer of %zu bytes; see vm.max_map_count",
+			       (size_t)bytes);
 	w->hands.buf_bytes = bytes;
 	return 0;
 }
