@@ -41,7 +41,7 @@ int km_presence_init(struct km_presence *p, uint64_t pages)
 		map = km_sys_alloc(bytes);
 	if (r < 0 || !map)
 		return km_fail(r < 0 ? (int)-r : ENOMEM, "presence map of %zu bytes: %m", bytes);
-	*p = (struct km_presence){ .words = map, .pages = pages };
+	*p = (struct km_presence){ .words = map, .pages = pages, .open = pages };
 	return 0;
 }
 
@@ -136,7 +136,7 @@ uint64_t km_presence_removed(const struct km_presence *p, uint64_t page, uint64_
 	return km_min(n, max);
 }
 
-/* ---- changing ---- */
+/* ---- bits ---- */
 
 /* The bits of `count` pages from `page` on, all within one word, each with the value `v`. */
 static uint64_t fill_bits(uint64_t page, uint64_t count, unsigned int v)
@@ -153,8 +153,33 @@ static uint64_t in_word(uint64_t page, uint64_t count)
 	return km_min(count, PER_WORD - page % PER_WORD);
 }
 
-static uint64_t claim_from(struct km_presence *p, uint64_t first, uint64_t max,
-			   enum km_page_state from, unsigned int to)
+/* ---- counting ---- */
+
+/*
+ * Adds to the counters after the words have changed; what that means for who listens. `surplus` is
+ * what the caller had added to `open` before, for pages that it might open: `open` never counts
+ * too few, so that who brings it to zero is right, and is the only one. Each page that is done or
+ * poisoned is not open. The statistics come first: who is told finds them right.
+ */
+static unsigned int count(struct km_presence *p, uint64_t done, uint64_t poisoned, uint64_t surplus)
+{
+	uint64_t closed = surplus + done + poisoned, left;
+
+	if (!done && !poisoned && !surplus)
+		return 0;
+	if (poisoned)
+		atomic_store(&p->ever_poisoned, true);
+	if (done)
+		atomic_fetch_add(&p->done, done);
+	if (poisoned)
+		atomic_fetch_add(&p->poisoned, poisoned);
+	left = closed ? atomic_fetch_sub(&p->open, closed) - closed : atomic_load(&p->open);
+	return left ? 0 : KM_IS_WHOLE;
+}
+
+/* ---- claiming ---- */
+
+uint64_t km_presence_claim(struct km_presence *p, uint64_t first, uint64_t max)
 {
 	uint64_t n = 0;
 
@@ -166,11 +191,11 @@ static uint64_t claim_from(struct km_presence *p, uint64_t first, uint64_t max,
 		uint64_t room = in_word(first + n, max - n), old = atomic_load(w), got;
 
 		do {
-			got = km_min(run_in(old, first + n, from), room);
+			got = km_min(run_in(old, first + n, KM_ABSENT), room);
 			if (!got)
 				return n;
-		} while (!atomic_compare_exchange_weak(w, &old,
-						       old ^ fill_bits(first + n, got, from ^ to)));
+		} while (!atomic_compare_exchange_weak(
+			w, &old, old ^ fill_bits(first + n, got, KM_ABSENT ^ KM_CLAIMED)));
 		n += got;
 		if (got < room)
 			break;
@@ -178,33 +203,44 @@ static uint64_t claim_from(struct km_presence *p, uint64_t first, uint64_t max,
 	return n;
 }
 
-uint64_t km_presence_claim(struct km_presence *p, uint64_t first, uint64_t max)
+/* Of one word. A claimed page is open: counted so before it is, and taken back where it is not. */
+static uint64_t claim_poisoned(struct km_presence *p, uint64_t first, uint64_t room,
+			       unsigned int *ended)
 {
-	return claim_from(p, first, max, KM_ABSENT, KM_CLAIMED);
+	_Atomic uint64_t *w = &p->words[first / PER_WORD];
+	uint64_t old = atomic_load(w), got;
+
+	while ((got = km_min(run_in(old, first, KM_POISONED), room)) != 0) {
+		atomic_fetch_sub(&p->poisoned, got);
+		atomic_fetch_add(&p->open, got);
+		if (atomic_compare_exchange_weak(
+			    w, &old,
+			    old ^ fill_bits(first, got, KM_POISONED ^ (KM_CLAIMED | MARKED))))
+			break;
+		*ended |= count(p, 0, got, 0);
+	}
+	return got;
 }
 
 uint64_t km_presence_claim_poisoned(struct km_presence *p, uint64_t first, uint64_t max)
 {
-	uint64_t n = claim_from(p, first, max, KM_POISONED, KM_CLAIMED | MARKED);
+	unsigned int ended = 0;
+	uint64_t n = 0, got, room;
 
-	atomic_fetch_sub(&p->poisoned, n);
+	if (first >= p->pages)
+		return 0;
+	max = km_min(max, p->pages - first);
+	do {
+		room = in_word(first + n, max - n);
+		got = room ? claim_poisoned(p, first + n, room, &ended) : 0;
+		n += got;
+	} while (got && got == room && n < max);
+	if (ended & KM_IS_WHOLE)
+		km_presence_notify(p); /* the last page was published meanwhile, and nobody told */
 	return n;
 }
 
-/* Adds to the counters; what that means for who listens. */
-static unsigned int count(struct km_presence *p, uint64_t done, uint64_t poisoned)
-{
-	uint64_t sum;
-
-	if (!done && !poisoned)
-		return 0;
-	if (poisoned)
-		atomic_store(&p->ever_poisoned, true);
-	sum = (done ? atomic_fetch_add(&p->done, done) : atomic_load(&p->done)) + done;
-	sum += (poisoned ? atomic_fetch_add(&p->poisoned, poisoned) : atomic_load(&p->poisoned)) +
-	       poisoned;
-	return sum == p->pages ? KM_IS_WHOLE : 0;
-}
+/* ---- changing ---- */
 
 static void wake_waiters(struct km_presence *p)
 {
@@ -231,7 +267,7 @@ unsigned int km_presence_publish(struct km_presence *p, uint64_t first, uint64_t
 		first += n;
 		left -= n;
 	}
-	r = state == KM_POISONED ? count(p, 0, pages) : count(p, pages, 0);
+	r = state == KM_POISONED ? count(p, 0, pages, 0) : count(p, pages, 0, 0);
 	wake_waiters(p);
 	return r | (wanted ? KM_WAS_WANTED : 0);
 }
@@ -284,7 +320,7 @@ unsigned int km_presence_abandon(struct km_presence *p, uint64_t first, uint64_t
 		first += n;
 		pages -= n;
 	}
-	r = count(p, sum_zero, sum_poisoned);
+	r = count(p, sum_zero, sum_poisoned, 0);
 	wake_waiters(p);
 	return r | (wanted ? KM_WAS_WANTED : 0);
 }
@@ -347,7 +383,10 @@ static unsigned int change(struct km_presence *p, uint64_t first, uint64_t pages
 			   const struct rule *rule)
 {
 	struct sums all = { 0 }, sums;
+	uint64_t surplus = rule->removal || rule->to != KM_ABSENT ? 0 : pages;
 
+	if (surplus)
+		atomic_fetch_add(&p->open, surplus);
 	while (pages) {
 		_Atomic uint64_t *w = &p->words[first / PER_WORD];
 		uint64_t n = in_word(first, pages), old = atomic_load(w), new;
@@ -360,7 +399,7 @@ static unsigned int change(struct km_presence *p, uint64_t first, uint64_t pages
 		first += n;
 		pages -= n;
 	}
-	return count(p, all.done, all.poisoned);
+	return count(p, all.done, all.poisoned, surplus);
 }
 
 unsigned int km_presence_remove(struct km_presence *p, uint64_t first, uint64_t pages)

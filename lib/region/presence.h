@@ -48,6 +48,7 @@ enum km_page_state {
 struct km_presence {
 	_Atomic uint64_t *words; /* 16 pages each */
 	uint64_t pages;
+	_Atomic uint64_t open;	   /* pages ABSENT or CLAIMED, never too few: 0 is whole */
 	_Atomic uint64_t done;	   /* pages PRESENT or ZERO */
 	_Atomic uint64_t poisoned; /* pages POISONED */
 	_Atomic bool ever_poisoned;
@@ -74,7 +75,7 @@ uint64_t km_presence_removed(const struct km_presence *p, uint64_t page, uint64_
 
 /*
  * Claim pages from `first` on as long as they are ABSENT (or POISONED), at most `max`: returns how
- * many, maybe 0.
+ * many, maybe 0. _poisoned() may tell who listens, as km_presence_notify(): no lock may be held.
  */
 uint64_t km_presence_claim(struct km_presence *p, uint64_t first, uint64_t max);
 uint64_t km_presence_claim_poisoned(struct km_presence *p, uint64_t first, uint64_t max);
@@ -123,7 +124,9 @@ void km_presence_listen(struct km_presence *p, void (*on_whole)(void *arg), void
 
 static inline uint64_t km_presence_poisoned(const struct km_presence *p)
 {
-	return atomic_load_explicit(&p->poisoned, memory_order_acquire);
+	uint64_t n = atomic_load_explicit(&p->poisoned, memory_order_acquire);
+
+	return n > p->pages ? 0 : n; /* claimed again before who poisoned it had counted it */
 }
 
 /* Pages without content: ABSENT, CLAIMED and POISONED. */

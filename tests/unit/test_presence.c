@@ -512,6 +512,150 @@ TEST(k6_21_a_claim_that_ends_during_the_look)
 }
 END
 
+/* Two threads that do the last two things to the record at the same moment, many times. */
+#define LAST_ROUNDS 100000u
+
+static struct last {
+	void (*act[2])(void);
+	_Atomic unsigned int round, ended;
+	unsigned int misses;
+} last;
+
+static void tell_if(unsigned int ended)
+{
+	if (ended & KM_IS_WHOLE)
+		atomic_fetch_add(&told_whole, 1);
+}
+
+static void publish_first(void)
+{
+	tell_if(km_presence_publish(&map, 0, 1, KM_PRESENT));
+}
+
+static void poison_second(void)
+{
+	tell_if(km_presence_publish(&map, 1, 1, KM_POISONED));
+}
+
+static void remove_second(void)
+{
+	tell_if(km_presence_remove(&map, 1, 1));
+}
+
+/* Claimed and published again: in between nothing is whole. */
+static void heal_second(void)
+{
+	if (km_presence_claim_poisoned(&map, 1, 1))
+		tell_if(km_presence_publish(&map, 1, 1, KM_PRESENT));
+}
+
+static void both_claimed(void)
+{
+	km_presence_claim(&map, 0, 2);
+}
+
+static void one_poisoned(void)
+{
+	km_presence_claim(&map, 0, 2);
+	km_presence_publish(&map, 1, 1, KM_POISONED);
+}
+
+static void spin_until(_Atomic unsigned int *what, unsigned int least)
+{
+	for (unsigned int i = 1; atomic_load(what) < least; i++)
+		if (i % 256 == 0)
+			sched_yield();
+}
+
+static void *other_actor(void *arg)
+{
+	(void)arg;
+	for (unsigned int n = 1; n <= LAST_ROUNDS; n++) {
+		spin_until(&last.round, n);
+		last.act[1]();
+		atomic_store(&last.ended, n);
+	}
+	return NULL;
+}
+
+static void on_told(void *arg)
+{
+	(void)arg;
+	atomic_fetch_add(&told_whole, 1);
+}
+
+/* Somebody is told each time. */
+static void race_for_the_last(void (*prepare)(void), void (*one)(void), void (*other)(void))
+{
+	pthread_t t;
+
+	last = (struct last){ .act = { one, other } };
+	ck_assert_int_eq(pthread_create(&t, NULL, other_actor, NULL), 0);
+	for (unsigned int n = 1; n <= LAST_ROUNDS; n++) {
+		ck_assert_int_eq(km_presence_init(&map, 2), 0);
+		km_presence_listen(&map, on_told, NULL);
+		prepare();
+		atomic_store(&told_whole, 0);
+		atomic_store(&last.round, n);
+		for (unsigned int i = n % 512; i; i--) /* to meet at some round, wherever it is */
+			atomic_load(&last.round);
+		last.act[0]();
+		spin_until(&last.ended, n);
+		last.misses += !atomic_load(&told_whole) || atomic_load(&map.open);
+		km_presence_destroy(&map);
+	}
+	pthread_join(t, NULL);
+	ck_assert_msg(!last.misses, "nobody was told in %u of %u rounds", last.misses, LAST_ROUNDS);
+}
+
+TEST(k9_26_a_page_poisoned_beside_the_last_one_published)
+{
+	race_for_the_last(both_claimed, publish_first, poison_second);
+}
+END
+
+TEST(k9_26_a_poisoned_page_removed_beside_the_last_one_published)
+{
+	race_for_the_last(one_poisoned, publish_first, remove_second);
+}
+END
+
+TEST(k9_26_a_poisoned_page_healed_beside_the_last_one_published)
+{
+	race_for_the_last(one_poisoned, publish_first, heal_second);
+}
+END
+
+static _Atomic unsigned int too_early;
+
+/* Who is told that nothing is open finds no claim. */
+static void publish_and_look(void)
+{
+	if (km_presence_publish(&map, 0, 1, KM_PRESENT) & KM_IS_WHOLE) {
+		atomic_fetch_add(&told_whole, 1);
+		if (km_presence_get(&map, 1) == KM_CLAIMED && atomic_load(&map.open) == 0)
+			atomic_fetch_add(&too_early, 1);
+	}
+}
+
+static void claim_and_keep(void)
+{
+	if (km_presence_claim_poisoned(&map, 1, 1)) {
+		for (int i = 0; i < 50; i++)
+			if (atomic_load(&map.open) == 0)
+				atomic_fetch_add(&too_early, 1);
+		tell_if(km_presence_publish(&map, 1, 1, KM_POISONED));
+	}
+}
+
+TEST(k9_26_nothing_is_whole_while_a_page_is_healed)
+{
+	atomic_store(&too_early, 0);
+	race_for_the_last(one_poisoned, publish_and_look, claim_and_keep);
+	ck_assert_uint_eq(atomic_load(&too_early), 0);
+}
+END
+
 HARNESS_MAIN(T(claims_stop_at_what_is_taken), T(states_and_the_count_of_missing),
 	     T(no_page_is_ever_claimed_twice), T(small_and_large_records_begin_absent),
 	     T(no_memory_is_an_error), T(flags_do_not_divide_a_run_of_claimed_pages),
@@ -524,4 +668,8 @@ HARNESS_MAIN(T(claims_stop_at_what_is_taken), T(states_and_the_count_of_missing)
 	     T(k9_26_the_end_is_never_missed_in_a_race),
 	     T(who_sees_a_page_present_sees_its_content), T(k6_21_who_waits_for_a_claim_sleeps),
 	     T(k6_21_who_waits_is_woken), T(k6_21_no_wake_up_is_lost),
-	     T(k6_21_a_claim_that_ends_during_the_look))
+	     T(k6_21_a_claim_that_ends_during_the_look),
+	     T(k9_26_a_page_poisoned_beside_the_last_one_published),
+	     T(k9_26_a_poisoned_page_removed_beside_the_last_one_published),
+	     T(k9_26_a_poisoned_page_healed_beside_the_last_one_published),
+	     T(k9_26_nothing_is_whole_while_a_page_is_healed))
