@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <linux/falloc.h>
+#include <string.h>
 #include <sys/mman.h>
 
 int km_pages_check(const struct kvmem_region *r, uint64_t offset, uint64_t bytes, const char *what)
@@ -77,6 +78,46 @@ static int64_t drop_mapping(struct kvmem_region *r, uint64_t page, uint64_t coun
 	return rm.result;
 }
 
+/* ---- poison ---- */
+
+/*
+ * The event of this removal sets REMOVED on the pages, which are ours: it means nothing here. (A
+ * removal by the VMM at the very same moment is taken for ours.)
+ */
+static int unpoison_run(struct kvmem_region *r, uint64_t page, uint64_t count)
+{
+	uint64_t n = km_presence_claim_poisoned(&r->presence, page, count);
+	int64_t err = 0;
+
+	if (!n)
+		return 0;
+	if (atomic_load(&r->no_access))
+		err = km_sys_mprotect(r->base + (page << r->page_shift), n << r->page_shift,
+				      PROT_READ | PROT_WRITE);
+	if (err >= 0)
+		err = drop_mapping(r, page, n);
+	if (err >= 0)
+		km_presence_unmark(&r->presence, page, n);
+	km_presence_unremove(&r->presence, page, n);
+	km_pages_give_up(r, page, n);
+	return (int)err;
+}
+
+int km_pages_unpoison(struct kvmem_region *r)
+{
+	enum km_page_state state;
+	int err = 0;
+
+	if (!km_presence_poisoned(&r->presence))
+		return 0;
+	for (uint64_t page = 0, n; page < r->presence.pages && err >= 0; page += n) {
+		n = km_presence_run(&r->presence, page, UINT64_MAX, &state);
+		if (state == KM_POISONED)
+			err = unpoison_run(r, page, n);
+	}
+	return err;
+}
+
 /* ---- out of the memory ---- */
 
 /*
@@ -102,8 +143,9 @@ static int failed(const struct kvmem_region *r, uint64_t page, uint64_t count, i
 {
 	return km_fail(EIO,
 		       "kvmem_region_discard: giving back 0x%" PRIx64 " bytes at offset 0x%" PRIx64
-		       ": errno %d",
-		       count << r->page_shift, page << r->page_shift, (int)-err);
+		       ": %s: %s",
+		       count << r->page_shift, page << r->page_shift,
+		       r->fd >= 0 ? "fallocate(PUNCH_HOLE)" : "MADV_DONTNEED", strerror((int)-err));
 }
 
 /* ABSENT pages are taken out too: a guest without a pager may have written to them. */

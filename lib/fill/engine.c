@@ -43,7 +43,9 @@ static void changed(struct kvmem_region *r, uint64_t page, uint64_t count)
 static void end_claim(struct kvmem_region *r, uint64_t page, uint64_t count, unsigned int ended,
 		      bool quiet)
 {
-	if (ended & KM_WAS_WANTED && !quiet && r->watch)
+	bool wanted = ended & KM_WAS_WANTED || (r->watch && atomic_load(&r->watch->set->drops));
+
+	if (wanted && !quiet && r->watch)
 		km_watch_wake(r->watch, page, count);
 	if (ended & KM_IS_WHOLE)
 		km_presence_notify(&r->presence);
@@ -282,6 +284,11 @@ int km_place_claimed(struct km_place *p, enum km_page_state *ret_state)
 		}
 		if (err != -EEXIST)
 			break;
+		if (!p->src && r->fd < 0) { /* a mark in the page tables is no page */
+			err = place_zeros_by_copy(p);
+			if (err != -EEXIST)
+				break;
+		}
 		err = make_way(r, p, tries);
 		if (err || p->done)
 			return err;

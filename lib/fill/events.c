@@ -73,6 +73,15 @@ static void notify(struct km_uffd_set *set)
 	}
 }
 
+/* Threads that wait for an absent page, which is zero now. */
+static void wake_removed(struct km_uffd *u, const struct uffd_msg *msgs, unsigned int n)
+{
+	for (unsigned int i = 0; i < n; i++)
+		if (msgs[i].event == UFFD_EVENT_REMOVE)
+			km_uffd_wake(u, msgs[i].arg.remove.start,
+				     msgs[i].arg.remove.end - msgs[i].arg.remove.start);
+}
+
 static unsigned int keep_faults(struct uffd_msg *msgs, unsigned int n)
 {
 	unsigned int kept = 0;
@@ -98,6 +107,8 @@ unsigned int km_uffd_read(struct km_uffd_set *set, unsigned int index, struct uf
 	enter_removals(set, u, msgs, n, &news);
 	if (set->sees_removals)
 		pthread_rwlock_unlock(&u->lock);
+	if (news.removals && atomic_load(&set->drops))
+		wake_removed(u, msgs, n);
 	if (news.whole)
 		notify(set);
 	*ret_faults = news.removals ? keep_faults(msgs, n) : n;

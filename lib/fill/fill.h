@@ -80,6 +80,12 @@ bool km_pages_wait(struct kvmem_region *r, uint64_t page, uint64_t count, uint64
 int km_pages_unannounced(struct kvmem_region *r, uint64_t page, uint64_t count, uint32_t how,
 			 const char *what);
 
+/*
+ * Poisoned pages of the region become absent again, where a watch or nobody has it: an access then waits
+ * for their content. 0 or -errno; somebody else must read events, if there are any.
+ */
+int km_pages_unpoison(struct kvmem_region *r);
+
 /* ---- a pager's own: from its source into a region that it watches ---- */
 
 /* Where the content of a watched region comes from. */

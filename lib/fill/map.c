@@ -34,27 +34,23 @@ static int zero_large(struct km_watch *w, uint64_t page)
 	return r ? r : -EEXIST;
 }
 
-/* A marker of write protection (km_watch_protect()) can be where a page was: ZEROPAGE takes it for
- * one, COPY does not. */
-static int zero_over_marker(struct km_watch *w, uint64_t page)
-{
-	static const uint8_t zeros[64u << 10];
-	struct km_place p = { .watch = w,
-			      .op = KM_PLACE_COPY,
-			      .first = page,
-			      .count = 1,
-			      .src = zeros,
-			      .quiet = true };
-
-	return w->shift <= 16 ? km_place(&p) : -EEXIST;
-}
-
+/*
+ * UFFDIO_ZEROPAGE says that a page exists where the page table holds a mark and no page: of write
+ * protection, which outlives the page. UFFDIO_COPY overwrites it.
+ */
 static int zero_one(struct km_watch *w, uint64_t page)
 {
+	static const uint8_t zeros[64u << 10];
+	struct km_place copy = { .watch = w,
+				 .op = KM_PLACE_COPY,
+				 .first = page,
+				 .count = 1,
+				 .src = zeros,
+				 .quiet = true };
 	int r = place_one(w, KM_PLACE_ZERO, page);
 
-	if (r == -EEXIST && w->region->fd < 0 && w->set->protects)
-		r = zero_over_marker(w, page);
+	if (r == -EEXIST && w->region->fd < 0)
+		return km_place(&copy);
 	return r == -EOPNOTSUPP && w->region->fd >= 0 ? zero_large(w, page) : r;
 }
 
@@ -144,6 +140,8 @@ static int poison(struct km_watch *w, uint64_t page)
 	struct kvmem_region *r = w->region;
 	int err = place_poison(w, page);
 
+	if (err == -EFAULT) /* beyond the end of the file: the kernel raises the error by itself */
+		return 0;
 	if (!err || err == -EEXIST || err == -ENOENT)
 		return err;
 	atomic_store(&r->no_access, true);

@@ -42,9 +42,11 @@ struct km_uffd_set {
 	unsigned int count;
 	struct km_uffd *all;
 	void *raw;
-	bool sees_removals;		      /* REMOVE and UNMAP events are on */
-	bool protects;			      /* write protection that raises no events is on */
-	_Atomic bool served;		      /* somebody reads events all the time */
+	bool sees_removals;  /* REMOVE and UNMAP events are on */
+	bool protects;	     /* write protection that raises no events is on */
+	_Atomic bool served; /* somebody reads events all the time */
+	/* ... and leaves faults on absent pages waiting: what ends their wait wakes them. */
+	_Atomic bool drops;
 	struct km_watch *_Atomic first_watch; /* in the order they were added */
 	struct km_watch *last_watch;
 };

@@ -339,24 +339,6 @@ uint64_t km_backlog_retry_ns(const struct km_worker *w)
 	return soonest;
 }
 
-/* Pages that were poisoned under an earlier source are tried first. */
-static void prefetch_poisoned(struct kvmem_pager *pager, struct km_paged *p)
-{
-	enum km_page_state state;
-
-	if (!km_presence_poisoned(km_paged_map(p)))
-		return;
-	for (uint64_t page = 0, n; page < p->watch.pages; page += n) {
-		struct kvmem_run run = { .region = p->watch.region,
-					 .offset = page << p->watch.shift };
-
-		n = km_presence_run(km_paged_map(p), page, UINT64_MAX, &state);
-		run.bytes = n << p->watch.shift;
-		if (state == KM_POISONED && queue(pager, &run, 1))
-			return; /* no memory: an access tells that they are poisoned still */
-	}
-}
-
 void km_backlog_begin(struct kvmem_pager *pager)
 {
 	pthread_mutex_lock(&pager->lock);
@@ -374,7 +356,5 @@ void km_backlog_begin(struct kvmem_pager *pager)
 		for (struct km_paged *p = km_paged_first(pager); p; p = km_paged_next(p))
 			b->slices += km_paged_slices(p, i);
 	}
-	for (struct km_paged *p = km_paged_first(pager); p; p = km_paged_next(p))
-		prefetch_poisoned(pager, p);
 	pthread_mutex_unlock(&pager->lock);
 }

@@ -108,8 +108,9 @@ static int open_workers(struct kvmem_pager *pager)
 	for (unsigned int i = 0; !r && has_threads(pager) && i < last; i++)
 		r = km_worker_open(&pager->workers[i], pager, i % shards, 1,
 				   i >= pager->worker_count);
-	if (!r) /* kvmem_pager_stop()'s own */
-		r = km_worker_open(&pager->workers[last], pager, 0, 0, true);
+	if (!r) /* kvmem_pager_stop()'s own, and the caretaker's */
+		r = km_worker_open(&pager->workers[last], pager, 0, has_threads(pager) ? shards : 0,
+				   false);
 	return r;
 }
 
@@ -179,6 +180,8 @@ int kvmem_pager_free(struct kvmem_pager *pager)
 		return km_fail(
 			EBUSY,
 			"kvmem_pager_free: the pager is running: kvmem_pager_stop() it first");
+	km_caretaker_stop(pager);
+	atomic_store(&pager->set.served, false);
 	km_pager_release_all(pager);
 	destroy(pager);
 	return 0;
@@ -230,8 +233,11 @@ static int start_threads(struct kvmem_pager *pager)
 
 		if (r < 0) {
 			join_all(pager);
-			return km_fail(-r, "kvmem_pager_start: worker %u of %u: %m", i,
-				       pager->worker_count);
+			return km_fail(-r,
+				       "kvmem_pager_start: worker %u of %u: %m; see RLIMIT_NPROC, "
+				       "pids.max of the cgroup, RLIMIT_AS, and RLIMIT_MEMLOCK "
+				       "under mlockall(2)",
+				       i, pager->worker_count);
 		}
 	}
 	return 0;
@@ -298,6 +304,32 @@ static int prepare(struct kvmem_pager *pager)
 	return 0;
 }
 
+/* Faults that nobody answered come again, and go to the workers. */
+static void wake_all(struct kvmem_pager *pager)
+{
+	atomic_store(&pager->set.drops, false);
+	for (struct km_paged *p = km_paged_first(pager); p; p = km_paged_next(p))
+		km_watch_wake(&p->watch, 0, p->watch.pages);
+}
+
+static int begin(struct kvmem_pager *pager)
+{
+	int r = 0;
+
+	/* While somebody reads the events of it: what was poisoned is asked for again. */
+	for (struct km_paged *p = km_paged_first(pager); p && !r; p = km_paged_next(p))
+		r = km_pages_unpoison(p->watch.region);
+	if (r)
+		return km_fail(-r, "kvmem_pager_start: lifting poison: %m");
+	km_caretaker_stop(pager);
+	r = prepare(pager);
+	if (r)
+		return r;
+	atomic_store(&pager->set.served, true);
+	wake_all(pager);
+	return has_threads(pager) ? start_threads(pager) : 0;
+}
+
 int kvmem_pager_start(struct kvmem_pager *pager)
 {
 	int r = 0, state;
@@ -312,14 +344,10 @@ int kvmem_pager_start(struct kvmem_pager *pager)
 		return km_fail(EBUSY, "kvmem_pager_start: the pager was started already");
 	if (!pager->region_count)
 		return km_fail(EINVAL, "kvmem_pager_start: no region: kvmem_pager_add() one first");
-	r = prepare(pager);
-	if (r)
-		return r;
-	atomic_store(&pager->set.served, true);
-	if (has_threads(pager))
-		r = start_threads(pager);
+	r = begin(pager);
 	if (r) {
-		atomic_store(&pager->set.served, false);
+		if (km_caretaker_start(pager)) /* whose failure is not what is told */
+			atomic_store(&pager->set.served, false);
 		return r;
 	}
 	atomic_store(&pager->state, KM_PAGER_RUNNING);
@@ -387,7 +415,8 @@ int kvmem_pager_stop(struct kvmem_pager *pager, uint32_t how)
 	if (how == KVMEM_STOP_FILL)
 		r = fill_rest(pager);
 	join_all(pager);
-	atomic_store(&pager->set.served, false);
+	if (how == KVMEM_STOP_FILL || !has_threads(pager) || km_caretaker_start(pager))
+		atomic_store(&pager->set.served, false);
 	drop_backlog(pager);
 	leave_waiters(pager, how == KVMEM_STOP_FILL ? KM_PAGER_STOPPED : KM_PAGER_HANDED_BACK);
 	if (how == KVMEM_STOP_FILL)

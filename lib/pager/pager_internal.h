@@ -10,7 +10,7 @@
  *	around.c	fault-around: streams, windows, and how much of it was of use
  *	serve.c		the fault path: events in, waiters woken
  *	background.c	work that nobody waits for: prefetch, and the fill in address order
- *	worker.c	what a thread does next, and when it sleeps
+ *	worker.c	what a thread does next, and when it sleeps; who keeps house meanwhile
  *	stop.c		the rest filled, in the thread that stops
  *	stats.c		counters
  *	regions.c	regions added, their sources
@@ -154,6 +154,8 @@ struct kvmem_pager {
 	struct km_paged **by_addr; /* sorted, while it is running */
 	bool slow; /* some content is not at hand: fillers do what nobody waits for */
 	_Atomic bool fillers_run;
+	/* Reads events while the pager is not running; see km_caretaker_start(). */
+	_Atomic bool caretaker_stops;
 	_Atomic bool stopping;
 	_Atomic bool background;
 	_Atomic bool complete;
@@ -261,6 +263,13 @@ void *km_worker_run(void *arg);
 /* Forget what was begun before kvmem_pager_start(). */
 void km_worker_reset(struct km_worker *w);
 void km_worker_swallow_kick(struct km_worker *w);
+/*
+ * From kvmem_pager_add() to the start, and from HAND_BACK to the next one, a thread goes on to read
+ * events: it applies removals, maps what has content, and leaves faults on absent pages waiting. It
+ * is the worker of kvmem_pager_stop(). -errno with the detail set.
+ */
+int km_caretaker_start(struct kvmem_pager *pager);
+void km_caretaker_stop(struct kvmem_pager *pager);
 
 /* ---- regions.c ---- */
 

@@ -171,6 +171,16 @@ static void set_source(struct km_paged *p, struct kvmem_source *source, uint64_t
 	p->haste = km_feed_haste(&p->feed);
 }
 
+/* Without this thread events wait for kvmem_pager_start(), and who makes them with them. */
+static void keep_house(struct kvmem_pager *pager)
+{
+	struct km_detail before;
+
+	km_detail_save(&before);
+	if (km_caretaker_start(pager))
+		km_detail_restore(&before);
+}
+
 int kvmem_pager_add(struct kvmem_pager *pager, struct kvmem_region *region,
 		    struct kvmem_source *source, uint64_t source_offset, uint32_t flags)
 {
@@ -201,6 +211,7 @@ int kvmem_pager_add(struct kvmem_pager *pager, struct kvmem_region *region,
 	}
 	pager->region_count++;
 	pager->mappings += mappings_of(p);
+	keep_house(pager);
 	return 0;
 }
 

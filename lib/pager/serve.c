@@ -15,10 +15,22 @@
 
 /* ---- which region ---- */
 
+static bool is_in(const struct km_paged *p, uint64_t addr)
+{
+	return addr - p->watch.addr < p->watch.pages << p->watch.shift;
+}
+
 static struct km_paged *paged_at(const struct kvmem_pager *pager, uint64_t addr)
 {
 	unsigned int low = 0, high = pager->region_count;
 
+	if (atomic_load(&pager->set.drops)) {
+		struct km_paged *p = km_paged_first(pager); /* the list is not sorted yet */
+
+		while (p && !is_in(p, addr))
+			p = km_paged_next(p);
+		return p;
+	}
 	while (high - low > 1) {
 		unsigned int middle = low + (high - low) / 2;
 
@@ -27,13 +39,7 @@ static struct km_paged *paged_at(const struct kvmem_pager *pager, uint64_t addr)
 		else
 			high = middle;
 	}
-	if (low < high) {
-		struct km_paged *p = pager->by_addr[low];
-
-		if (addr - p->watch.addr < p->watch.pages << p->watch.shift)
-			return p;
-	}
-	return NULL;
+	return low < high && is_in(pager->by_addr[low], addr) ? pager->by_addr[low] : NULL;
 }
 
 /* ---- accounts ---- */
@@ -189,7 +195,7 @@ static void serve_done(const struct served *s, enum km_page_state state)
 
 	if (stale)
 		km_count_own(&s->w->counts.stale, s->fault_count);
-	if (!stale && s->p->window_max > 1)
+	if (!stale && s->p->window_max > 1 && s->w->hands.buf)
 		ordered = km_around_plan(s->w, s->p, s->first, &win);
 	r = km_map_run(&s->p->watch, s->first, s->count, state == KM_ZERO, (unsigned int)s->count);
 	if (r)
@@ -271,6 +277,8 @@ static void serve_faults(struct km_worker *w)
 	sort_faults(w->faults, w->fault_count);
 	for (unsigned int i = 0; i < w->fault_count;) {
 		i = take_run(w, i, &s, &state);
+		if (state == KM_ABSENT && atomic_load(&w->pager->set.drops))
+			continue; /* kvmem_pager_start(), or who fills it, wakes its thread */
 		if (state == KM_ABSENT)
 			serve_absent(&s);
 		else if (state == KM_POISONED)

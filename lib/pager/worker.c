@@ -86,6 +86,52 @@ void *km_worker_run(void *arg)
 	return NULL;
 }
 
+/* ---- keeping house ---- */
+
+static void *caretaker_run(void *arg)
+{
+	struct km_worker *w = arg;
+
+	while (!atomic_load_explicit(&w->pager->caretaker_stops, memory_order_acquire)) {
+		w->around.count = 0;
+		if (!km_serve_events(w))
+			sleep_until_event(w);
+	}
+	return NULL;
+}
+
+int km_caretaker_start(struct kvmem_pager *pager)
+{
+	struct km_worker *w = km_stop_worker(pager);
+	int64_t r;
+
+	if (pager->opts.flags & KVMEM_PAGER_NO_THREADS || w->started)
+		return 0;
+	atomic_store(&pager->caretaker_stops, false);
+	atomic_store(&pager->set.drops, true);
+	r = km_sys_thread_create(&w->thread, "kvmem-keep", caretaker_run, w);
+	w->started = r >= 0;
+	atomic_store(&pager->set.served, w->started);
+	if (r < 0)
+		return km_fail(
+			(int)-r,
+			"pager: a thread that reads events until kvmem_pager_start(): %m; see "
+			"RLIMIT_NPROC, pids.max of the cgroup, RLIMIT_AS");
+	return 0;
+}
+
+void km_caretaker_stop(struct kvmem_pager *pager)
+{
+	struct km_worker *w = km_stop_worker(pager);
+
+	if (!w->started)
+		return;
+	atomic_store_explicit(&pager->caretaker_stops, true, memory_order_release);
+	km_worker_kick(w);
+	km_sys_thread_join(w->thread);
+	w->started = false;
+}
+
 /* ---- open, close ---- */
 
 static int watch_fd(struct km_worker *w, int fd, uint32_t events, void *ptr)

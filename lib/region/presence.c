@@ -284,12 +284,22 @@ bool km_presence_marked(const struct km_presence *p, uint64_t first, uint64_t pa
 	return false;
 }
 
-void km_presence_unmark(struct km_presence *p, uint64_t first, uint64_t pages)
+static void clear_flag(struct km_presence *p, uint64_t first, uint64_t pages, unsigned int flag)
 {
 	for (uint64_t n; pages; first += n, pages -= n) {
 		n = in_word(first, pages);
-		atomic_fetch_and(&p->words[first / PER_WORD], ~fill_bits(first, n, MARKED));
+		atomic_fetch_and(&p->words[first / PER_WORD], ~fill_bits(first, n, flag));
 	}
+}
+
+void km_presence_unmark(struct km_presence *p, uint64_t first, uint64_t pages)
+{
+	clear_flag(p, first, pages, MARKED);
+}
+
+void km_presence_unremove(struct km_presence *p, uint64_t first, uint64_t pages)
+{
+	clear_flag(p, first, pages, REMOVED);
 }
 
 /* Within one word, of the CLAIMED pages in `all`, those that become ZERO and POISONED, a bit each. */

@@ -83,6 +83,8 @@ uint64_t km_presence_claim_poisoned(struct km_presence *p, uint64_t first, uint6
 /* Is any of these claimed pages MARKED? And: the marks have been taken away. */
 bool km_presence_marked(const struct km_presence *p, uint64_t first, uint64_t count);
 void km_presence_unmark(struct km_presence *p, uint64_t first, uint64_t count);
+/* The removal that was entered for these claimed pages was their claimer's own. */
+void km_presence_unremove(struct km_presence *p, uint64_t first, uint64_t count);
 
 /*
  * End the claim of `count` pages. Abandoned pages become ABSENT, but ZERO where they were REMOVED

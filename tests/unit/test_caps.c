@@ -416,6 +416,14 @@ END
 
 /* ---- keeping ---- */
 
+/* Huge pages come and go while others work: what needs one is asked for each time. */
+static bool needs_huge_pages(uint32_t id)
+{
+	return id == KVMEM_CAP_HUGETLB_2M || id == KVMEM_CAP_HUGETLB_1G ||
+	       id == KVMEM_CAP_UFFD_HUGETLB || id == KVMEM_CAP_UFFD_WP_ASYNC ||
+	       id == KVMEM_CAP_UFFD_POISON;
+}
+
 static void *ask_all(void *arg)
 {
 	uint64_t sum = 0;
@@ -423,8 +431,7 @@ static void *ask_all(void *arg)
 	for (uint32_t id = 1; id < KVMEM_CAP_COUNT_; id++) {
 		uint64_t value = (uint64_t)km_caps_value(arg, (enum kvmem_cap)id);
 
-		/* How many are free changes while others work, and is asked for each time. */
-		if (id != KVMEM_CAP_HUGETLB_2M && id != KVMEM_CAP_HUGETLB_1G)
+		if (!needs_huge_pages(id))
 			sum += value;
 	}
 	return (void *)(uintptr_t)sum;

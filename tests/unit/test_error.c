@@ -175,7 +175,7 @@ static void *check_elsewhere(void *arg)
 TEST(k9_27_a_call_that_would_wait_for_its_own_callback_is_refused)
 {
 	struct km_callback outer, inner;
-	int pager, region, other;
+	int pager = 0, region = 0, other = 0;
 	pthread_t t;
 	void *r;
 

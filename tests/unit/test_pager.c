@@ -257,6 +257,7 @@ static int open_pager(uint64_t around)
 		r = kvmem_pager_start(k.pager);
 	if (r)
 		kvmem_pager_free(k.pager);
+	k.count[WAKE] = 0; /* what waited for the start */
 	return r;
 }
 
