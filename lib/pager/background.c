@@ -214,25 +214,6 @@ static struct km_window slice_at(const struct kvmem_pager *pager, unsigned int s
 	return (struct km_window){ .paged = p, .first = low, .count = low < high ? high - low : 0 };
 }
 
-/* The next slice of a shard becomes this thread's. */
-static bool next_slice(struct km_worker *w, unsigned int shard)
-{
-	struct km_backlog *b = &w->pager->backlogs[shard];
-
-	atomic_fetch_add(&b->busy, 1);
-	while (atomic_load_explicit(&b->cursor, memory_order_relaxed) < b->slices) {
-		uint64_t n = atomic_fetch_add_explicit(&b->cursor, 1, memory_order_relaxed);
-
-		if (n >= b->slices)
-			break;
-		w->slice = slice_at(w->pager, shard, n);
-		if (w->slice.count)
-			return true;
-	}
-	atomic_fetch_sub(&b->busy, 1);
-	return false;
-}
-
 /* ---- the background: passes ---- */
 
 /* The last slice of a pass is done. Where pages failed, another pass comes, later. */
@@ -253,6 +234,33 @@ static void end_pass(struct kvmem_pager *pager, struct km_backlog *b)
 	pthread_mutex_unlock(&pager->lock);
 }
 
+/* Whoever is the last to be busy with a shard looks whether that was the end of a pass: also who
+ * only found that there is no slice left, for the one who did the last may have gone before. */
+static void give_back(struct kvmem_pager *pager, struct km_backlog *b)
+{
+	if (atomic_fetch_sub(&b->busy, 1) == 1 && atomic_load(&b->failed))
+		end_pass(pager, b);
+}
+
+/* The next slice of a shard becomes this thread's. */
+static bool next_slice(struct km_worker *w, unsigned int shard)
+{
+	struct km_backlog *b = &w->pager->backlogs[shard];
+
+	atomic_fetch_add(&b->busy, 1);
+	while (atomic_load_explicit(&b->cursor, memory_order_relaxed) < b->slices) {
+		uint64_t n = atomic_fetch_add_explicit(&b->cursor, 1, memory_order_relaxed);
+
+		if (n >= b->slices)
+			break;
+		w->slice = slice_at(w->pager, shard, n);
+		if (w->slice.count)
+			return true;
+	}
+	give_back(w->pager, b);
+	return false;
+}
+
 static void begin_pass_if_due(struct kvmem_pager *pager, struct km_backlog *b)
 {
 	uint64_t due = atomic_load(&b->retry_ns);
@@ -263,6 +271,7 @@ static void begin_pass_if_due(struct kvmem_pager *pager, struct km_backlog *b)
 	if (atomic_load(&b->retry_ns)) {
 		atomic_store(&b->failed, 0);
 		atomic_store(&b->filled, 0);
+		atomic_store(&b->stuck, false); /* as long as it has not come to its end */
 		atomic_store(&b->retry_ns, 0);
 		atomic_store(&b->cursor, 0);
 	}
@@ -283,8 +292,8 @@ static void fill_slice_piece(struct km_worker *w, struct km_backlog *b)
 		atomic_fetch_add(&b->failed, failed);
 	if (atomic_load_explicit(pages, memory_order_relaxed) != before)
 		atomic_fetch_add(&b->filled, 1);
-	if (!w->slice.count && atomic_fetch_sub(&b->busy, 1) == 1 && atomic_load(&b->failed))
-		end_pass(w->pager, b);
+	if (!w->slice.count)
+		give_back(w->pager, b);
 }
 
 bool km_background_step(struct km_worker *w)
