@@ -49,7 +49,9 @@ static int no_pages(const struct kvmem_region *r, uint64_t pos, uint64_t bytes, 
 	return km_fail(err == -EFAULT || err == -ENOSPC ? ENOMEM : (int)-err,
 		       "fill: no pages to be had for 0x%" PRIx64 " bytes at offset 0x%" PRIx64
 		       " of the region: %s: %s%s",
-		       bytes, pos, call, strerror((int)-err),
+		       bytes, pos, call,
+		       err == -EFAULT ? "the file system or the memory cgroup is full"
+				      : strerror((int)-err),
 		       r->plan.backing == KVMEM_BACKING_HUGETLB
 			       ? "; not enough free huge pages, raise vm.nr_hugepages"
 			       : "");

@@ -126,33 +126,33 @@ TEST(k10_30_a_source_that_is_cut_short_meanwhile)
 }
 END
 
+/* A mapping for which no huge page is left: 0, -EFAULT, or 77 where none can be made. */
 static int no_huge_pages(void *arg)
 {
 	const size_t huge = 2 << 20;
+	const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB;
+	void *p = mmap(NULL, huge, PROT_READ | PROT_WRITE, flags | MAP_NORESERVE, -1, 0);
 	struct rig g;
-	void *p = mmap(NULL, huge, PROT_READ | PROT_WRITE,
-		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_NORESERVE, -1, 0);
-	void *all;
+	int r;
 
 	(void)arg;
 	if (p == MAP_FAILED)
 		return 77;
-	for (;;) { /* all that the pool has left */
-		all = mmap(NULL, huge, PROT_READ | PROT_WRITE,
-			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_POPULATE, -1, 0);
-		if (all == MAP_FAILED)
-			break;
-	}
+	while (mmap(NULL, huge, PROT_READ, flags | MAP_POPULATE, -1, 0) != MAP_FAILED)
+		; /* all that the pool has left */
 	rig_init(&g, RIG_MEMFD, 0);
 	ck_assert_int_eq(kvmem_source_memory(p, BYTES, &g.source), 0);
-	ck_assert_int_eq(kvmem_populate(&g.r, 0, g.source, &g.opts, &g.res), -EFAULT);
-	return 0;
+	r = kvmem_populate(&g.r, 0, g.source, &g.opts, &g.res);
+	return r == -EFAULT ? 0 : r ? 1 : 2;
 }
 
 TEST(k10_30_a_source_whose_huge_pages_have_run_out)
 {
-	int r = harness_child(no_huge_pages, NULL);
+	int r = 2;
 
+	/* 2: the pool is the machine's, and somebody has filled it up again. */
+	for (int tries = 0; tries < 20 && r == 2; tries++)
+		r = harness_child(no_huge_pages, NULL);
 	SKIP_IF(r == 77, "hugetlb", "no mapping of huge pages can be made");
 	ck_assert_int_eq(r, 0);
 }
