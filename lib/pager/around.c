@@ -218,7 +218,7 @@ bool km_around_take(struct km_worker *w, const struct km_paged *p, uint64_t page
 	for (unsigned int i = 0; i < a->count; i++) {
 		struct km_window *win = &a->windows[(a->first + i) % KM_AROUNDS], rest = *win;
 
-		if (win->paged != p || win->kind != KM_ABSENT || !holds(win, page))
+		if (win->paged != p || win->kind != ret_piece->kind || !holds(win, page))
 			continue;
 		*ret_piece = cut_piece(&rest);
 		if (!holds(ret_piece, page))

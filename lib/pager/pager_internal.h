@@ -227,7 +227,7 @@ int km_fill_or_fail(struct km_worker *w, struct km_paged *p, uint64_t page, uint
 /* The pages to bring in with a fault, in *ret: true when it continues a sequential access. */
 bool km_around_plan(struct km_worker *w, struct km_paged *p, uint64_t page, struct km_window *ret);
 void km_around_put_off(struct km_worker *w, const struct km_window *win);
-/* The next piece of a window that was put off, if it holds the page. */
+/* The next piece of a window that was put off, of the kind in *ret_piece, if it holds the page. */
 bool km_around_take(struct km_worker *w, const struct km_paged *p, uint64_t page,
 		    struct km_window *ret_piece);
 /* A piece of a window that was put off; false when there is none. */

@@ -200,13 +200,16 @@ static void serve_done(const struct served *s, enum km_page_state state)
 	r = km_map_run(&s->p->watch, s->first, s->count, state == KM_ZERO, (unsigned int)s->count);
 	if (r)
 		poison_lost(s, r);
-	if (ordered && s->alone) {
+	if (ordered && s->alone)
 		piece = piece_of(&win, s);
+	else if (s->alone && !stale && !win.count)
+		km_around_take(s->w, s->p, s->first, &piece);
+	if (piece.count)
 		map_with_neighbours(s, &piece);
+	if (ordered && piece.count)
 		put_off_rest(s->w, &win, &piece);
-	} else if (win.count > s->count) {
+	else if (win.count > s->count)
 		km_around_put_off(s->w, &win);
-	}
 	count_and_wake(s, &piece);
 }
 
