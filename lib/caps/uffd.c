@@ -321,6 +321,7 @@ static int64_t kind_open(struct kvmem_caps *c, size_t i, struct ground *g)
 	size_t page = kinds[i].page ? kinds[i].page : km_sys_page_size();
 	int64_t fd = kinds[i].file ? ground_file(page, kinds[i].memfd_flags) : -1, r;
 
+	*g = (struct ground){ .c = c };
 	r = kinds[i].file && fd < 0 ? fd : ground_open(c, g, (int)fd, page);
 	km_sys_close((int)fd);
 	return km_cap_step(c, r);

@@ -90,7 +90,7 @@ static int only_node(struct look *l)
 	for (unsigned int i = 0; i < KM_NODE_WORDS; i++) {
 		weight += (unsigned int)__builtin_popcountl(mask[i]);
 		if (mask[i] && weight == 1)
-			l->only_node = (int)(i * 8 * sizeof(*mask)) + __builtin_ctzl(mask[i]);
+			l->only_node = (int)(8 * sizeof(*mask) * i) + __builtin_ctzl(mask[i]);
 	}
 	if (weight != 1)
 		l->only_node = -2;

@@ -14,7 +14,7 @@
 struct kvmem_region;
 
 #define KM_POLICY_WORDS 16 /* 1024 nodes, the kernel's own limit */
-#define KM_POLICY_NODES (KM_POLICY_WORDS * 8 * sizeof(unsigned long))
+#define KM_POLICY_NODES (8 * sizeof(unsigned long) * KM_POLICY_WORDS)
 /* As maxnode of the system calls: the kernel takes one bit less than it is told. */
 #define KM_POLICY_MAXNODE (KM_POLICY_NODES + 1)
 

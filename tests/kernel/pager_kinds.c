@@ -229,6 +229,48 @@ TEST(k5_16_window_covers_other_fault)
 }
 END
 
+struct ordered {
+	struct set s;
+	unsigned int reads, of_page[PAGES]; /* the number of the read that brought each page */
+};
+
+static int ordered_read(void *arg, uint64_t offset, void *buf, uint64_t bytes)
+{
+	struct ordered *o = arg;
+
+	o->reads++;
+	for (uint64_t at = offset; at < offset + bytes; at += PAGE)
+		o->of_page[at / PAGE] = o->reads;
+	memcpy(buf, o->s.content + offset, bytes);
+	return 0;
+}
+
+/* A fault that waits does so for the read under way, not for all that is missing. */
+TEST(k5_17_faults_are_served_while_stop_fills)
+{
+	for (unsigned int k = 0; k < 2; k++) {
+		struct kvmem_source_ops ops = KVMEM_SOURCE_OPS_INIT;
+		static struct ordered o;
+		struct toucher t;
+
+		memset(&o, 0, sizeof(o));
+		if (!open_set(&o.s, kinds[k], BYTES))
+			return;
+		ops.read = ordered_read;
+		must(kvmem_source_callback(&ops, &o, BYTES, &o.s.source));
+		o.s.opts.flags = KVMEM_PAGER_NO_THREADS;
+		start_set(&o.s);
+		start_touch(&t, &o.s, PAGES - 100);
+		sleep_ms(50); /* the fault is in the queue */
+		must(kvmem_pager_stop(o.s.pager, KVMEM_STOP_FILL));
+		pthread_join(t.thread, NULL);
+		ck_assert_uint_lt(o.of_page[PAGES - 100], o.of_page[PAGES / 2]);
+		check_all(&o.s);
+		close_set(&o.s);
+	}
+}
+END
+
 /* ---- K7: poison can be healed ---- */
 
 static _Thread_local sigjmp_buf back;
@@ -509,7 +551,8 @@ HARNESS_MAIN(T(k4_15_filled_in_advance_where_mappings_meet),
 	     T(k4_15_filled_at_the_end_where_mappings_meet),
 	     T(k4_15_populated_beside_a_pager_where_mappings_meet),
 	     T(k4_15_marked_where_mappings_meet), T(k5_16_window_covers_other_fault),
-	     T(k7_24_populate_beside_the_pager_heals), T(k7_24_discard_heals), T(k7_24_zeros_heal),
-	     T(k7_24_prefetch_heals), T(k7_24_populate_without_a_pager_heals),
-	     T(k8_25_removed_while_it_is_read), T(k9_28_who_is_woken_finds_the_fault_counted),
+	     T(k5_17_faults_are_served_while_stop_fills), T(k7_24_populate_beside_the_pager_heals),
+	     T(k7_24_discard_heals), T(k7_24_zeros_heal), T(k7_24_prefetch_heals),
+	     T(k7_24_populate_without_a_pager_heals), T(k8_25_removed_while_it_is_read),
+	     T(k9_28_who_is_woken_finds_the_fault_counted),
 	     T(k11_34_pages_that_do_not_exist_are_not_marked))
