@@ -128,11 +128,6 @@ int64_t SYS(mmap_near)(size_t len, int prot, int flags, int fd, uint64_t off, vo
 	return 0;
 }
 
-int64_t SYS(mmap_at)(void *addr, size_t len, int prot, int flags, int fd, uint64_t off)
-{
-	return mmap(addr, len, prot, flags | MAP_FIXED, fd, (off_t)off) == MAP_FAILED ? -errno : 0;
-}
-
 /* By number: musl has no mlock2(). */
 int64_t SYS(mlock_onfault)(void *addr, size_t len)
 {

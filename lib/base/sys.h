@@ -44,8 +44,6 @@ struct rlimit;
 	  (len, prot, flags, fd, off, ret)) \
 	X(mmap_near, (size_t len, int prot, int flags, int fd, uint64_t off, void **addr), \
 	  (len, prot, flags, fd, off, addr)) \
-	X(mmap_at, (void *addr, size_t len, int prot, int flags, int fd, uint64_t off), \
-	  (addr, len, prot, flags, fd, off)) \
 	X(mlock_onfault, (void *addr, size_t len), (addr, len)) \
 	X(munlock, (void *addr, size_t len), (addr, len)) \
 	X(mprotect, (void *addr, size_t len, int prot), (addr, len, prot)) \

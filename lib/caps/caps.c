@@ -112,6 +112,11 @@ const char *km_caps_reason(const struct kvmem_caps *caps, enum kvmem_cap id)
 	return look_up(caps, id).reason;
 }
 
+bool km_caps_unknown(const struct kvmem_caps *caps, enum kvmem_cap id)
+{
+	return look_up(caps, id).support == KVMEM_SUPPORT_UNKNOWN;
+}
+
 const char *km_caps_lack(const struct kvmem_caps *caps, enum kvmem_cap id)
 {
 	struct km_cap_entry e = look_up(caps, id);

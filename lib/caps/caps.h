@@ -22,6 +22,7 @@ int km_caps_create(int kvm_fd, int vm_fd, uint64_t vm_type, struct kvmem_caps **
 bool km_caps_has(const struct kvmem_caps *caps, enum kvmem_cap id); /* NATIVE */
 int64_t km_caps_value(const struct kvmem_caps *caps, enum kvmem_cap id);
 const char *km_caps_reason(const struct kvmem_caps *caps, enum kvmem_cap id);
+bool km_caps_unknown(const struct kvmem_caps *caps, enum kvmem_cap id);	    /* the probe failed */
 const char *km_caps_lack(const struct kvmem_caps *caps, enum kvmem_cap id); /* why not, or NULL */
 
 /* A VM more, for the caller to try something on and to close; -errno without detail. */

@@ -55,6 +55,21 @@ static int kind_of(int fd, const struct stat *st, uint32_t *ret_backing)
 	return 0;
 }
 
+#define SEAL_WRITE	  0x0008
+#define SEAL_FUTURE_WRITE 0x0010
+
+static int check_writable(int fd)
+{
+	int64_t seals = km_sys_fcntl_seals(fd);
+
+	if (seals < 0 || !(seals & (SEAL_WRITE | SEAL_FUTURE_WRITE)))
+		return 0;
+	return km_fail(EPERM,
+		       "kvmem_region_opts.fd %d is sealed against writing (F_SEAL_WRITE or "
+		       "F_SEAL_FUTURE_WRITE): it cannot be mapped for a guest",
+		       fd);
+}
+
 int km_adopt_kind(struct kvmem_region_opts *o)
 {
 	struct stat st;
@@ -72,6 +87,8 @@ int km_adopt_kind(struct kvmem_region_opts *o)
 	if (err < 0)
 		return km_fail((int)-err, "kvmem_region_opts.fd %d: fstat: %m", o->fd);
 	r = kind_of(o->fd, &st, &backing);
+	if (!r)
+		r = check_writable(o->fd);
 	if (r)
 		return r;
 	if (o->backing && o->backing != backing)

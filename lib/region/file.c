@@ -76,7 +76,11 @@ static int make_memfd(struct kvmem_region *r, const struct kvmem_region_opts *o)
 static int open_given(struct kvmem_region *r, const struct kvmem_region_opts *o)
 {
 	int64_t mode = km_sys_fcntl_getfl(o->fd), fd = -ENXIO;
+	int err = o->seals ? seal(r, o->fd, o) : 0;
 	char path[32];
+
+	if (err)
+		return err;
 
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", o->fd);
 	if (r->plan.backing != KVMEM_BACKING_GUEST_MEMFD)
@@ -93,8 +97,7 @@ static int open_given(struct kvmem_region *r, const struct kvmem_region_opts *o)
 	if (fd < 0)
 		return fail_file(r, "duplicate of the file descriptor given", fd);
 	r->fd = (int)fd;
-	r->fd_offset = o->fd_offset;
-	return o->seals ? seal(r, r->fd, o) : 0;
+	return 0;
 }
 
 int km_region_make_files(struct kvmem_region *r, const struct kvmem_region_opts *o)

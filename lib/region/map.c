@@ -36,10 +36,10 @@ static int map_flags(const struct kvmem_region *r)
 	return r->fd >= 0 ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
 }
 
-static int64_t map_guessed(const struct kvmem_region *r, uint64_t align, uint8_t **ret)
+/* -ENOSPC: it lies where it must not. */
+static int64_t map_near(const struct kvmem_region *r, void *near, uint64_t align, uint8_t **ret)
 {
-	bool any = align <= km_region_page(r);
-	void *p = any ? NULL : guess(r->bytes, align);
+	void *p = near;
 	int64_t err = km_sys_mmap_near(r->bytes, PROT_NONE, map_flags(r), r->fd,
 				       r->fd < 0 ? 0 : r->fd_offset, &p);
 
@@ -50,40 +50,37 @@ static int64_t map_guessed(const struct kvmem_region *r, uint64_t align, uint8_t
 	return -ENOSPC;
 }
 
-static int64_t map_reserved(const struct kvmem_region *r, uint64_t align, uint8_t **ret)
+/*
+ * Room for it and its alignment, given back and asked for again: another thread may be faster, and
+ * a mapping over a reservation (MAP_FIXED) that fails leaves a hole that may be another's by then.
+ */
+static int64_t map_found(const struct kvmem_region *r, uint64_t align, uint8_t **ret)
 {
 	uint64_t len = r->bytes + align;
-	uint8_t *start, *end;
+	int64_t err = -ENOSPC;
 	void *p;
-	int64_t err = km_sys_mmap(len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
-				  0, &p);
 
-	if (err < 0)
-		return err;
-	end = (uint8_t *)p + len;
-	start = (uint8_t *)(((uintptr_t)p + align - 1) & ~(uintptr_t)(align - 1));
-	if (start > (uint8_t *)p)
-		km_sys_munmap(p, (size_t)(start - (uint8_t *)p));
-	if (start + r->bytes < end)
-		km_sys_munmap(start + r->bytes, (size_t)(end - start) - r->bytes);
-	km_sys_munlock(start, r->bytes); /* else it counts twice against RLIMIT_MEMLOCK */
-	err = km_sys_mmap_at(start, r->bytes, PROT_NONE, map_flags(r), r->fd,
-			     r->fd < 0 ? 0 : r->fd_offset);
-	if (err < 0)
-		km_sys_munmap(start, r->bytes);
-	*ret = start;
+	for (unsigned int tries = 0; tries < 8 && err == -ENOSPC; tries++) {
+		err = km_sys_mmap(len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+				  0, &p);
+		if (err < 0)
+			break;
+		km_sys_munmap(p, len);
+		p = (void *)(((uintptr_t)p + align - 1) & ~(uintptr_t)(align - 1));
+		err = map_near(r, p, align, ret);
+	}
 	return err;
 }
 
 static int64_t map_aligned(const struct kvmem_region *r, uint8_t **ret)
 {
-	uint64_t align = alignment(r);
-	int64_t err = map_guessed(r, align, ret);
+	uint64_t align = alignment(r), page = km_region_page(r);
+	int64_t err = map_near(r, align > page ? guess(r->bytes, align) : NULL, align, ret);
 
 	if (err == -ENOSPC)
-		err = map_reserved(r, align, ret);
-	if (err == -ENOMEM) /* there may be room for as much and no more */
-		err = map_guessed(r, km_region_page(r), ret);
+		err = map_found(r, align, ret);
+	if (err == -ENOMEM || err == -ENOSPC) /* there may be room for as much and no more */
+		err = map_near(r, NULL, page, ret);
 	return err;
 }
 

@@ -145,6 +145,10 @@ static const char *can_paging(struct asking *a, const struct candidate *c)
 		return "KVM resolves the faults of a direct slot on the guest_memfd itself, no "
 		       "userfaultfd sees "
 		       "them";
+	/* Of huge pages it can be tried only while one is free: where none is, as where all are in the
+	 * file given, shmem tells whether there is a userfaultfd at all. */
+	if (id == KVMEM_CAP_UFFD_HUGETLB && km_caps_unknown(a->caps, id))
+		id = KVMEM_CAP_UFFD_SHMEM;
 	if (!km_caps_has(a->caps, id) || !(km_caps_value(a->caps, id) & KVMEM_UFFD_MISSING))
 		return km_caps_reason(a->caps, id);
 	return NULL;

@@ -77,10 +77,18 @@ static int map_region(struct kvmem_region *r)
 
 static int build(struct kvmem_region *r, const struct kvmem_region_opts *o)
 {
-	int err = km_region_make_files(r, o);
+	int err = 0;
 
+	/* What is refused is refused before the file is opened once more: closing that again would
+	 * drop the record locks that the process has on it. */
+	if (r->adopted) {
+		r->fd_offset = o->fd_offset;
+		err = km_registry_add_given(r, o->fd);
+	}
 	if (!err)
-		err = km_registry_add(r);
+		err = km_region_make_files(r, o);
+	if (!err && !r->adopted)
+		km_registry_add(r);
 	if (!err)
 		err = map_region(r);
 	if (!err)

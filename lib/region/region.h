@@ -37,6 +37,8 @@ struct kvmem_region {
 	/* Adopted with KVMEM_CONTENT_IGNORE: what exists and the record does not know is no content.
 	 */
 	bool ignore_existing;
+	dev_t dev; /* of an adopted file */
+	ino_t ino;
 	bool registered;
 	struct kvmem_region *next, *prev; /* registry.c: those that have a file */
 	uint8_t *base;
@@ -61,8 +63,9 @@ static inline uint64_t km_region_page(const struct kvmem_region *r)
  */
 int km_region_store(struct kvmem_region *r, uint8_t **ret_base);
 
-/* registry.c: -EBUSY for a file given whose bytes another region holds. */
-int km_registry_add(struct kvmem_region *r);
+/* registry.c: of a file given, before it is opened: -EBUSY where another region holds its bytes. */
+void km_registry_add(struct kvmem_region *r);
+int km_registry_add_given(struct kvmem_region *r, int fd);
 void km_registry_remove(struct kvmem_region *r);
 
 /* file.c: sets fd, private_fd and fd_offset. On failure what is open stays for who frees r. */

@@ -11,24 +11,20 @@ static struct kvmem_region *regions;
 static bool same_bytes(const struct kvmem_region *r, const struct stat *st,
 		       const struct kvmem_region *other)
 {
-	struct stat theirs;
+	struct stat theirs = { .st_dev = other->dev, .st_ino = other->ino };
 
 	if (other->fd_offset >= r->fd_offset + r->bytes ||
 	    r->fd_offset >= other->fd_offset + other->bytes)
 		return false;
-	return km_sys_fstat(other->fd, &theirs) >= 0 && theirs.st_dev == st->st_dev &&
-	       theirs.st_ino == st->st_ino;
+	if (!other->adopted && km_sys_fstat(other->fd, &theirs) < 0)
+		return false;
+	return theirs.st_dev == st->st_dev && theirs.st_ino == st->st_ino;
 }
 
-static int check(const struct kvmem_region *r)
+static int check(const struct kvmem_region *r, const struct stat *st)
 {
-	struct stat st;
-	int64_t err = km_sys_fstat(r->fd, &st);
-
-	if (err < 0)
-		return km_fail((int)-err, "region: fstat of its file: %m");
 	for (const struct kvmem_region *other = regions; other; other = other->next)
-		if (same_bytes(r, &st, other))
+		if (same_bytes(r, st, other))
 			return km_fail(
 				EBUSY,
 				"bytes 0x%" PRIx64 " + 0x%" PRIx64 " of the file given overlap "
@@ -39,25 +35,42 @@ static int check(const struct kvmem_region *r)
 	return 0;
 }
 
-/* A file that was just made can be no other region's: only adoption looks. */
-int km_registry_add(struct kvmem_region *r)
+static void add(struct kvmem_region *r)
 {
-	int err = 0;
+	r->next = regions;
+	if (regions)
+		regions->prev = r;
+	regions = r;
+	r->registered = true;
+}
 
+/* A file that was just made can be no other region's: only adoption looks. */
+void km_registry_add(struct kvmem_region *r)
+{
 	if (r->fd < 0)
-		return 0;
+		return;
 	pthread_mutex_lock(&lock);
-	if (r->adopted && !(r->flags & KVMEM_REGION_OVERLAP))
-		err = check(r);
-	if (!err) {
-		r->next = regions;
-		if (regions)
-			regions->prev = r;
-		regions = r;
-		r->registered = true;
-	}
+	add(r);
 	pthread_mutex_unlock(&lock);
-	return err;
+}
+
+int km_registry_add_given(struct kvmem_region *r, int fd)
+{
+	struct stat st;
+	int64_t err = km_sys_fstat(fd, &st);
+	int ret = 0;
+
+	if (err < 0)
+		return km_fail((int)-err, "kvmem_region_opts.fd %d: fstat: %m", fd);
+	r->dev = st.st_dev;
+	r->ino = st.st_ino;
+	pthread_mutex_lock(&lock);
+	if (!(r->flags & KVMEM_REGION_OVERLAP))
+		ret = check(r, &st);
+	if (!ret)
+		add(r);
+	pthread_mutex_unlock(&lock);
+	return ret;
 }
 
 void km_registry_remove(struct kvmem_region *r)

@@ -70,15 +70,10 @@ static int64_t open_own(int fd, int64_t mode, uint32_t flags)
 	return own;
 }
 
-static int file_size(int fd, int own, const struct stat *st, uint64_t *ret_size)
+static int device_size(int fd, int own, uint64_t *ret_size)
 {
-	int64_t size;
+	int64_t size = km_sys_lseek(own, 0, SEEK_END);
 
-	if (S_ISREG(st->st_mode)) {
-		*ret_size = (uint64_t)st->st_size;
-		return 0;
-	}
-	size = km_sys_lseek(own, 0, SEEK_END);
 	if (size < 0)
 		return km_fail((int)-size, "source: size of the block device of fd %d: %m", fd);
 	*ret_size = (uint64_t)size;
@@ -139,12 +134,19 @@ int kvmem_source_file(int fd, uint64_t offset, uint64_t bytes, uint32_t flags,
 		r = check_fd(fd, &mode, &st);
 	if (r)
 		return r;
+	/* A file is closed again when the call fails after this: its record locks would be gone. */
+	if (S_ISREG(st.st_mode))
+		r = file_range(fd, offset, (uint64_t)st.st_size, &bytes);
+	if (r)
+		return r;
 	own = open_own(fd, mode, flags);
 	if (own < 0)
 		return (int)own;
-	r = file_size(fd, (int)own, &st, &size);
-	if (!r)
-		r = file_range(fd, offset, size, &bytes);
+	if (!S_ISREG(st.st_mode)) {
+		r = device_size(fd, (int)own, &size);
+		if (!r)
+			r = file_range(fd, offset, size, &bytes);
+	}
 	if (r)
 		goto err;
 	s = new_source(KM_SOURCE_FILE, bytes);

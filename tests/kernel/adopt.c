@@ -275,6 +275,8 @@ TEST(k14_48_a_file_sealed_against_writing_is_named)
 
 	ck_assert_int_eq(fcntl(fd, F_ADD_SEALS, 0x10), 0); /* F_SEAL_FUTURE_WRITE */
 	failed(EPERM, "F_SEAL_FUTURE_WRITE", CREATE(.flags = KVMEM_REGION_FD, .fd = fd));
+	failed(EPERM, "F_SEAL_FUTURE_WRITE",
+	       plan((struct kvmem_region_opts){ .flags = KVMEM_REGION_FD, .fd = fd }));
 	close(fd);
 }
 END
@@ -325,6 +327,31 @@ TEST(k12_40_record_locks_outlive_a_borrowed_image)
 	ck_assert_int_eq(fcntl(image, F_OFD_SETLK, &l), 0);
 	use_source(0);
 	ck_assert_int_eq(harness_child(is_locked, NULL), 1);
+	close(image);
+}
+END
+
+/* What is refused is refused before the library opens the file, whose closing would drop the lock. */
+TEST(k12_40_record_locks_outlive_a_refused_call)
+{
+	struct kvmem_region *first;
+	struct flock l = whole;
+	struct kvmem_source *s;
+
+	image = memfd(0);
+	ok(CREATE(.flags = KVMEM_REGION_FD, .fd = image));
+	first = ram;
+	ck_assert_int_eq(fcntl(image, F_SETLK, &l), 0);
+	failed(EBUSY, "another region", CREATE(.flags = KVMEM_REGION_FD, .fd = image));
+	failed(EPERM, "MFD_ALLOW_SEALING",
+	       CREATE(.flags = KVMEM_REGION_FD | KVMEM_REGION_OVERLAP, .fd = image,
+		      .seals = KVMEM_SEAL_SHRINK));
+	failed(ERANGE, "fd", CREATE(.flags = KVMEM_REGION_FD, .fd = image, .bytes = 2 * BYTES));
+	failed(ENODATA, "too short", kvmem_source_file(image, 0, 2 * BYTES, 0, &s));
+	failed(EINVAL, "overflows", kvmem_source_file(image, PAGE, UINT64_MAX - 1, 0, &s));
+	ck_assert_int_eq(harness_child(is_locked, NULL), 1);
+	ok(kvmem_region_free(first)); /* the manual says so */
+	ck_assert_int_eq(harness_child(is_locked, NULL), 0);
 	close(image);
 }
 END
@@ -489,6 +516,7 @@ HARNESS_MAIN(T(k12_36_no_byte_of_a_refused_file_changes),
 	     T(k12_39_a_file_given_is_sealed_when_asked),
 	     T(k14_48_a_file_sealed_against_writing_is_named),
 	     T(k12_40_record_locks_outlive_a_borrowed_image), T(k12_40_what_is_borrowed_stays_open),
+	     T(k12_40_record_locks_outlive_a_refused_call),
 	     T(k12_41_a_second_region_over_the_same_bytes_is_refused),
 	     T(k12_41_a_file_that_the_library_made_is_known_too),
 	     T(k11_35_a_file_that_has_all_its_pages_can_be_filled),

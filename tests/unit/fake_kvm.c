@@ -225,19 +225,6 @@ static int64_t fake_mmap_near(size_t len, int prot, int flags, int fd, uint64_t 
 	return r;
 }
 
-static int64_t fake_mmap_at(void *addr, size_t len, int prot, int flags, int fd, uint64_t off)
-{
-	struct gmem *g = fd < 0 ? NULL : gmem_of(fd);
-	int64_t r;
-
-	if (g && !(g->flags & KM_GUEST_MEMFD_FLAG_MMAP))
-		return -ENODEV;
-	r = km_real_mmap_at(addr, len, prot, flags, fd, off);
-	if (r >= 0)
-		remember_map(addr, len, g);
-	return r;
-}
-
 static int64_t fake_madvise(void *addr, size_t len, int advice)
 {
 	struct gmem *g = gmem_at(addr);
@@ -464,7 +451,6 @@ void fake_kvm_reset(void)
 	fake.readlink = fake_readlink;
 	fake.mmap = fake_mmap;
 	fake.mmap_near = fake_mmap_near;
-	fake.mmap_at = fake_mmap_at;
 	fake.madvise = fake_madvise;
 	fake.pwrite = fake_pwrite;
 	fake.pread = fake_pread;

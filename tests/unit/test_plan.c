@@ -277,6 +277,26 @@ TEST(k13_43_paging_and_sharing_exclude_each_other)
 }
 END
 
+/* The pool is empty because all of it is in the file given: it can be paged all the same. */
+TEST(k2_12_a_hugetlb_file_is_paged_though_no_page_is_free)
+{
+	struct kvmem_region_opts o = { .size = sizeof(o),
+				       .bytes = BYTES,
+				       .flags = KVMEM_REGION_FD,
+				       .backing = KVMEM_BACKING_HUGETLB,
+				       .page_size = 2 << 20,
+				       .needs = KVMEM_WANT_PAGING };
+
+	kernel(A_UFFD);
+	caps.entries[KVMEM_CAP_UFFD_HUGETLB].support = KVMEM_SUPPORT_UNKNOWN;
+	ck_assert_int_eq(km_plan_make(&caps, true, &o, &plan), 0);
+	ck_assert_uint_eq(plan.granted, KVMEM_WANT_PAGING);
+	kernel(0);
+	caps.entries[KVMEM_CAP_UFFD_HUGETLB].support = KVMEM_SUPPORT_UNKNOWN;
+	refused(km_plan_make(&caps, true, &o, &plan), "the test says so");
+}
+END
+
 TEST(no_vm_no_guest_memfd)
 {
 	struct kvmem_region_opts o = { .size = sizeof(o), .bytes = BYTES };
@@ -344,4 +364,5 @@ END
 
 HARNESS_MAIN(T(every_wish_on_every_kernel), T(requirements_that_exclude_each_other),
 	     T(what_is_asked_for_is_made), T(k13_43_paging_and_sharing_exclude_each_other),
-	     T(no_vm_no_guest_memfd), T(bad_options))
+	     T(k2_12_a_hugetlb_file_is_paged_though_no_page_is_free), T(no_vm_no_guest_memfd),
+	     T(bad_options))
