@@ -551,13 +551,24 @@ END
 
 /* ---- what the library itself changes ---- */
 
-/* Harvests and commits: the pages [first, first + count) of the RAM, and no others. */
+/*
+ * Harvests and commits: the pages [first, first + count) of the RAM, and no others but those that the
+ * kernel has no way to protect again under a pager (before Linux 6.7).
+ */
 static void expect_pages(struct rig *rig, uint64_t first, uint64_t count)
 {
+	uint64_t kept = stats(rig).pages_kept, vain = 0;
+
 	rig_forget(rig);
 	rig_sync(rig);
-	for (uint64_t p = 0; p < rig->bytes / RIG_PAGE; p++)
-		ck_assert_msg(rig->seen[p] == (p >= first && p < first + count), "page %lu", p);
+	kept = stats(rig).pages_kept - kept;
+	for (uint64_t p = 0; p < rig->bytes / RIG_PAGE; p++) {
+		bool expected = p >= first && p < first + count;
+
+		ck_assert_msg(rig->seen[p] || !expected, "page %lu is not reported", p);
+		vain += rig->seen[p] && !expected;
+	}
+	ck_assert_uint_le(vain, kept);
 }
 
 static void library_changes(uint32_t mode, bool paged)
