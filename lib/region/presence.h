@@ -82,17 +82,17 @@ uint64_t km_presence_claim_poisoned(struct km_presence *p, uint64_t first, uint6
 
 /* Is any of these claimed pages MARKED? And: the marks have been taken away. */
 bool km_presence_marked(const struct km_presence *p, uint64_t first, uint64_t count);
-void km_presence_unmark(struct km_presence *p, uint64_t first, uint64_t count);
+void km_presence_unmark(struct km_presence *p, uint64_t first, uint64_t pages);
 /* The removal that was entered for these claimed pages was their claimer's own. */
-void km_presence_unremove(struct km_presence *p, uint64_t first, uint64_t count);
+void km_presence_unremove(struct km_presence *p, uint64_t first, uint64_t pages);
 
 /*
- * End the claim of `count` pages. Abandoned pages become ABSENT, but ZERO where they were REMOVED
+ * End the claim of `pages` pages. Abandoned pages become ABSENT, but ZERO where they were REMOVED
  * and else POISONED where they are MARKED. Both return KM_WAS_WANTED and KM_IS_WHOLE.
  */
-unsigned int km_presence_publish(struct km_presence *p, uint64_t first, uint64_t count,
+unsigned int km_presence_publish(struct km_presence *p, uint64_t first, uint64_t pages,
 				 enum km_page_state state);
-unsigned int km_presence_abandon(struct km_presence *p, uint64_t first, uint64_t count);
+unsigned int km_presence_abandon(struct km_presence *p, uint64_t first, uint64_t pages);
 
 /* A fault waits for the page: mark it WANTED if it is claimed. Returns the state it has. */
 enum km_page_state km_presence_want(struct km_presence *p, uint64_t page);
@@ -102,13 +102,13 @@ enum km_page_state km_presence_want(struct km_presence *p, uint64_t page);
  * gets REMOVED. PRESENT stays: whether the kernel still has the page is seen at the next fault.
  * Returns KM_IS_WHOLE or 0.
  */
-unsigned int km_presence_remove(struct km_presence *p, uint64_t first, uint64_t count);
+unsigned int km_presence_remove(struct km_presence *p, uint64_t first, uint64_t pages);
 
 /*
  * Pages in state `from` get state `to`; others stay as they are. Neither is CLAIMED. Returns
  * KM_IS_WHOLE or 0.
  */
-unsigned int km_presence_turn(struct km_presence *p, uint64_t first, uint64_t count,
+unsigned int km_presence_turn(struct km_presence *p, uint64_t first, uint64_t pages,
 			      enum km_page_state from, enum km_page_state to);
 
 /*

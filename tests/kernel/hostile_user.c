@@ -280,10 +280,12 @@ static int with_few_files(void *arg)
 static int with_little_address_space(void *arg)
 {
 	struct rlimit limit;
-	unsigned long pages = 0;
+	unsigned long pages;
+	char line[100];
 	FILE *f = fopen("/proc/self/statm", "r");
 
-	NEED(f && fscanf(f, "%lu", &pages) == 1 && !fclose(f));
+	NEED(f && fgets(line, sizeof(line), f) && !fclose(f));
+	pages = strtoul(line, NULL, 10);
 	limit.rlim_cur = limit.rlim_max = pages * PAGE + *(rlim_t *)arg;
 	NEED(!setrlimit(RLIMIT_AS, &limit));
 	NEED(!fill_in_every_way(KVMEM_BACKING_MEMFD, false));
