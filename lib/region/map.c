@@ -153,6 +153,9 @@ static const char *map_hint(const struct kvmem_region *r, int64_t err)
 	switch (err) {
 	case -EAGAIN:
 		return "; memory of this process is locked (mlockall(2)): raise RLIMIT_MEMLOCK";
+	case -ENODEV:
+		return "; the guest_memfd was made without GUEST_MEMFD_FLAG_MMAP: the host cannot map "
+		       "it";
 	case -EPERM:
 		return "; the file is sealed against writing (F_SEAL_WRITE or "
 		       "F_SEAL_FUTURE_WRITE)";
