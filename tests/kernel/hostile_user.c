@@ -103,7 +103,7 @@ static int make_ram(uint32_t backing, int fd)
 /* Pages of [from, to) that are not the source's. Reads them as a system call does: no signal. */
 static unsigned int wrong(uint64_t from, uint64_t to)
 {
-	unsigned char page[PAGE];
+	unsigned char page[PAGE] = { 0 };
 	unsigned int n = 0;
 
 	for (uint64_t i = from; i < to; i++) {
