@@ -324,9 +324,14 @@ TEST(stop_ends_endless_retries)
 	ck_assert(harness_wait(failing, &b, 20));
 	ck_assert(!w.done);
 	must(kvmem_pager_stop(b.s.pager, KVMEM_STOP_HAND_BACK));
-	pthread_join(id, NULL);				     /* not held up any more */
 	ck_assert_uint_eq(stats_of(&b.s).pages_poisoned, 0); /* nobody has given the page up */
+	ck_assert(!w.done);				     /* and nobody reads zeros of it */
+	atomic_store(&b.broken, false);
+	must(kvmem_pager_start(b.s.pager));
+	pthread_join(id, NULL);
 	ck_assert_int_eq(access_page(&b.s, BAD_PAGE), 0);
+	ck_assert_mem_eq(b.s.base + BAD_PAGE * PAGE, b.s.content + BAD_PAGE * PAGE, PAGE);
+	must(kvmem_pager_stop(b.s.pager, KVMEM_STOP_HAND_BACK));
 	close_set(&b.s);
 }
 END
@@ -461,8 +466,10 @@ TEST(wrong_calls)
 	ck_assert_int_eq(kvmem_pager_stop(s.pager, 7), -EINVAL);
 	must(kvmem_pager_stop(s.pager, KVMEM_STOP_HAND_BACK));
 	ck_assert_int_eq(kvmem_pager_stop(s.pager, KVMEM_STOP_HAND_BACK), -EINVAL);
-	ck_assert_int_eq(kvmem_pager_start(s.pager), -EBUSY);
 	ck_assert_int_eq(kvmem_pager_wait(s.pager, 0), -EINVAL);
+	must(kvmem_pager_start(s.pager)); /* goes on */
+	must(kvmem_pager_stop(s.pager, KVMEM_STOP_FILL));
+	ck_assert_int_eq(kvmem_pager_start(s.pager), -EBUSY);
 	run.bytes = PAGE;
 	ck_assert_int_eq(kvmem_pager_prefetch(s.pager, &run, 1), -EINVAL);
 	must(kvmem_pager_free(other));
