@@ -96,6 +96,8 @@ static int unpoison_run(struct kvmem_region *r, uint64_t page, uint64_t count)
 				      PROT_READ | PROT_WRITE);
 	if (err >= 0)
 		err = drop_mapping(r, page, n);
+	if (r->watch)
+		km_uffd_settle(r->watch->set);
 	if (err >= 0)
 		km_presence_unmark(&r->presence, page, n);
 	km_presence_unremove(&r->presence, page, n);

@@ -115,6 +115,14 @@ unsigned int km_uffd_read(struct km_uffd_set *set, unsigned int index, struct uf
 	return n;
 }
 
+void km_uffd_settle(struct km_uffd_set *set)
+{
+	for (unsigned int i = 0; set->sees_removals && i < set->count; i++) {
+		lock_for_reading_events(&set->all[i]);
+		pthread_rwlock_unlock(&set->all[i].lock);
+	}
+}
+
 /* The page size of the fault is not told: a wake-up of a base page finds who waits for it. */
 static void wake_fault(struct km_uffd *u, const struct uffd_msg *m)
 {

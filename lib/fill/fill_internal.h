@@ -30,6 +30,12 @@ void km_uffd_wake(struct km_uffd *u, uint64_t addr, uint64_t bytes);
 
 void km_uffd_lock_for_placing(struct km_uffd *u);
 
+/*
+ * After a removal of one's own has returned: its event is in the record. The kernel lets the thread
+ * that removes go on when the event is read, which is before it is entered.
+ */
+void km_uffd_settle(struct km_uffd_set *set);
+
 /* ---- engine.c ---- */
 
 /*

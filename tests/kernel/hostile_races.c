@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -385,6 +386,41 @@ static int wait_beside_second_pass(void *arg)
 	return kvmem_pager_wait(rig.pager, -1) ? WRONG : GOOD;
 }
 
+/* ---- poison ---- */
+
+static _Thread_local sigjmp_buf after_error;
+
+static void on_memory_error(int sig)
+{
+	(void)sig;
+	siglongjmp(after_error, 1);
+}
+
+static bool reads_as(const uint8_t *at, uint8_t want)
+{
+	return !sigsetjmp(after_error, 1) && *(const volatile uint8_t *)at == want;
+}
+
+/* The next source has what the last one could not give: no page becomes zero on the way. */
+static int poison_then_another_start(void *arg)
+{
+	struct rig rig = { .fails_at = UINT64_MAX, .broken = true };
+
+	signal(SIGBUS, on_memory_error);
+	open_ram(&rig, *(uint32_t *)arg);
+	open_pager(&rig, false, 0);
+	for (unsigned int i = 0; i < PAGES; i += 2)
+		if (reads_as(rig.base + i * PAGE, 0))
+			return WRONG;
+	NEED(kvmem_pager_stop(rig.pager, KVMEM_STOP_HAND_BACK));
+	atomic_store(&rig.broken, false);
+	NEED(kvmem_pager_start(rig.pager));
+	for (unsigned int i = 0; i < PAGES; i++)
+		if (!reads_as(rig.base + i * PAGE, 5))
+			return WRONG;
+	return GOOD;
+}
+
 /* ---- the cases ---- */
 
 static const char *const says[] = { "good", "a thread hangs", "wrong content or result",
@@ -466,8 +502,17 @@ TEST(k5_wait_beside_second_pass)
 }
 END
 
-HARNESS_MAIN(T(k5_handed_back_hole_memfd), T(k5_handed_back_hole_anonymous),
-	     T(k5_handed_back_discarded_memfd), T(k5_handed_back_discarded_anonymous),
-	     T(k6_discard_beside_hand_back), T(k6_slot_beside_populate_running),
-	     T(k6_slot_beside_populate_handed_back), T(k1_absent_between_written),
-	     T(k5_wait_beside_second_pass))
+TEST(k7_poison_then_another_start)
+{
+	uint32_t memfd = KVMEM_BACKING_MEMFD, anonymous = KVMEM_BACKING_ANONYMOUS;
+
+	run(poison_then_another_start, &memfd);
+	run(poison_then_another_start, &anonymous);
+}
+END
+
+HARNESS_MAIN(T(k7_poison_then_another_start), T(k5_handed_back_hole_memfd),
+	     T(k5_handed_back_hole_anonymous), T(k5_handed_back_discarded_memfd),
+	     T(k5_handed_back_discarded_anonymous), T(k6_discard_beside_hand_back),
+	     T(k6_slot_beside_populate_running), T(k6_slot_beside_populate_handed_back),
+	     T(k1_absent_between_written), T(k5_wait_beside_second_pass))

@@ -652,7 +652,7 @@ static void heal(struct set *s, struct talker *t, enum heal how)
 		must(kvmem_pager_stop(s->pager, KVMEM_STOP_HAND_BACK));
 		must(kvmem_pager_start(s->pager));
 		break; /* the first access already waits for the content */
-	default: /* the marks outlive the pager */
+	default:       /* the marks outlive the pager */
 		must(kvmem_pager_stop(s->pager, KVMEM_STOP_HAND_BACK));
 		must(kvmem_pager_free(s->pager));
 		s->pager = NULL;
