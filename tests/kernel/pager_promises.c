@@ -63,10 +63,15 @@ static void *touch(void *arg)
 	return NULL;
 }
 
+static void run_touch(struct toucher *t)
+{
+	ck_assert_int_eq(pthread_create(&t->thread, NULL, touch, t), 0);
+}
+
 static void start_touch(struct toucher *t, const struct set *s, uint64_t page)
 {
 	*t = (struct toucher){ .s = s, .page = page };
-	ck_assert_int_eq(pthread_create(&t->thread, NULL, touch, t), 0);
+	run_touch(t);
 }
 
 static bool in_fault(void *arg)
@@ -585,19 +590,19 @@ static void wait_for_toucher(struct talker *t, uint64_t page)
 
 TEST(k6_23_a_fault_does_not_wait_for_the_reads_of_the_background)
 {
-	struct toucher touching;
+	struct toucher touching = { .page = PAGES - 1 };
 	struct talker t;
 	struct set s;
 
 	if (!open_talker(&t, &s, KVMEM_BACKING_MEMFD, BYTES, 0))
 		return;
-	memset(&touching, 0, sizeof(touching));
+	touching.s = &s; /* whole before the background looks at it */
 	t.on_read = wait_for_toucher;
 	t.arg = &touching;
 	s.opts.flags = KVMEM_PAGER_BACKGROUND;
 	s.opts.shards = 1;
 	start_set(&s);
-	start_touch(&touching, &s, PAGES - 1);
+	run_touch(&touching);
 	ck_assert_msg(harness_wait(is_done, &touching, 10), "it waits for the background");
 	pthread_join(touching.thread, NULL);
 	must(kvmem_pager_wait(s.pager, 60 * NS));
