@@ -165,12 +165,28 @@ uint64_t rig_sync(struct rig *rig)
 	return pages;
 }
 
+/*
+ * Pages that nobody has reported before. Pages in doubt come with each batch where the kernel has no
+ * way to protect them again (anonymous memory before Linux 6.7).
+ */
+static uint64_t rig_sync_new(struct rig *rig)
+{
+	struct kvmem_dirty_stats before = KVMEM_DIRTY_STATS_INIT, after = before;
+	uint64_t pages, again;
+
+	ck_ok(kvmem_dirty_get_stats(rig->dirty, &before));
+	pages = rig_sync(rig);
+	ck_ok(kvmem_dirty_get_stats(rig->dirty, &after));
+	again = after.pages_kept - before.pages_kept;
+	return pages > again ? pages - again : 0;
+}
+
 void rig_follow(struct rig *rig)
 {
 	while (rig_running(rig))
 		rig_sync(rig);
 	rig_wait(rig);
-	while (rig_sync(rig))
+	while (rig_sync_new(rig))
 		;
 }
 
