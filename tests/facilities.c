@@ -202,6 +202,13 @@ static bool has_files(void)
 	return open(".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600) >= 0;
 }
 
+static bool has_file_locks(void)
+{
+	struct flock l = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+
+	return !fcntl(memfd_create("locked", MFD_CLOEXEC), F_SETLK, &l);
+}
+
 static bool has_o_direct(void)
 {
 	return open(".", O_TMPFILE | O_RDWR | O_CLOEXEC | O_DIRECT, 0600) >= 0;
@@ -257,6 +264,7 @@ static const struct {
 	{ "weighted-interleave", has_weighted_interleave },
 	{ "io-uring", has_io_uring },
 	{ "files", has_files },
+	{ "file-locks", has_file_locks },
 	{ "o-direct", has_o_direct },
 	{ "restricted-uffd", has_restricted_uffd },
 	{ "own-machine", has_own_machine },
