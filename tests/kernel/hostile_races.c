@@ -346,6 +346,7 @@ static int absent_between_written(void *arg)
 	struct job access = { 0 };
 
 	signal(SIGBUS, on_sigbus);
+	signal(SIGSEGV, on_sigbus); /* before UFFDIO_POISON */
 	open_guest(&rig, KVMEM_DIRTY_RING);
 	open_ram(&rig, m->backing);
 	open_pager(&rig, m->what != FAILS, 0);
@@ -407,6 +408,7 @@ static int poison_then_another_start(void *arg)
 	struct rig rig = { .fails_at = UINT64_MAX, .broken = true };
 
 	signal(SIGBUS, on_memory_error);
+	signal(SIGSEGV, on_memory_error); /* before UFFDIO_POISON */
 	open_ram(&rig, *(uint32_t *)arg);
 	open_pager(&rig, false, 0);
 	for (unsigned int i = 0; i < PAGES; i += 2)
