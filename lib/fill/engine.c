@@ -59,8 +59,12 @@ void km_pages_publish(struct kvmem_region *r, uint64_t page, uint64_t count,
 			  quiet);
 }
 
+/* A poisoned page that could not be healed is one again: heal() has given its access rights back. */
 void km_pages_give_up(struct kvmem_region *r, uint64_t page, uint64_t count)
 {
+	if (count && atomic_load(&r->no_access) && km_presence_marked(&r->presence, page, count))
+		km_sys_mprotect(r->base + (page << r->page_shift), count << r->page_shift,
+				PROT_NONE);
 	if (count)
 		end_claim(r, page, count, km_presence_abandon(&r->presence, page, count), false);
 }

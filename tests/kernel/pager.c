@@ -173,9 +173,11 @@ END
 
 static bool filled(void *arg)
 {
-	struct set *s = arg;
+	const struct set *s = arg;
+	struct kvmem_run low, high;
 
-	return stats_of(s).pages_prefetch == 2 * MIB / PAGE;
+	return kvmem_region_next_missing(s->ram, 2 * MIB, &low) == 1 && low.offset == 3 * MIB &&
+	       kvmem_region_next_missing(s->ram, 8 * MIB, &high) == 1 && high.offset == 9 * MIB;
 }
 
 TEST(prefetch_fills_what_it_is_given)
