@@ -18,6 +18,7 @@
 #include "base/callback.h"
 #include "base/copy.h"
 #include "base/error.h"
+#include "base/gate.h"
 #include "base/sys.h"
 
 #define KM_ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
@@ -25,6 +26,15 @@
 static inline uint64_t km_min(uint64_t a, uint64_t b)
 {
 	return a < b ? a : b;
+}
+
+static inline void km_relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__)
+	__asm__ volatile("yield");
+#endif
 }
 
 /* All of [p, p + bytes) is zero; at memory speed. */

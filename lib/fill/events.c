@@ -2,32 +2,6 @@
 /* What a userfaultfd tells: removals go into the records here, faults go to who asked. */
 #include "fill/fill_internal.h"
 
-/*
- * Sections under the lock are a few microseconds long: a ioctl, a read. Look again for that long
- * before going to sleep.
- */
-#define LOOKS 300u
-
-static void lock_for_reading_events(struct km_uffd *u)
-{
-	for (unsigned int i = 0; i < LOOKS; i++) {
-		if (!pthread_rwlock_trywrlock(&u->lock))
-			return;
-		km_relax();
-	}
-	pthread_rwlock_wrlock(&u->lock);
-}
-
-void km_uffd_lock_for_placing(struct km_uffd *u)
-{
-	for (unsigned int i = 0; i < LOOKS; i++) {
-		if (!pthread_rwlock_tryrdlock(&u->lock))
-			return;
-		km_relax();
-	}
-	pthread_rwlock_rdlock(&u->lock);
-}
-
 /* Those whole pages of a watch that [start, end) covers. */
 static unsigned int removed_in(struct km_watch *w, uint64_t start, uint64_t end)
 {
@@ -42,7 +16,7 @@ static unsigned int removed_in(struct km_watch *w, uint64_t start, uint64_t end)
 	return page < last ? km_presence_remove(&w->region->presence, page, last - page) : 0;
 }
 
-/* The ends of removals may call the VMM: not here, where the lock is held. */
+/* The ends of removals may call the VMM: not here, inside the gate. */
 struct news {
 	bool removals, whole;
 };
@@ -101,12 +75,12 @@ unsigned int km_uffd_read(struct km_uffd_set *set, unsigned int index, struct uf
 	int64_t r;
 
 	if (set->sees_removals)
-		lock_for_reading_events(u);
+		km_gate_enter(&u->gate, KM_UFFD_READS);
 	r = km_uffd_read_raw(u, msgs, KM_UFFD_MSGS * sizeof(*msgs));
 	n = r < 0 ? 0 : (unsigned int)((size_t)r / sizeof(*msgs));
 	enter_removals(set, u, msgs, n, &news);
 	if (set->sees_removals)
-		pthread_rwlock_unlock(&u->lock);
+		km_gate_leave(&u->gate, KM_UFFD_READS);
 	if (news.removals && atomic_load(&set->drops))
 		wake_removed(u, msgs, n);
 	if (news.whole)
@@ -118,8 +92,8 @@ unsigned int km_uffd_read(struct km_uffd_set *set, unsigned int index, struct uf
 void km_uffd_settle(struct km_uffd_set *set)
 {
 	for (unsigned int i = 0; set->sees_removals && i < set->count; i++) {
-		lock_for_reading_events(&set->all[i]);
-		pthread_rwlock_unlock(&set->all[i].lock);
+		km_gate_enter(&set->all[i].gate, KM_UFFD_PLACES);
+		km_gate_leave(&set->all[i].gate, KM_UFFD_PLACES);
 	}
 }
 

@@ -28,8 +28,6 @@ void km_uffd_wake(struct km_uffd *u, uint64_t addr, uint64_t bytes);
 
 /* ---- events.c ---- */
 
-void km_uffd_lock_for_placing(struct km_uffd *u);
-
 /*
  * After a removal of one's own has returned: its event is in the record. The kernel lets the thread
  * that removes go on when the event is read, which is before it is entered.
@@ -87,14 +85,5 @@ const uint8_t *km_content_direct(const struct km_feed *f, uint64_t page, uint64_
  */
 int km_content_read(const struct km_feed *f, struct km_hands *h, uint64_t page, uint64_t at,
 		    uint64_t bytes, bool at_hand);
-
-static inline void km_relax(void)
-{
-#if defined(__x86_64__) || defined(__i386__)
-	__builtin_ia32_pause();
-#elif defined(__aarch64__)
-	__asm__ volatile("yield");
-#endif
-}
 
 #endif

@@ -58,22 +58,22 @@ static int64_t issue(struct km_uffd *u, const struct km_place *p, uint64_t count
 	}
 }
 
-/* Under the lock: what was removed is seen, or it is the ioctl that the kernel refuses. */
+/* Inside the gate: what was removed is seen, or it is the ioctl that the kernel refuses. */
 static int64_t try_once(struct km_uffd *u, struct km_place *p, uint64_t count, int64_t *ret_moved)
 {
-	bool lock = p->watch->set->sees_removals;
+	bool gate = p->watch->set->sees_removals && (p->claimed || p->op != KM_PLACE_CONTINUE);
 	int64_t r = 0;
 
-	if (lock)
-		km_uffd_lock_for_placing(u);
-	if (lock && p->claimed)
+	if (gate)
+		km_gate_enter(&u->gate, KM_UFFD_PLACES);
+	if (gate && p->claimed)
 		count = km_presence_removed(&p->watch->region->presence, p->first, count,
 					    &p->removed);
 	*ret_moved = (int64_t)(count << p->watch->shift);
 	if (!p->removed)
 		r = issue(u, p, count, ret_moved);
-	if (lock)
-		pthread_rwlock_unlock(&u->lock);
+	if (gate)
+		km_gate_leave(&u->gate, KM_UFFD_PLACES);
 	if (r >= 0 && *ret_moved <= 0)
 		*ret_moved = (int64_t)(count << p->watch->shift);
 	return r;

@@ -36,17 +36,6 @@ int64_t km_uffd_read_raw(struct km_uffd *u, void *buf, size_t bytes)
 	return use_spare(u, r) ? km_sys_read(uffd_fd(u), buf, bytes) : r;
 }
 
-static void init_lock(struct km_uffd *u)
-{
-	pthread_rwlockattr_t attr;
-
-	/* Who reads events must not wait for ever behind those who place. */
-	pthread_rwlockattr_init(&attr);
-	pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
-	pthread_rwlock_init(&u->lock, &attr);
-	pthread_rwlockattr_destroy(&attr);
-}
-
 static int open_uffd(struct km_uffd *u, uint64_t features)
 {
 	int fd = km_uffd_open(features);
@@ -69,7 +58,6 @@ static void close_uffd(struct km_uffd *u)
 	if (uffd_fd(u) != u->spare)
 		km_sys_close(uffd_fd(u));
 	km_sys_close(u->spare);
-	pthread_rwlock_destroy(&u->lock);
 }
 
 /* ---- a set ---- */
@@ -106,7 +94,6 @@ int km_uffd_set_open(struct km_uffd_set *set, unsigned int count, bool removals)
 	for (unsigned int i = 0; i < count; i++) {
 		atomic_store(&set->all[i].fd, -1);
 		set->all[i].spare = -1;
-		init_lock(&set->all[i]);
 	}
 	for (unsigned int i = 0; !r && i < count; i++)
 		r = open_one(set, i, features);

@@ -10,18 +10,19 @@
  * each stripe is registered with one of them. UFFDIO_REGISTER makes a mapping of each stripe.
  *
  * How a removal is exact: the kernel refuses to place anything from the moment a REMOVE or UNMAP
- * event is queued until it is read. Events of a userfaultfd are read, and their removals entered
- * into the record, with its lock held for writing; each placing ioctl, with the look at the REMOVED
- * flag of its pages before it, runs with the lock held for reading. So content can only be placed
- * before the event was queued, and is then taken away by the removal, or after the removal is in
- * the record, and is then not placed.
+ * event is queued until it is read. The gate of a userfaultfd keeps two groups of threads apart:
+ * those that read events and enter the removals among them into the record, and those that look at
+ * the REMOVED flag of their pages and then issue a placing ioctl. So content is placed either before
+ * the event was queued, and then the removal takes it away; or after the removal is in the record,
+ * and then it is not placed. To map a page of the file that nobody has claimed needs no gate: it
+ * brings no content that a removal would not take away with the page.
  */
 
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/gate.h"
 #include "base/uapi/userfaultfd.h"
 
 struct kvmem_region;
@@ -30,10 +31,14 @@ struct km_watch;
 #define KM_UFFD_MSGS  64u /* events per read */
 #define KM_CACHE_LINE 64u
 
+/* Sides of a userfaultfd's gate. */
+#define KM_UFFD_READS  KM_GATE_LEFT
+#define KM_UFFD_PLACES KM_GATE_RIGHT
+
 struct km_uffd {
 	_Alignas(KM_CACHE_LINE) _Atomic int fd;
 	int spare; /* a duplicate: outlives an fd closed by mistake */
-	pthread_rwlock_t lock;
+	_Alignas(KM_CACHE_LINE) struct km_gate gate;
 	_Atomic uint64_t retries; /* EAGAIN from the kernel */
 	_Atomic uint64_t removes; /* REMOVE and UNMAP events */
 };
