@@ -5,8 +5,9 @@
  * in its own, so it is enough to have the host unmap or write-protect the pages:
  *
  *	a mapping of a file	MADV_DONTNEED: the pages stay in the file
- *	anonymous memory	userfaultfd's write protection in its asynchronous form, on and off
- *				again: a write meanwhile is let through by the kernel itself.
+ *	anonymous memory	userfaultfd's write protection, on and off again. In its
+ *				asynchronous form a write meanwhile is let through by the kernel
+ *				itself, in the synchronous one its thread sleeps until the off.
  *				mprotect() would not do: KVM_RUN fails with EFAULT where it meets it
  *	under a pager		the same write protection through the pager's own userfaultfd.
  *				MADV_DONTNEED would raise an event there and sleep until somebody
@@ -21,38 +22,56 @@
 #include "base/uapi/userfaultfd.h"
 #include "fill/fill.h"
 
-/* USER_MODE_ONLY, which needs no privilege, is enough: asynchronous protection raises no event. */
+/*
+ * USER_MODE_ONLY, which needs no privilege, is enough for asynchronous protection: it raises no
+ * event. Before Linux 6.7 there is the synchronous kind alone. A vCPU that writes between its on and
+ * off sleeps until the off, so it must be one that sees KVM's faults: with USER_MODE_ONLY, KVM_RUN
+ * would fail with EFAULT.
+ */
 static int open_uffd(void)
 {
 	struct uffdio_api api = { .api = UFFD_API, .features = KM_UFFD_FEATURE_WP_ASYNC };
 	int64_t fd = km_sys_userfaultfd(O_NONBLOCK | UFFD_USER_MODE_ONLY);
+	struct km_detail before;
 	int64_t r;
 
-	if (fd < 0)
-		return (int)fd;
-	r = km_sys_ioctl((int)fd, UFFDIO_API, &api);
-	if (r >= 0)
-		return (int)fd;
-	km_sys_close((int)fd);
-	return -EOPNOTSUPP;
+	if (fd >= 0) {
+		r = km_sys_ioctl((int)fd, UFFDIO_API, &api);
+		if (r >= 0)
+			return (int)fd;
+		km_sys_close((int)fd);
+	}
+	km_detail_save(&before);
+	fd = km_uffd_open(UFFD_FEATURE_PAGEFAULT_FLAG_WP);
+	km_detail_restore(&before);
+	return (int)fd;
+}
+
+static int64_t write_protect(const struct kvmem_dirty *d, const struct uffdio_range *range,
+			     uint64_t mode)
+{
+	struct uffdio_writeprotect wp = { .range = *range, .mode = mode };
+
+	return km_sys_ioctl(d->uffd, UFFDIO_WRITEPROTECT, &wp);
 }
 
 static bool protect_anonymous(struct kvmem_dirty *d, uint8_t *at, uint64_t bytes)
 {
 	struct uffdio_range range = { .start = (uintptr_t)at, .len = bytes };
 	struct uffdio_register reg = { .range = range, .mode = UFFDIO_REGISTER_MODE_WP };
-	struct uffdio_writeprotect wp = { .range = range, .mode = UFFDIO_WRITEPROTECT_MODE_WP };
-	int64_t r;
+	int64_t r, off, gone;
 
 	if (d->uffd == -1)
 		d->uffd = open_uffd();
 	if (d->uffd < 0 || km_sys_ioctl(d->uffd, UFFDIO_REGISTER, &reg) < 0)
 		return false;
-	r = km_sys_ioctl(d->uffd, UFFDIO_WRITEPROTECT, &wp);
-	if (km_sys_ioctl(d->uffd, UFFDIO_UNREGISTER, &range) < 0) {
-		km_dirty_protect_end(d); /* which unregisters all */
+	r = write_protect(d, &range, UFFDIO_WRITEPROTECT_MODE_WP);
+	off = write_protect(d, &range, 0); /* wakes who waits */
+	gone = km_sys_ioctl(d->uffd, UFFDIO_UNREGISTER, &range);
+	if (off < 0 || gone < 0)
+		km_dirty_protect_end(d); /* which unregisters all, and wakes */
+	if (gone < 0)
 		d->uffd = -EIO;
-	}
 	return r >= 0;
 }
 

@@ -243,15 +243,21 @@ static int64_t fake_madvise(void *addr, size_t len, int advice)
 
 static int64_t fake_userfaultfd(int flags)
 {
-	(void)flags;
+	fk.user_mode_only = flags & UFFD_USER_MODE_ONLY;
 	return fk.uffd_errno ? -fk.uffd_errno : UFFD;
 }
 
 static int64_t uffd_ioctl(unsigned long request, const void *arg)
 {
 	const struct uffdio_writeprotect *wp = arg;
+	const struct uffdio_api *api = arg;
 
+	if (request == UFFDIO_API && api->features & KM_UFFD_FEATURE_WP_ASYNC && fk.no_wp_async)
+		return -EINVAL;
 	if (request != UFFDIO_WRITEPROTECT)
+		return 0;
+	fk.wp_on = wp->mode & UFFDIO_WRITEPROTECT_MODE_WP;
+	if (!fk.wp_on)
 		return 0;
 	fk.wps++;
 	close_range_of(wp->range.start, wp->range.len);

@@ -54,6 +54,9 @@ struct fake_kvm {
 	unsigned int interrupt_times; /* ... so often */
 	bool pml;		      /* rings need 512 entries more */
 	int uffd_errno;		      /* of a userfaultfd */
+	bool no_wp_async;	      /* before Linux 6.7 */
+	bool user_mode_only;	      /* the userfaultfd sees no faults of KVM */
+	bool wp_on;		      /* some page is write-protected by it */
 	unsigned int fail_clear_at;
 	/* seen by the test */
 	struct kvm_enable_cap enabled;

@@ -475,6 +475,27 @@ TEST(k1_3_of_anonymous_memory_too)
 }
 END
 
+/* Before Linux 6.7: on and off, and by a userfaultfd that sees the faults of vCPUs. */
+TEST(k1_3_of_anonymous_memory_without_asynchronous_protection)
+{
+	open_ring();
+	fk.a.fd = -1;
+	fk.no_wp_async = true;
+	for (uint64_t p = 0; p < 60; p++)
+		fk_write(0, 0, p);
+	fk.interrupt_times = 1;
+	fk.interrupt_after = 60;
+	ck_assert_int_eq(sync_with(59), 60);
+	ck_assert_uint_eq(fk.wps, 1);
+	ck_assert(!fk.wp_on);
+	ck_assert(!fk.user_mode_only);
+	for (uint64_t p = 0; p < 60; p++)
+		ck_assert(!fk.slots[0].open[p]);
+	ck_assert_int_eq(kvmem_dirty_harvest(dirty, &batch), 0);
+	close_all();
+}
+END
+
 /* Where pages cannot be protected they come with every batch, until they can, and no others do. */
 TEST(k1_3_what_cannot_be_protected_is_reported_until_it_is)
 {
@@ -1511,7 +1532,9 @@ HARNESS_MAIN(
 	T(a_stop_that_fails_loses_nothing), T(a_batch_never_committed_goes_into_the_next),
 	T(vcpus_are_told_from_other_files), T(a_removed_vcpu_leaves_its_pages),
 	T(a_full_ring_is_emptied_by_its_vcpu), T(k1_2_equal_count_and_every_other_count),
-	T(k1_3_of_anonymous_memory_too), T(k1_3_what_cannot_be_protected_is_reported_until_it_is),
+	T(k1_3_of_anonymous_memory_too),
+	T(k1_3_of_anonymous_memory_without_asynchronous_protection),
+	T(k1_3_what_cannot_be_protected_is_reported_until_it_is),
 	T(k1_3_a_page_that_is_logged_again_is_in_doubt_no_more),
 	T(k1_3_doubts_without_end_cost_the_slot_once),
 	T(a_short_reset_of_a_full_ring_is_mended_there),
