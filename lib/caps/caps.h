@@ -32,6 +32,10 @@ int64_t km_caps_new_vm(const struct kvmem_caps *caps);
  * handshake done with `features`. Returns the fd or -errno with the detail set. */
 int km_uffd_open(uint64_t features);
 
+/* Can a hugetlb file of so many bytes be mapped now? 0, or -errno without detail: -ENOMEM when there
+ * are not enough free pages. */
+int64_t km_caps_try_huge(uint64_t bytes, uint64_t page_size);
+
 /* Slots per address space of a VM, or -EBADF with the detail set: what is wrong with the file
  * descriptor, named `what` there. */
 int64_t km_vm_slots(int vm_fd, const char *what);

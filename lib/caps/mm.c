@@ -166,9 +166,10 @@ static int64_t read_number(const char *path)
 	return r < 0 ? r : strtoll(buf, NULL, 10);
 }
 
-/* Mapping reserves a page, so that success means one can be had. */
-static int64_t try_huge(size_t bytes, unsigned int size_flag)
+/* Mapping reserves the pages, so that success means they can be had. */
+int64_t km_caps_try_huge(uint64_t bytes, uint64_t page_size)
 {
+	unsigned int size_flag = page_size == 1ul << 30 ? KM_MFD_HUGE_1GB : KM_MFD_HUGE_2MB;
 	int64_t fd = km_sys_memfd_create("kvmem-probe", MFD_HUGETLB | size_flag), r;
 	void *p;
 
@@ -183,9 +184,9 @@ static int64_t try_huge(size_t bytes, unsigned int size_flag)
 	return r;
 }
 
-static void probe_huge(struct kvmem_caps *c, uint32_t id, size_t bytes, unsigned int size_flag)
+static void probe_huge(struct kvmem_caps *c, uint32_t id, size_t bytes)
 {
-	int64_t r = try_huge(bytes, size_flag), n;
+	int64_t r = km_caps_try_huge(bytes, bytes), n;
 	char path[96];
 
 	snprintf(path, sizeof(path), "/sys/kernel/mm/hugepages/hugepages-%zukB/free_hugepages",
@@ -203,8 +204,8 @@ static void probe_huge(struct kvmem_caps *c, uint32_t id, size_t bytes, unsigned
 
 void km_probe_hugetlb(struct kvmem_caps *c)
 {
-	probe_huge(c, KVMEM_CAP_HUGETLB_2M, 2ul << 20, KM_MFD_HUGE_2MB);
-	probe_huge(c, KVMEM_CAP_HUGETLB_1G, 1ul << 30, KM_MFD_HUGE_1GB);
+	probe_huge(c, KVMEM_CAP_HUGETLB_2M, 2ul << 20);
+	probe_huge(c, KVMEM_CAP_HUGETLB_1G, 1ul << 30);
 }
 
 void km_probe_madvise(struct kvmem_caps *c)

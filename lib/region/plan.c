@@ -53,7 +53,7 @@ struct asking {
 	bool has_vm;
 	bool asked_huge;     /* how many huge pages are free changes: asked for once a plan */
 	const char *no_huge; /* then: why there is no hugetlb memory, or NULL */
-	char text[256];	     /* scratch for a reason */
+	char text[256];	     /* what no_huge points to, where it is of this plan */
 };
 
 static const char *from_cap(struct asking *a, enum kvmem_cap id)
@@ -101,20 +101,38 @@ static const char *exists_gmem(struct asking *a, const struct candidate *c)
 							: KVMEM_CAP_GUEST_MEMFD_HVA_SLOT);
 }
 
+static const char *lacks_huge(struct asking *a)
+{
+	enum kvmem_cap id = a->huge_size == SIZE_1G ? KVMEM_CAP_HUGETLB_1G : KVMEM_CAP_HUGETLB_2M;
+	const char *no = from_cap(a, id);
+	int64_t err;
+
+	if (no)
+		return no;
+	if (a->o->bytes % a->huge_size) {
+		snprintf(a->text, sizeof(a->text),
+			 "0x%" PRIx64 " bytes are not a multiple of the huge page size 0x%" PRIx64,
+			 a->o->bytes, a->huge_size);
+		return a->text;
+	}
+	err = km_caps_try_huge(a->o->bytes, a->huge_size);
+	if (err >= 0)
+		return NULL;
+	snprintf(a->text, sizeof(a->text),
+		 "%" PRIu64 " huge pages of %" PRIu64
+		 " MiB cannot be reserved now (errno %d), %" PRId64
+		 " are free: see /sys/kernel/mm/hugepages/*/nr_hugepages",
+		 a->o->bytes / a->huge_size, a->huge_size >> 20, (int)-err,
+		 km_caps_value(a->caps, id));
+	return a->text;
+}
+
 static const char *exists_hugetlb(struct asking *a)
 {
 	if (!a->asked_huge)
-		a->no_huge = from_cap(a, a->huge_size == SIZE_1G ? KVMEM_CAP_HUGETLB_1G
-								 : KVMEM_CAP_HUGETLB_2M);
+		a->no_huge = lacks_huge(a);
 	a->asked_huge = true;
-	if (a->no_huge)
-		return a->no_huge;
-	if (a->o->bytes % a->huge_size == 0)
-		return NULL;
-	snprintf(a->text, sizeof(a->text),
-		 "0x%" PRIx64 " bytes are not a multiple of the huge page size 0x%" PRIx64,
-		 a->o->bytes, a->huge_size);
-	return a->text;
+	return a->no_huge;
 }
 
 static const char *exists(struct asking *a, const struct candidate *c)

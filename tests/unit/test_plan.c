@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "caps/caps_internal.h"
 #include "region/region.h"
@@ -38,10 +39,20 @@ static void cap(uint32_t id, bool has, int64_t value)
 	e->known = true;
 }
 
+static bool too_few; /* huge pages are free, and fewer than are asked for */
+
+static int64_t huge_memfd(const char *name, unsigned int flags)
+{
+	return too_few && flags & MFD_HUGETLB ? -ENOMEM
+					      : km_real_memfd_create(name, flags & MFD_CLOEXEC);
+}
+
 static void kernel(unsigned int a)
 {
 	int64_t modes = KVMEM_UFFD_MISSING | KVMEM_UFFD_MINOR;
 
+	fake_reset();
+	fake.memfd_create = huge_memfd;
 	memset(&caps, 0, sizeof(caps));
 	for (uint32_t id = 1; id < KVMEM_CAP_COUNT_; id++)
 		cap(id, false, 0);
@@ -297,6 +308,20 @@ TEST(k2_12_a_hugetlb_file_is_paged_though_no_page_is_free)
 }
 END
 
+/* Some are free, and not as many as the region has. */
+TEST(k2_12_too_few_free_huge_pages)
+{
+	too_few = true;
+	ck_assert_int_eq(PLAN(ABILITIES - 1, .wants = KVMEM_WANT_HUGE | KVMEM_WANT_DIRTY), 0);
+	ck_assert_uint_eq(plan.given_up, KVMEM_WANT_HUGE);
+	ck_assert_uint_ne(plan.backing, KVMEM_BACKING_HUGETLB);
+	ck_assert_ptr_nonnull(strstr(plan.reasons, "2 huge pages of 2 MiB cannot be reserved"));
+	refused(PLAN(ABILITIES - 1, .needs = KVMEM_WANT_HUGE), "nr_hugepages");
+	refused(PLAN(ABILITIES - 1, .backing = KVMEM_BACKING_HUGETLB), "nr_hugepages");
+	too_few = false;
+}
+END
+
 TEST(no_vm_no_guest_memfd)
 {
 	struct kvmem_region_opts o = { .size = sizeof(o), .bytes = BYTES };
@@ -364,5 +389,5 @@ END
 
 HARNESS_MAIN(T(every_wish_on_every_kernel), T(requirements_that_exclude_each_other),
 	     T(what_is_asked_for_is_made), T(k13_43_paging_and_sharing_exclude_each_other),
-	     T(k2_12_a_hugetlb_file_is_paged_though_no_page_is_free), T(no_vm_no_guest_memfd),
-	     T(bad_options))
+	     T(k2_12_a_hugetlb_file_is_paged_though_no_page_is_free),
+	     T(k2_12_too_few_free_huge_pages), T(no_vm_no_guest_memfd), T(bad_options))
