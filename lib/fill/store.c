@@ -54,6 +54,9 @@ static int no_pages(const struct kvmem_region *r, uint64_t pos, uint64_t bytes, 
 				      : strerror((int)-err),
 		       r->plan.backing == KVMEM_BACKING_HUGETLB
 			       ? "; not enough free huge pages, raise vm.nr_hugepages"
+		       : r->plan.backing == KVMEM_BACKING_GUEST_MEMFD && r->adopted
+			       ? "; or the guest_memfd given was made without "
+				 "GUEST_MEMFD_FLAG_INIT_SHARED, so that the host has no access"
 			       : "");
 }
 

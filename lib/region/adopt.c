@@ -70,6 +70,25 @@ static int check_writable(int fd)
 		       fd);
 }
 
+/* What km_adopt_presence() is going to ask for. */
+static int check_owner(const struct kvmem_region_opts *o)
+{
+	int64_t tells = 1;
+
+	if (o->backing == KVMEM_BACKING_GUEST_MEMFD && o->content == KVMEM_CONTENT_KEEP)
+		tells = km_mincore_tells_file(o->fd, o->page_size);
+	if (tells < 0)
+		return km_fail((int)-tells, "kvmem_region_opts.fd %d: mapping a page of it: %m",
+			       o->fd);
+	if (tells)
+		return 0;
+	return km_fail(
+		EOPNOTSUPP,
+		"the guest_memfd given belongs to another user, and the kernel tells only its "
+		"owner which pages it has: adopt it as the user who made it, or with "
+		"CAP_FOWNER, or with KVMEM_CONTENT_IGNORE");
+}
+
 int km_adopt_kind(struct kvmem_region_opts *o)
 {
 	struct stat st;
@@ -112,7 +131,7 @@ int km_adopt_kind(struct kvmem_region_opts *o)
 	if (!r)
 		r = km_range_check(o->fd_offset, o->bytes, (uint64_t)st.st_size,
 				   "kvmem_region_opts.fd");
-	return r;
+	return r ? r : check_owner(o);
 }
 
 /* ---- which pages exist ---- */
@@ -146,12 +165,6 @@ static int by_mincore(struct kvmem_region *r)
 	struct km_exists x;
 	int64_t err = km_exists_begin(&x, r, r->base);
 
-	if (err >= 0 && x.how != KM_EXISTS_MINCORE)
-		return km_fail(
-			EOPNOTSUPP,
-			"the guest_memfd given belongs to another user, and the kernel tells only its "
-			"owner which pages it has: adopt it as the user who made it, or with "
-			"CAP_FOWNER, or with KVMEM_CONTENT_IGNORE");
 	for (uint64_t at = 0; at < total && err >= 0; at += n) {
 		n = km_min(total - at, KM_EXISTS_BATCH);
 		err = km_exists_get(&x, at, (unsigned int)n, exists);

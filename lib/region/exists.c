@@ -12,35 +12,38 @@
 /* ---- does mincore() tell? ---- */
 
 /* A mapping of one page that begins at or behind the end of the file. */
-static int64_t map_behind_end(const struct kvmem_region *r, uint8_t **ret)
+static int64_t map_behind_end(int fd, uint64_t page, uint8_t **ret)
 {
-	uint64_t page = km_region_page(r);
 	struct stat st;
 	void *p = NULL;
-	int64_t err = km_sys_fstat(r->fd, &st);
+	int64_t err = km_sys_fstat(fd, &st);
 
 	if (err >= 0)
-		err = km_sys_mmap(page, PROT_NONE, MAP_SHARED | MAP_NORESERVE, r->fd,
+		err = km_sys_mmap(page, PROT_NONE, MAP_SHARED | MAP_NORESERVE, fd,
 				  ((uint64_t)st.st_size + page - 1) & ~(page - 1), &p);
 	*ret = p;
 	return err;
 }
 
-int64_t km_mincore_tells(const struct kvmem_region *r)
+int64_t km_mincore_tells_file(int fd, uint64_t page)
 {
 	unsigned char there = 0;
 	uint8_t *p;
-	int64_t err;
+	int64_t err = map_behind_end(fd, page, &p);
 
-	/* Of anonymous memory it always does; a memfd that we made may be written by all. */
-	if (r->fd < 0 || (!r->adopted && r->plan.backing != KVMEM_BACKING_GUEST_MEMFD))
-		return 1;
-	err = map_behind_end(r, &p);
 	if (err < 0)
 		return err;
 	err = km_sys_mincore(p, km_sys_page_size(), &there);
-	km_sys_munmap(p, km_region_page(r));
+	km_sys_munmap(p, page);
 	return err < 0 ? err : !(there & 1);
+}
+
+int64_t km_mincore_tells(const struct kvmem_region *r)
+{
+	/* Of anonymous memory it always does; a memfd that we made may be written by all. */
+	if (r->fd < 0 || (!r->adopted && r->plan.backing != KVMEM_BACKING_GUEST_MEMFD))
+		return 1;
+	return km_mincore_tells_file(r->fd, km_region_page(r));
 }
 
 /* ---- extents ---- */

@@ -31,8 +31,9 @@ int64_t km_exists_begin(struct km_exists *x, struct kvmem_region *r, uint8_t *vi
 /* `count` pages from `page` on, at most KM_EXISTS_BATCH. */
 int64_t km_exists_get(const struct km_exists *x, uint64_t page, unsigned int count, bool *exists);
 
-/* 1: mincore() tells the truth about the region's file; 0: it does not; -errno. */
+/* 1: mincore() tells the truth about the region's file, or one of such pages; 0: it does not; -errno. */
 int64_t km_mincore_tells(const struct kvmem_region *r);
+int64_t km_mincore_tells_file(int fd, uint64_t page);
 
 /* The first extent of data at or after `offset`, in whole pages of the region, which may begin
  * before it: 1 and its bounds as offsets in the region, or 0. Not of hugetlb and guest_memfd. */

@@ -278,6 +278,7 @@ END
 TEST(a_guest_memfd_of_another_user_is_refused)
 {
 	struct kvmem_region_opts o = KVMEM_REGION_OPTS_INIT;
+	struct kvmem_plan plan = KVMEM_PLAN_INIT;
 	struct kvmem_region *first;
 	int r;
 
@@ -296,6 +297,10 @@ TEST(a_guest_memfd_of_another_user_is_refused)
 	o.bytes = BYTES;
 	ck_assert_int_eq(seteuid(65534), 0);
 	r = kvmem_region_create(vm, &o, &ram);
+	ck_assert_int_eq(seteuid(0), 0);
+	failed(EOPNOTSUPP, "belongs to another user", r);
+	ck_assert_int_eq(seteuid(65534), 0);
+	r = kvmem_region_plan(vm, &o, &plan);
 	ck_assert_int_eq(seteuid(0), 0);
 	failed(EOPNOTSUPP, "belongs to another user", r);
 	ok(kvmem_region_create(vm, &o, &ram));
