@@ -59,14 +59,26 @@ void km_pages_publish(struct kvmem_region *r, uint64_t page, uint64_t count,
 			  quiet);
 }
 
+int64_t km_pages_set_access(const struct kvmem_region *r, uint64_t page, uint64_t count, int prot)
+{
+	return km_sys_mprotect(r->base + (page << r->page_shift), count << r->page_shift, prot);
+}
+
 /* A poisoned page that could not be healed is one again: heal() has given its access rights back. */
 void km_pages_give_up(struct kvmem_region *r, uint64_t page, uint64_t count)
 {
-	if (count && atomic_load(&r->no_access) && km_presence_marked(&r->presence, page, count))
-		km_sys_mprotect(r->base + (page << r->page_shift), count << r->page_shift,
-				PROT_NONE);
-	if (count)
-		end_claim(r, page, count, km_presence_abandon(&r->presence, page, count), false);
+	bool no_access;
+
+	if (!count)
+		return;
+	no_access = atomic_load(&r->no_access) && km_presence_marked(&r->presence, page, count);
+	if (no_access)
+		km_pages_set_access(r, page, count, PROT_NONE);
+	end_claim(r, page, count, km_presence_abandon(&r->presence, page, count), false);
+	/* One that was removed meanwhile is ZERO now, and no removal gives access back. */
+	for (uint64_t i = 0; no_access && i < count; i++)
+		if (km_presence_get(&r->presence, page + i) == KM_ZERO)
+			km_pages_set_access(r, page + i, 1, PROT_READ | PROT_WRITE);
 }
 
 /* ---- claims ---- */
@@ -83,7 +95,7 @@ static int heal(struct kvmem_region *r, uint64_t page, uint64_t count)
 	int64_t err = 0;
 
 	if (atomic_load(&r->no_access))
-		err = km_sys_mprotect(at, bytes, PROT_READ | PROT_WRITE);
+		err = km_pages_set_access(r, page, count, PROT_READ | PROT_WRITE);
 	if (err >= 0 && !r->watch)
 		err = km_mem_drop(at, bytes);
 	if (err >= 0 && !r->watch)

@@ -42,6 +42,7 @@ void km_uffd_settle(struct km_uffd_set *set);
  */
 void km_pages_publish(struct kvmem_region *r, uint64_t page, uint64_t count,
 		      enum km_page_state state, bool quiet);
+int64_t km_pages_set_access(const struct kvmem_region *r, uint64_t page, uint64_t count, int prot);
 void km_pages_give_up(struct kvmem_region *r, uint64_t page, uint64_t count);
 
 /*

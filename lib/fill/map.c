@@ -119,63 +119,74 @@ int km_map_run(struct km_watch *w, uint64_t first, uint64_t count, bool zero, un
 
 /*
  * UFFDIO_POISON refuses a page table entry that is not empty: a page that is mapped, but also a mark
- * of write protection, which is no page and is taken away here.
+ * of write protection, which is no page and is taken away here. A claimed page that was removed
+ * meanwhile is left alone: the mark would outlive the removal.
  */
-static int place_poison(struct km_watch *w, uint64_t page)
+static int place_poison(struct km_watch *w, uint64_t page, bool claimed)
 {
-	int err = place_one(w, KM_PLACE_POISON, page);
+	struct km_place p = { .watch = w,
+			      .op = KM_PLACE_POISON,
+			      .first = page,
+			      .count = 1,
+			      .claimed = claimed,
+			      .quiet = true };
+	int err = km_place(&p);
 
-	if (err == -EEXIST && km_watch_unprotect(w, page))
-		err = place_one(w, KM_PLACE_POISON, page);
+	/* The dirty tracker may protect it again just now. */
+	for (unsigned int i = 0; err == -EEXIST && i < TRIES && km_watch_unprotect(w, page); i++)
+		err = km_place(&p);
 	return err;
 }
 
 /*
- * Without UFFDIO_POISON (before 6.6, or memory that does not take it) the page loses its access
- * rights instead: the waiter gets SIGSEGV, a vCPU's KVM_RUN EFAULT, and neither ever sees zeros.
- * -EEXIST, -ENOENT: mapped, or not mapped any more.
+ * Without UFFDIO_POISON (before 6.6, or memory that does not take it) the page is to lose its access
+ * rights instead, *ret_no_access: the waiter gets SIGSEGV, a vCPU's KVM_RUN EFAULT, and neither ever
+ * sees zeros. -EEXIST, -ENOENT: mapped, or not mapped any more.
  */
-static int poison(struct km_watch *w, uint64_t page)
+static int poison(struct km_watch *w, uint64_t page, bool claimed, bool *ret_no_access)
 {
-	struct kvmem_region *r = w->region;
-	int err = place_poison(w, page);
+	int err = place_poison(w, page, claimed);
 
+	*ret_no_access = false;
 	if (err == -EFAULT) /* beyond the end of the file: the kernel raises the error by itself */
 		return 0;
 	if (!err || err == -EEXIST || err == -ENOENT)
 		return err;
-	atomic_store(&r->no_access, true);
-	return (int)km_sys_mprotect(r->base + (page << w->shift), 1ull << w->shift, PROT_NONE);
+	atomic_store(&w->region->no_access, true);
+	*ret_no_access = true;
+	return 0;
 }
 
 bool km_poison_claimed(struct km_watch *w, uint64_t page)
 {
 	struct km_presence *map = &w->region->presence;
-	bool marked = km_presence_marked(map, page, 1), removed;
-	int err = poison(w, page);
+	bool marked = km_presence_marked(map, page, 1), removed, no_access;
+	int err = poison(w, page, true, &no_access);
 
-	km_presence_removed(map, page, 1, &removed);
 	if (err == -EEXIST && marked) /* by the mark that it had before */
 		err = 0;
-	if (removed) /* zero is what was asked for: the removal takes the mark away */
-		km_pages_give_up(w->region, page, 1);
-	else if (err == -ENOENT)
+	km_presence_removed(map, page, 1, &removed);
+	if (err == -ENOENT) {
 		km_pages_publish(w->region, page, 1, KM_ZERO, false);
-	else if (err == -EEXIST)
+	} else if (err == -EEXIST) {
 		km_pages_publish(w->region, page, 1, KM_PRESENT, false);
-	else
-		km_pages_publish(w->region, page, 1, KM_POISONED, false);
+	} else {
+		/* POISONED, or ZERO if it was removed meanwhile. */
+		km_presence_mark(map, page);
+		km_pages_give_up(w->region, page, 1);
+	}
 	return !err && !removed;
 }
 
 bool km_poison_lost(struct km_watch *w, uint64_t page)
 {
-	int err = map_one(w, page);
+	int err = map_one(w, page) ? 0 : -EEXIST;
+	bool no_access = false;
 
-	if (err)
-		err = poison(w, page);
-	else
-		err = -EEXIST;
+	if (!err)
+		err = poison(w, page, false, &no_access);
+	if (no_access)
+		err = (int)km_pages_set_access(w->region, page, 1, PROT_NONE);
 	if (!err) /* a discard has to take the mark away */
 		atomic_store(&w->region->presence.ever_poisoned, true);
 	return !err;

@@ -284,6 +284,12 @@ bool km_presence_marked(const struct km_presence *p, uint64_t first, uint64_t pa
 	return false;
 }
 
+void km_presence_mark(struct km_presence *p, uint64_t page)
+{
+	atomic_store(&p->ever_poisoned, true);
+	atomic_fetch_or(&p->words[page / PER_WORD], fill_bits(page, 1, MARKED));
+}
+
 static void clear_flag(struct km_presence *p, uint64_t first, uint64_t pages, unsigned int flag)
 {
 	for (uint64_t n; pages; first += n, pages -= n) {

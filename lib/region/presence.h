@@ -80,8 +80,9 @@ uint64_t km_presence_removed(const struct km_presence *p, uint64_t page, uint64_
 uint64_t km_presence_claim(struct km_presence *p, uint64_t first, uint64_t max);
 uint64_t km_presence_claim_poisoned(struct km_presence *p, uint64_t first, uint64_t max);
 
-/* Is any of these claimed pages MARKED? And: the marks have been taken away. */
+/* Is any of these claimed pages MARKED? A mark has been set; the marks have been taken away. */
 bool km_presence_marked(const struct km_presence *p, uint64_t first, uint64_t count);
+void km_presence_mark(struct km_presence *p, uint64_t page);
 void km_presence_unmark(struct km_presence *p, uint64_t first, uint64_t pages);
 /* The removal that was entered for these claimed pages was their claimer's own. */
 void km_presence_unremove(struct km_presence *p, uint64_t first, uint64_t pages);

@@ -43,6 +43,7 @@ static struct {
 	unsigned int msg_count, msg_at;
 	unsigned int count[KINDS];
 	uint64_t last_dst[KINDS], last_len[KINDS];
+	int no_access; /* pages that have lost their access rights */
 	bool woken[PAGES];
 	int bad_fd; /* -EBADF for this one */
 } k;
@@ -160,9 +161,12 @@ static int64_t play_ioctl(int fd, unsigned long request, void *arg)
 
 static int64_t play_mprotect(void *addr, size_t len, int prot)
 {
-	if (prot != PROT_NONE) /* a second mapping is given access */
+	uint64_t at = (uintptr_t)addr - (uintptr_t)k.region.base;
+
+	if (at >= BYTES) /* a second mapping is given access */
 		return km_real_mprotect(addr, len, prot);
 	ck_assert_uint_eq(len, PAGE);
+	k.no_access += prot == PROT_NONE ? 1 : -1;
 	return 0;
 }
 
@@ -645,6 +649,62 @@ TEST(a_failed_page_is_poisoned_or_loses_its_access_rights)
 }
 END
 
+static int removed_while_read(void *arg, uint64_t offset, void *buf, uint64_t bytes)
+{
+	(void)arg;
+	(void)buf;
+	km_presence_remove(&k.region.presence, offset / PAGE, bytes / PAGE);
+	return -EIO;
+}
+
+/* Its removal is over: a mark of poison that came after it would stay. */
+TEST(k8_25_a_page_that_was_removed_meanwhile_is_not_poisoned)
+{
+	struct kvmem_source_ops ops = KVMEM_SOURCE_OPS_INIT;
+
+	fake_reset();
+	make_region(true);
+	play();
+	ck_assert_int_eq(kvmem_source_free(k.source), 0);
+	ops.read = removed_while_read;
+	ck_assert_int_eq(kvmem_source_callback(&ops, NULL, BYTES, &k.source), 0);
+	ck_assert_int_eq(open_pager(PAGE), 0);
+	fault(3, false);
+	kvmem_pager_handle(k.pager);
+	ck_assert_uint_eq(k.count[POISON], 0);
+	ck_assert_uint_eq(fake.count.mprotect, 0);
+	expect_state(3, KM_ZERO);
+	ck_assert(k.woken[3]);
+	tear_down();
+}
+END
+
+/* Poison of before Linux 6.6: the page has lost its access rights, and loses them again. */
+TEST(k7_24_poison_by_access_rights_outlives_a_healing_that_fails)
+{
+	unsigned int reads = 0;
+
+	fake_reset();
+	open_unreadable(&reads, PAGE);
+	answer(-EINVAL, -EINVAL);
+	fault(3, false);
+	kvmem_pager_handle(k.pager);
+	expect_state(3, KM_POISONED);
+	ck_assert_int_eq(k.no_access, 1);
+	ck_assert_uint_eq(km_pages_claim(&k.region, 3, 1), 1);
+	ck_assert_int_eq(k.no_access, 0); /* an access waits for the claim */
+	km_pages_abandon(&k.region, 3, 1, false);
+	expect_state(3, KM_POISONED);
+	ck_assert_int_eq(k.no_access, 1);
+	ck_assert_uint_eq(km_pages_claim(&k.region, 3, 1), 1);
+	km_presence_remove(&k.region.presence, 3, 1);
+	km_pages_abandon(&k.region, 3, 1, false);
+	expect_state(3, KM_ZERO);
+	ck_assert_int_eq(k.no_access, 0);
+	tear_down();
+}
+END
+
 /* Another worker may have left a fault in it to this claim. */
 TEST(a_window_that_cannot_be_filled_wakes_who_waits_in_it)
 {
@@ -956,6 +1016,8 @@ HARNESS_MAIN(T(registers_for_missing_and_minor), T(refuses_what_no_userfaultfd_s
 	     T(k5_17_a_fault_on_a_claimed_page_marks_it),
 	     T(faults_on_claimed_pages_of_a_discard_and_a_mark_are_woken),
 	     T(a_failed_page_is_poisoned_or_loses_its_access_rights),
+	     T(k8_25_a_page_that_was_removed_meanwhile_is_not_poisoned),
+	     T(k7_24_poison_by_access_rights_outlives_a_healing_that_fails),
 	     T(a_window_that_cannot_be_filled_wakes_who_waits_in_it),
 	     T(only_pages_that_cannot_be_mapped_are_poisoned),
 	     T(a_prefetch_is_queued_whole_or_not_at_all),

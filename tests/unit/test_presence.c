@@ -111,6 +111,22 @@ TEST(no_page_is_ever_claimed_twice)
 }
 END
 
+/* A claim that ends in poison, and a removal that comes before its end or did not come. */
+TEST(k8_25_a_removal_before_the_poison_is_published_is_not_lost)
+{
+	fresh();
+	ck_assert_uint_eq(km_presence_claim(&map, 3, 2), 2);
+	km_presence_mark(&map, 3);
+	km_presence_mark(&map, 4);
+	km_presence_remove(&map, 4, 1);
+	km_presence_abandon(&map, 3, 2);
+	ck_assert_int_eq(km_presence_get(&map, 3), KM_POISONED);
+	ck_assert_int_eq(km_presence_get(&map, 4), KM_ZERO);
+	ck_assert_uint_eq(km_presence_poisoned(&map), 1);
+	km_presence_destroy(&map);
+}
+END
+
 /* Up to MANY - 1 pages the record is heap, from there on a mapping. */
 #define MANY ((1u << 17) + 1)
 
@@ -648,8 +664,10 @@ TEST(k9_26_nothing_is_whole_while_a_page_is_healed)
 END
 
 HARNESS_MAIN(T(claims_stop_at_what_is_taken), T(states_and_the_count_of_missing),
-	     T(no_page_is_ever_claimed_twice), T(small_and_large_records_begin_absent),
-	     T(no_memory_is_an_error), T(flags_do_not_divide_a_run_of_claimed_pages),
+	     T(no_page_is_ever_claimed_twice),
+	     T(k8_25_a_removal_before_the_poison_is_published_is_not_lost),
+	     T(small_and_large_records_begin_absent), T(no_memory_is_an_error),
+	     T(flags_do_not_divide_a_run_of_claimed_pages),
 	     T(k5_16_a_wanted_page_is_told_to_who_ends_the_claim),
 	     T(k8_25_what_was_removed_under_a_claim_is_zero_when_it_is_given_up),
 	     T(k7_24_poison_is_a_state_that_is_counted_and_healed),
