@@ -4,6 +4,7 @@
  * poison that stays, content that comes back after a removal, counts behind the wake.
  */
 #include "pager_lib.h"
+#include "toucher.h"
 
 #include <poll.h>
 #include <setjmp.h>
@@ -128,28 +129,6 @@ END
 
 /* ---- K5: every fault gets an answer ---- */
 
-struct toucher {
-	pthread_t thread;
-	const struct set *s;
-	uint64_t page;
-	atomic_bool done;
-};
-
-static void *touch(void *arg)
-{
-	struct toucher *t = arg;
-
-	(void)*(volatile uint8_t *)(t->s->base + t->page * PAGE);
-	atomic_store(&t->done, true);
-	return NULL;
-}
-
-static void start_touch(struct toucher *t, const struct set *s, uint64_t page)
-{
-	*t = (struct toucher){ .s = s, .page = page };
-	ck_assert_int_eq(pthread_create(&t->thread, NULL, touch, t), 0);
-}
-
 /* Serve until all of them have gone on; a fault without an answer never does. */
 static void serve_until_done(const struct set *s, struct toucher *t, unsigned int count)
 {
@@ -261,7 +240,7 @@ TEST(k5_17_faults_are_served_while_stop_fills)
 		o.s.opts.flags = KVMEM_PAGER_NO_THREADS;
 		start_set(&o.s);
 		start_touch(&t, &o.s, PAGES - 100);
-		sleep_ms(50); /* the fault is in the queue */
+		ck_assert(harness_wait(in_fault, &t, 20));
 		must(kvmem_pager_stop(o.s.pager, KVMEM_STOP_FILL));
 		pthread_join(t.thread, NULL);
 		ck_assert_uint_lt(o.of_page[PAGES - 100], o.of_page[PAGES / 2]);
@@ -396,6 +375,17 @@ TEST(k7_24_zeros_heal)
 }
 END
 
+/* Not by the count of poisoned pages: one that is being filled is not among them. */
+static bool is_present(void *arg)
+{
+	struct bad *b = arg;
+	struct kvmem_run run;
+	uint32_t state;
+
+	return kvmem_region_next_run(b->s.ram, BAD_PAGE * PAGE, &run, &state) == 1 &&
+	       state == KVMEM_PAGE_PRESENT;
+}
+
 TEST(k7_24_prefetch_heals)
 {
 	for (unsigned int k = 0; k < 2; k++) {
@@ -406,8 +396,7 @@ TEST(k7_24_prefetch_heals)
 			return;
 		run.region = b.s.ram;
 		must(kvmem_pager_prefetch(b.s.pager, &run, 1));
-		for (unsigned int ms = 0; stats_of(&b.s).pages_poisoned && ms < 10000; ms += 10)
-			sleep_ms(10);
+		ck_assert(harness_wait(is_present, &b, 20));
 		expect_healed(&b);
 		end_poisoned(&b);
 	}

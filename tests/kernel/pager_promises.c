@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
 /* What a pager must not lose, hang or make zero; each test is named after the kind of fault that it is about. */
 #include "pager_lib.h"
+#include "toucher.h"
 
 #include <fcntl.h>
 #include <poll.h>
@@ -42,53 +43,6 @@ static void catch_signals(void)
 }
 
 /* ---- a thread that touches a page, and is seen to wait for it ---- */
-
-struct toucher {
-	const struct set *s;
-	uint64_t page;
-	uint8_t first; /* what it read */
-	pid_t tid;
-	_Atomic bool begun, done;
-	pthread_t thread;
-};
-
-static void *touch(void *arg)
-{
-	struct toucher *t = arg;
-
-	t->tid = (pid_t)syscall(SYS_gettid);
-	atomic_store(&t->begun, true);
-	t->first = *(volatile uint8_t *)(t->s->base + t->page * PAGE);
-	atomic_store(&t->done, true);
-	return NULL;
-}
-
-static void run_touch(struct toucher *t)
-{
-	ck_assert_int_eq(pthread_create(&t->thread, NULL, touch, t), 0);
-}
-
-static void start_touch(struct toucher *t, const struct set *s, uint64_t page)
-{
-	*t = (struct toucher){ .s = s, .page = page };
-	run_touch(t);
-}
-
-static bool in_fault(void *arg)
-{
-	struct toucher *t = arg;
-	char path[64], text[64] = "";
-	int fd;
-
-	if (!t->begun)
-		return false;
-	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", (int)t->tid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd >= 0 && read(fd, text, sizeof(text) - 1) < 0)
-		text[0] = '\0';
-	close(fd);
-	return strstr(text, ") S") != NULL;
-}
 
 static bool is_done(void *arg)
 {
@@ -700,15 +654,26 @@ END
 struct remover {
 	struct set *s;
 	pthread_t thread;
-	_Atomic bool begun;
+	_Atomic bool begun, done;
+	_Atomic pid_t tid;
 };
 
 static void *remove_half(void *arg)
 {
 	struct remover *r = arg;
 
+	r->tid = (pid_t)syscall(SYS_gettid);
 	ck_assert_int_eq(madvise(r->s->base + BYTES / 2, BYTES / 2, MADV_DONTNEED), 0);
+	r->done = true;
 	return NULL;
+}
+
+/* Its event is queued, and waits to be read, maybe by the thread that waits here; or has been read. */
+static bool has_removed(void *arg)
+{
+	struct remover *r = arg;
+
+	return r->done || (r->tid && is_asleep(r->tid));
 }
 
 /* The first read of the removed half: the removal is on its way before it comes back. */
@@ -718,8 +683,7 @@ static void remove_meanwhile(struct talker *t, uint64_t page)
 
 	if (page >= PAGES / 2 && !atomic_exchange(&r->begun, true)) {
 		ck_assert_int_eq(pthread_create(&r->thread, NULL, remove_half, r), 0);
-		poll(NULL, 0,
-		     50); /* it waits for its event to be read, maybe by this very thread */
+		ck_assert(harness_wait(has_removed, r, 20));
 	}
 }
 
