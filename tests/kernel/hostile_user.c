@@ -855,12 +855,13 @@ static int heal(int how)
 	pager = NULL;
 	NEED(!kvmem_pager_create(NULL, &pager) && !kvmem_pager_add(pager, ram, source, 0, 0) &&
 	     !kvmem_pager_start(pager));
-	for (int i = 0; i < 2000; i++) {
-		struct kvmem_pager_stats st = KVMEM_PAGER_STATS_INIT;
+	for (int i = 0; i < 20000; i++) {
+		struct kvmem_run run = { ram, SOME * PAGE, PAGE };
+		uint32_t state;
 
-		if (!kvmem_pager_prefetch(pager, &(struct kvmem_run){ ram, SOME * PAGE, PAGE },
-					  1) &&
-		    !kvmem_pager_get_stats(pager, &st) && !st.pages_poisoned)
+		if (!kvmem_pager_prefetch(pager, &run, 1) &&
+		    kvmem_region_next_run(ram, SOME * PAGE, &run, &state) == 1 &&
+		    state == KVMEM_PAGE_PRESENT)
 			return 0;
 		usleep(1000);
 	}
