@@ -7,7 +7,7 @@
 #define WAITS	 0x8000u
 #define ANY_WAIT (WAITS << 16 | WAITS)
 #define LOOKS	 300u
-#define SLEEP_NS 100000000u /* a bound, in case a wake-up is lost with a thread of the VMM's */
+#define SLEEP_NS 100000000u /* a bound of each sleep, after which the word is looked at again */
 
 static unsigned int shift_of(enum km_gate_side side)
 {

@@ -488,6 +488,65 @@ TEST(k6_20_huge_pages_and_a_source_that_ends_within_one)
 }
 END
 
+/* All free huge pages; returns how many. */
+static unsigned int take_pool(void **taken, unsigned int max)
+{
+	unsigned int n = 0;
+
+	for (; n < max; n++) {
+		taken[n] = mmap(NULL, 2 * MIB, PROT_READ | PROT_WRITE,
+				MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_POPULATE, -1, 0);
+		if (taken[n] == MAP_FAILED)
+			break;
+	}
+	return n;
+}
+
+/* Read by the kernel, which answers EFAULT where an access would raise SIGBUS. */
+static bool reads_as(const struct set *s, uint64_t offset, const uint8_t *want)
+{
+	uint8_t page[PAGE];
+	int fds[2];
+	bool same;
+
+	ck_assert_int_eq(pipe2(fds, O_CLOEXEC), 0);
+	same = write(fds[1], s->base + offset, PAGE) == (ssize_t)PAGE &&
+	       read(fds[0], page, PAGE) == (ssize_t)PAGE && !memcmp(page, want, PAGE);
+	close(fds[0]);
+	close(fds[1]);
+	return same;
+}
+
+/* A discarded huge page goes back to the pool, and others may take it. */
+TEST(k10_30_the_pool_of_huge_pages_runs_dry)
+{
+	static const uint8_t zeros[PAGE];
+	static void *taken[4096];
+	unsigned int n;
+	struct set s;
+
+	if (!open_huge(&s, BYTES))
+		return;
+	use_memory(&s);
+	start_set(&s);
+	check_page(&s, 0);
+	check_page(&s, 5 * MIB / PAGE);
+	must(kvmem_region_discard(s.ram, 0, 2 * MIB));
+	n = take_pool(taken, 4096);
+	/* Zero, or an error where there is no page for it: never what was there before. */
+	reads_as(&s, 0, zeros);
+	ck_assert(!reads_as(&s, 0, s.content));
+	ck_assert(reads_as(&s, 5 * MIB, s.content + 5 * MIB));
+	ck_assert(reads_as(&s, 7 * MIB, s.content + 7 * MIB)); /* reserved, and absent so far */
+	while (n)
+		munmap(taken[--n], 2 * MIB);
+	must(kvmem_region_discard(s.ram, 0, 2 * MIB));
+	ck_assert(reads_as(&s, 0, zeros));
+	must(kvmem_pager_stop(s.pager, KVMEM_STOP_FILL));
+	close_huge(&s);
+}
+END
+
 static int short_extent(void *arg, uint64_t offset, struct kvmem_extent *ret)
 {
 	struct talker *t = arg;
@@ -1000,6 +1059,7 @@ HARNESS_MAIN(T(k4_15_a_prefetch_across_two_mappings),
 	     T(k5_19_failures_of_the_background_reach_fail),
 	     T(k5_19_a_passing_error_does_not_end_the_wait),
 	     T(k6_20_huge_pages_and_a_source_that_ends_within_one),
+	     T(k10_30_the_pool_of_huge_pages_runs_dry),
 	     T(k6_22_a_fault_asks_for_a_bounded_number_of_extents),
 	     T(k6_23_a_fault_does_not_wait_for_the_reads_of_the_background),
 	     T(k7_24_a_poisoned_page_is_known_and_healed),
