@@ -92,8 +92,7 @@ static int unpoison_run(struct kvmem_region *r, uint64_t page, uint64_t count)
 	if (!n)
 		return 0;
 	if (atomic_load(&r->no_access))
-		err = km_sys_mprotect(r->base + (page << r->page_shift), n << r->page_shift,
-				      PROT_READ | PROT_WRITE);
+		err = km_pages_set_access(r, page, n, PROT_READ | PROT_WRITE);
 	if (err >= 0)
 		err = drop_mapping(r, page, n);
 	if (r->watch)
@@ -124,14 +123,16 @@ int km_pages_unpoison(struct kvmem_region *r)
 
 /*
  * A mark of poison is in the page tables of the mapping, where a hole in the file leaves it: that
- * mapping is emptied as well.
+ * mapping is emptied as well. Before UFFDIO_POISON the pages have lost their access rights.
  */
 static int64_t take_out(struct kvmem_region *r, uint64_t page, uint64_t count)
 {
 	uint64_t offset = page << r->page_shift, bytes = count << r->page_shift;
 	int64_t err = 0;
 
-	if (r->fd >= 0)
+	if (atomic_load(&r->no_access))
+		err = km_pages_set_access(r, page, count, PROT_READ | PROT_WRITE);
+	if (err >= 0 && r->fd >= 0)
 		err = km_pages_punch(r, page, count);
 	if (err >= 0 && (r->fd < 0 || atomic_load(&r->presence.ever_poisoned)))
 		err = drop_mapping(r, page, count);

@@ -43,6 +43,7 @@ static struct {
 	unsigned int msg_count, msg_at;
 	unsigned int count[KINDS];
 	uint64_t last_dst[KINDS], last_len[KINDS];
+	bool revoked[BYTES / PAGE];
 	int no_access; /* pages that have lost their access rights */
 	bool woken[PAGES];
 	int bad_fd; /* -EBADF for this one */
@@ -165,8 +166,10 @@ static int64_t play_mprotect(void *addr, size_t len, int prot)
 
 	if (at >= BYTES) /* a second mapping is given access */
 		return km_real_mprotect(addr, len, prot);
-	ck_assert_uint_eq(len, PAGE);
-	k.no_access += prot == PROT_NONE ? 1 : -1;
+	for (uint64_t page = at / PAGE; page < (at + len) / PAGE; page++) {
+		k.no_access += (prot == PROT_NONE) - k.revoked[page];
+		k.revoked[page] = prot == PROT_NONE;
+	}
 	return 0;
 }
 
@@ -739,6 +742,9 @@ static void lose_one_of_four(int64_t poison, unsigned long mprotects, uint64_t p
 	ck_assert_uint_eq(k.last_dst[POISON], PAGE);
 	ck_assert_uint_eq(fake.count.mprotect, mprotects);
 	ck_assert_uint_eq(stats().pages_poisoned, poisoned);
+	ck_assert_int_eq(k.no_access, (int)mprotects);
+	ck_assert_int_eq(kvmem_region_discard(&k.region, 0, 4 * PAGE), 0);
+	ck_assert_int_eq(k.no_access, 0);
 	tear_down();
 }
 
