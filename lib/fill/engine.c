@@ -254,10 +254,7 @@ static int place_zeros_by_copy(struct km_place *p)
 
 static int place_zeros(struct km_place *p)
 {
-	struct kvmem_region *r = p->watch->region;
-
-	if (!km_watch_can(p->watch, _UFFDIO_ZEROPAGE) ||
-	    (p->claimed && km_presence_marked(&r->presence, p->first, p->count)))
+	if (!km_watch_can(p->watch, _UFFDIO_ZEROPAGE))
 		return place_zeros_by_copy(p);
 	p->op = KM_PLACE_ZERO;
 	return km_place(p);
