@@ -251,8 +251,6 @@ static int64_t harvest(struct machine *m, unsigned char *reported)
 	struct kvmem_run run;
 	int64_t pages = must(kvmem_dirty_harvest(m->dirty, &batch), "kvmem_dirty_harvest");
 
-	if (!pages)
-		return 0;
 	must(kvmem_dirty_commit(m->dirty, batch), "kvmem_dirty_commit");
 	while (must(kvmem_batch_next(batch, &run), "kvmem_batch_next")) /* here a VMM would send */
 		memset(reported + run.offset / PAGE, 1, run.bytes / PAGE);

@@ -12,6 +12,7 @@ static struct kvmem_region *make_ram(struct kvmem_vm *vm, uint64_t bytes)
 	struct kvmem_region *ram;
 
 	opts.bytes = (bytes + 2 * MIB - 1) / (2 * MIB) * (2 * MIB);
+	opts.wants = KVMEM_WANT_WRITE; /* a file: one of the methods is write() */
 	must(kvmem_region_create(vm, &opts, &ram), "kvmem_region_create");
 	return ram;
 }

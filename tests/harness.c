@@ -54,10 +54,15 @@ static void print_diagnostics(SRunner *sr)
 	free(fails);
 }
 
+bool harness_emulated(void)
+{
+	return getenv("KVMEM_TEST_RIG");
+}
+
 /* Inside the rig: what the kernel has logged so far belongs to this test. */
 static void mark_kernel_log(const char *name)
 {
-	FILE *f = getenv("KVMEM_TEST_RIG") ? fopen("/dev/kmsg", "we") : NULL;
+	FILE *f = harness_emulated() ? fopen("/dev/kmsg", "we") : NULL;
 
 	if (!f)
 		return;

@@ -46,6 +46,9 @@ void harness_skip(const char *facility, const char *fmt, ...) __attribute__((for
 /* A TAP comment. */
 void harness_note(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
+/* In the rig: emulated processors, where all takes ten times as long. */
+bool harness_emulated(void);
+
 int harness_main(int argc, char **argv, const struct harness_test *tests, size_t count);
 
 /* Wait until fn(arg), at most `seconds`; false on time-out. */

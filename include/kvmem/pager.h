@@ -16,6 +16,7 @@
 KVMEM_BEGIN_DECLS
 
 struct kvmem_pager;
+struct kvmem_ticket;
 
 /* What the caller's `fail` says to do with pages that could not be filled. */
 enum kvmem_fail_action {
@@ -62,11 +63,25 @@ struct kvmem_pager_opts {
 	 * kvmem_pager_handle() or kvmem_pager_stop().
 	 */
 	enum kvmem_fail_action (*fail)(void *arg, const struct kvmem_fail *fail);
-	/* Called once for each start, when every page of every region is present, in the thread that
-	 * brought in the last one: as above, or kvmem_populate(), kvmem_region_discard(), _mark_present(),
-	 * kvmem_pager_start(). */
+	/* Called once for each start, and once more for each time that pages became absent again, when every page
+	 * of every region is present, in the thread that brought in the last one: as above, or kvmem_populate(),
+	 * kvmem_region_discard(), _mark_present(), kvmem_pager_start(). */
 	void (*complete)(void *arg);
 	void *arg;
+	/* Userfaultfds that the caller has opened, with O_NONBLOCK, and not called UFFDIO_API on; one a shard. They
+	 * stay the caller's. NULL: the pager opens its own. */
+	const int32_t *uffds;
+	uint32_t uffd_count;
+	uint32_t trace_entries; /* of each thread's trace, a power of two; 0: nothing is traced */
+	/* Of its threads. */
+	const unsigned long
+		*cpus; /* a mask of cpu_count bits, as in sched_setaffinity(2); NULL: any */
+	uint32_t cpu_count;
+	uint32_t
+		sched_policy; /* SCHED_FIFO, _RR, _BATCH, _IDLE; 0: as the thread that starts them */
+	int32_t sched_priority; /* of these */
+	uint32_t reserved;
+	const char *thread_name; /* their names begin so: at most 8 characters; NULL: "kvmem" */
 };
 
 #define KVMEM_PAGER_BACKGROUND (1u << 0) /* fill or map all in address order, yielding to faults */
@@ -92,9 +107,10 @@ KVMEM_API int kvmem_pager_create(const struct kvmem_pager_opts *opts,
  *
  * Byte 0 of the region is byte source_offset of the source; what lies beyond the source's end is
  * zero. From here on an access to an absent page waits for kvmem_pager_start(). flags: 0,
- * KVMEM_FILL_KEEP or KVMEM_FILL_OVERWRITE. Errors: -EINVAL, -EEXIST (pages exist that nothing has
+ * KVMEM_FILL_KEEP or KVMEM_FILL_OVERWRITE. Also while the pager is running: the region is served from then
+ * on. Errors: -EINVAL, -EEXIST (pages exist that nothing has
  * announced, and no flag says what they are), -EBUSY (region has a pager or is being filled, or pager
- * is started), -EOPNOTSUPP (this kind of memory takes no userfaultfd here, or a direct slot bypasses
+ * was stopped), -EOPNOTSUPP (this kind of memory takes no userfaultfd here, or a direct slot bypasses
  * it: the detail says what to change), -ENOMEM. One thread at a time per object.
  */
 KVMEM_API int kvmem_pager_add(struct kvmem_pager *pager, struct kvmem_region *region,
@@ -142,13 +158,117 @@ KVMEM_API int kvmem_pager_stop(struct kvmem_pager *pager, uint32_t how);
 KVMEM_API int kvmem_pager_free(struct kvmem_pager *pager);
 
 /**
- * kvmem_pager_prefetch() - fill these runs soon, in the given order, ahead of the background fill.
+ * kvmem_pager_remove() - let one region go, also while the pager is running.
+ *
+ * how is KVMEM_STOP_FILL: what is missing is filled first, in the calling thread; or KVMEM_STOP_HAND_BACK: it
+ * stays absent, and reads as zero from then on, so no slot may show the region to a guest. Waits for what the
+ * pager's threads have begun. Errors: -EINVAL, -ENOENT (region is not of this pager), -EBUSY (a slot shows missing
+ * pages), -EDEADLK (from a callback), -ENOMEM; the source's error when FILL could not fill: the pages are
+ * poisoned, and the region is removed. One thread at a time per object.
+ */
+KVMEM_API int kvmem_pager_remove(struct kvmem_pager *pager, struct kvmem_region *region,
+				 uint32_t how);
+
+struct kvmem_range {
+	uint64_t offset; /* bytes into the region */
+	uint64_t bytes;
+};
+
+struct kvmem_ticket_result {
+	uint32_t size;
+	int32_t error;	       /* the first, -errno; 0: none */
+	uint64_t pages;	       /* of the region's page size: that are in */
+	uint64_t pages_failed; /* that could not be filled, or were not when the pager stopped */
+};
+
+#define KVMEM_TICKET_RESULT_INIT KVMEM_INIT_(struct kvmem_ticket_result)
+
+struct kvmem_prefetch_opts {
+	uint32_t size;
+	uint32_t flags; /* 0 */
+	/* Called once, when every page of the list is in or has failed: in the thread that has dealt with the last,
+	 * which may be before kvmem_pager_prefetch() has returned. With a ticket only. */
+	void (*done)(void *arg, const struct kvmem_ticket_result *result);
+	void *arg;
+};
+
+#define KVMEM_PREFETCH_OPTS_INIT KVMEM_INIT_(struct kvmem_prefetch_opts)
+
+/**
+ * kvmem_pager_prefetch() - fill these ranges of a region soon, in the given order, ahead of the background.
  *
  * Pages that were in the region's file at kvmem_pager_add() are mapped instead, and not counted. Returns at once.
- * Errors: -EINVAL, -ERANGE, -ENOENT (region is not of this pager), -ENOMEM. May be called from any thread.
+ * With ret_ticket (may be NULL) there is a ticket, which tells when they are in, whichever way they came; the
+ * caller frees it. Errors: -EINVAL, -E2BIG, -ERANGE, -ENOENT (region is not of this pager), -ENOMEM: nothing is
+ * prefetched then. May be called from any thread.
  */
-KVMEM_API int kvmem_pager_prefetch(struct kvmem_pager *pager, const struct kvmem_run *runs,
-				   size_t count);
+KVMEM_API int kvmem_pager_prefetch(struct kvmem_pager *pager, struct kvmem_region *region,
+				   const struct kvmem_range *ranges, size_t count,
+				   const struct kvmem_prefetch_opts *opts,
+				   struct kvmem_ticket **ret_ticket);
+
+/**
+ * kvmem_ticket_wait() - wait until every page of the list is in or has failed. timeout_ns < 0: for ever.
+ *
+ * ret_result (may be NULL) is filled in also when it is not. Errors: -ETIMEDOUT; the first error of a page that
+ * could not be filled, -ECANCELED for those that the pager had not come to when it stopped; -EINVAL, -EDEADLK (from a
+ * callback). May be called from any thread.
+ */
+KVMEM_API int kvmem_ticket_wait(struct kvmem_ticket *ticket, int64_t timeout_ns,
+				struct kvmem_ticket_result *ret_result);
+
+/**
+ * kvmem_ticket_free() - free a ticket; what has not been begun of its list is not prefetched any more.
+ *
+ * `done` is not called after it has returned. Before the pager is freed, or after. Errors: -EDEADLK (from its
+ * own callback, or one of the region's). NULL is allowed. One thread at a time per object.
+ */
+KVMEM_API int kvmem_ticket_free(struct kvmem_ticket *ticket);
+
+/**
+ * kvmem_pager_put() - content that came unasked: place it where pages are absent (or poisoned) still.
+ *
+ * Whole pages; buf has the content of [offset, offset + bytes). Threads that wait for them go on. Pages that have
+ * content already, or that somebody is filling at the moment, are left out. Returns how many bytes were placed. Also
+ * before the start, and after HAND_BACK. Errors: -EINVAL, -ERANGE, -ENOENT (region is not of this pager), -EFAULT
+ * (buf is not there), -ENOMEM, -EIO. May be called from any thread.
+ */
+KVMEM_API int64_t kvmem_pager_put(struct kvmem_pager *pager, struct kvmem_region *region,
+				  uint64_t offset, const void *buf, uint64_t bytes);
+
+/* Why a page was brought in. */
+enum kvmem_trace_why {
+	KVMEM_TRACE_DEMAND =
+		0, /* an access: one entry for each fault, also on pages that are there */
+	KVMEM_TRACE_AROUND = 1,	    /* beside one that was asked for, which may be in the run too */
+	KVMEM_TRACE_PREFETCH = 2,   /* kvmem_pager_prefetch() */
+	KVMEM_TRACE_BACKGROUND = 3, /* the fill in address order */
+	KVMEM_TRACE_PUT = 4,	    /* kvmem_pager_put(): the range that was given */
+};
+
+#define KVMEM_TRACE_WRITE (1u << 0) /* the access was a write */
+#define KVMEM_TRACE_MINOR (1u << 1) /* the page was in the file, and wanted mapping */
+
+struct kvmem_trace_entry {
+	uint64_t time_ns; /* CLOCK_MONOTONIC: the event was read; or the run was filled */
+	struct kvmem_region *region;
+	uint64_t offset; /* bytes into the region */
+	uint64_t bytes;
+	uint64_t service_ns; /* of a fault: from then to the wake-up */
+	uint32_t thread;     /* of a fault: the thread that waited, as gettid(2); 0: not told */
+	uint16_t why;	     /* enum kvmem_trace_why */
+	uint16_t flags;	     /* KVMEM_TRACE_* */
+};
+
+/**
+ * kvmem_pager_trace_read() - take up to `count` entries of the trace, the oldest first.
+ *
+ * Returns how many were stored, 0 when there are none. Entries for which there was no room are counted in
+ * trace_dropped of the statistics. Errors: -EINVAL (the pager was made without trace_entries). May be called from any
+ * thread.
+ */
+KVMEM_API int64_t kvmem_pager_trace_read(struct kvmem_pager *pager,
+					 struct kvmem_trace_entry *entries, size_t count);
 
 /** kvmem_pager_fd() - readable when kvmem_pager_handle() has work; borrowed, for poll or epoll.
  * Errors: -EINVAL (pager has threads). May be called from any thread. */
@@ -198,6 +318,8 @@ struct kvmem_pager_stats {
 	uint64_t service_p99_ns;
 	uint64_t service_p999_ns;
 	uint64_t service_ns[KVMEM_HIST_BUCKETS]; /* read of the event to wake-up */
+	uint64_t pages_given;			 /* by kvmem_pager_put() */
+	uint64_t trace_dropped;			 /* entries that did not fit */
 };
 
 #define KVMEM_PAGER_STATS_INIT KVMEM_INIT_(struct kvmem_pager_stats)

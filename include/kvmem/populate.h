@@ -43,15 +43,21 @@ struct kvmem_populate_opts {
 	uint32_t threads;	/* 0: as many as pay, 1: the calling thread only */
 	uint32_t method;	/* enum kvmem_fill_method: anything but AUTO is a requirement */
 	uint32_t file_method;	/* enum kvmem_file_method: likewise */
-	uint32_t reserved;
+	int32_t vcpu_fd; /* with KVMEM_POPULATE_MAP_GUEST: a vCPU of the VM that does not run now */
 	uint64_t chunk_bytes; /* unit of work, 0: chosen */
 	/* Called in the calling thread every ~50 ms and at the end; non-zero cancels. May be NULL. */
 	int (*progress)(void *arg, const struct kvmem_progress *progress);
 	void *progress_arg;
+	uint32_t
+		uring_workers; /* most threads that the kernel makes for reads of one ring; 0: its own limit */
+	uint32_t reserved; /* 0 */
 };
 
-#define KVMEM_POPULATE_KEEP_ZERO (1u << 0) /* write zero pages too: allocate all of the range */
-#define KVMEM_POPULATE_OPTS_INIT KVMEM_INIT_(struct kvmem_populate_opts)
+#define KVMEM_POPULATE_KEEP_ZERO  (1u << 0) /* write zero pages too: allocate all of the range */
+#define KVMEM_POPULATE_PREALLOC	  (1u << 1) /* no source: all pages are made, as zeros, or none */
+#define KVMEM_POPULATE_MAP_GUEST  (1u << 2) /* map them for the guest too: KVM_PRE_FAULT_MEMORY */
+#define KVMEM_POPULATE_MAP_NEEDED (1u << 3) /* with it: that it cannot be done is an error */
+#define KVMEM_POPULATE_OPTS_INIT  KVMEM_INIT_(struct kvmem_populate_opts)
 
 struct kvmem_populate_result {
 	uint32_t size;
@@ -65,6 +71,10 @@ struct kvmem_populate_result {
 	uint64_t bytes_hole;	/* holes of the source: neither read nor written */
 	uint64_t bytes_present; /* had content already: left alone */
 	uint64_t elapsed_ns;
+	uint64_t bytes_made;   /* preallocated */
+	uint64_t bytes_mapped; /* in the guest's tables, by KVMEM_POPULATE_MAP_GUEST */
+	uint64_t
+		bytes_unmapped; /* attached, and not mapped there: KVM could not, or does not offer it */
 };
 
 #define KVMEM_POPULATE_RESULT_INIT KVMEM_INIT_(struct kvmem_populate_result)
@@ -75,11 +85,13 @@ struct kvmem_populate_result {
  * Offset and length need no alignment: the rest of a first or last page is zero. Only pages that
  * nothing has filled yet are filled, each once, poisoned ones too, also beside a running pager; when it
  * returns 0, every page of the range has its content. Pages that exist and that nothing has announced are
- * -EEXIST, unless a flag says what they are. ret_result (may be NULL) is filled in on failure too, with what
- * was done. Errors: -EINVAL, -E2BIG, -ERANGE (beyond the region), -ENODATA (source shorter than
- * asked), -EEXIST, -EOPNOTSUPP (a required method is not to be had: the detail says why), -ECANCELED (by
- * progress), -EDEADLK (from a callback that runs for this region), -EFAULT (a source in memory that is not
- * there), -ENOMEM, -EIO, or the source callback's own. May be called from any thread.
+ * -EEXIST, unless a flag says what they are. With KVMEM_POPULATE_PREALLOC, and source NULL, whole pages are
+ * made as zeros; a failure leaves none of those that were absent. ret_result (may be NULL) is filled in on
+ * failure too, with what was done. Errors: -EINVAL, -E2BIG, -ERANGE (beyond the region), -ENODATA (source shorter than
+ * asked), -EEXIST, -EOPNOTSUPP (a required method or KVM_PRE_FAULT_MEMORY is not to be had: the detail says
+ * why), -EBADF (vcpu_fd), -EBUSY (preallocation under a pager), -ECANCELED (by progress), -EDEADLK (from a
+ * callback that runs for this region), -EFAULT (a source in memory that is not there), -ENOMEM, -EIO, or the
+ * source callback's own. May be called from any thread.
  */
 KVMEM_API int kvmem_populate(struct kvmem_region *region, uint64_t offset,
 			     struct kvmem_source *source, const struct kvmem_populate_opts *opts,

@@ -20,6 +20,9 @@ enum kvmem_backing {
 	KVMEM_BACKING_MEMFD = 2,     /* shmem; page size: the base page */
 	KVMEM_BACKING_HUGETLB = 3,   /* memfd of huge pages: 2 MiB or 1 GiB */
 	KVMEM_BACKING_ANONYMOUS = 4, /* private anonymous memory; no file descriptor */
+	/* A mapping of the caller's that the library cannot fill: a private mapping of a file, a shared one
+	 * without its file descriptor, read-only memory. */
+	KVMEM_BACKING_OTHER = 5,
 };
 
 enum kvmem_slot_form {
@@ -37,8 +40,9 @@ enum kvmem_slot_form {
 #define KVMEM_WANT_HUGE	   (1u << 4) /* huge pages (hugetlb) */
 #define KVMEM_WANT_SHARED  (1u << 5) /* a file descriptor another process can map */
 #define KVMEM_WANT_WRITE   (1u << 6) /* population by write() */
+#define KVMEM_WANT_THP	   (1u << 7) /* huge pages as they come: transparent ones (MADV_HUGEPAGE) */
 
-/* What of an adopted file counts as content: pages that exist are present, or nothing is. */
+/* What of an adopted file or mapping counts as content: pages that exist are present, or nothing is. */
 enum kvmem_content {
 	KVMEM_CONTENT_KEEP = 0,	  /* all that exists, by whole pages of the kernel's */
 	KVMEM_CONTENT_IGNORE = 1, /* nothing: all of it is to be filled */
@@ -64,14 +68,18 @@ struct kvmem_region_opts {
 	int32_t fd;	     /* with KVMEM_REGION_FD: an existing memfd or guest_memfd */
 	uint32_t seals;	     /* KVMEM_SEAL_* of a memfd; of an adopted one only these */
 	uint64_t fd_offset;  /* bytes into fd at which the region begins */
-	uint32_t content;    /* enum kvmem_content, of an adopted file */
+	uint32_t content;    /* enum kvmem_content, of an adopted file or mapping */
 	uint32_t reserved;
+	void *arg;	  /* the caller's word: kvmem_region_arg(), kvmem_translation.arg */
+	void *mapping;	  /* with KVMEM_REGION_MAPPING: where the caller has mapped it */
+	uint64_t reserve; /* bytes that it can grow to: kvmem_region_grow(); 0: it stays as it is */
 };
 
 #define KVMEM_REGION_FD	       (1u << 0) /* adopt opts.fd */
 #define KVMEM_REGION_OVERLAP   (1u << 1) /* though a region of this process has these bytes of it */
 #define KVMEM_REGION_DONTDUMP  (1u << 2) /* not in core dumps: MADV_DONTDUMP */
 #define KVMEM_REGION_DONTFORK  (1u << 3) /* not in children of fork(): MADV_DONTFORK */
+#define KVMEM_REGION_MAPPING   (1u << 4) /* opts.mapping: memory that the caller has mapped himself */
 #define KVMEM_REGION_OPTS_INIT KVMEM_INIT_(struct kvmem_region_opts)
 
 #define KVMEM_PLAN_REASONS 1536
@@ -88,9 +96,11 @@ struct kvmem_plan {
 	uint64_t given_up;	 /* KVMEM_WANT_* asked for in `wants` and not to be had */
 	uint32_t shared_backing; /* enum kvmem_backing of the shared pages where a guest_memfd holds
 					 * private ones only; else 0 */
-	uint32_t reserved;
+	uint32_t flags;		 /* KVMEM_PLAN_* */
 	char reasons[KVMEM_PLAN_REASONS]; /* a line per decision, each ending in '\n' */
 };
+
+#define KVMEM_PLAN_THP (1u << 0) /* MADV_HUGEPAGE is said of its mappings */
 
 #define KVMEM_PLAN_INIT KVMEM_INIT_(struct kvmem_plan)
 
@@ -100,7 +110,8 @@ struct kvmem_plan {
  * Makes nothing. vm may be NULL for memory that no guest will see. Errors: -EINVAL, -E2BIG,
  * -EOPNOTSUPP (a requirement cannot be met, or two exclude each other: the detail says which and
  * what to change), -EBADF (fd is not open for reading and writing, or neither a memfd nor a guest_memfd),
- * -ERANGE (fd is shorter than the region). May be called from any thread.
+ * -ERANGE (fd is shorter than the region), -EFAULT (part of opts.mapping is not mapped). May be called from
+ * any thread.
  */
 KVMEM_API int kvmem_region_plan(struct kvmem_vm *vm, const struct kvmem_region_opts *opts,
 				struct kvmem_plan *ret_plan);
@@ -111,8 +122,9 @@ KVMEM_API int kvmem_region_plan(struct kvmem_vm *vm, const struct kvmem_region_o
  * A memfd that the library makes is sealed against resizing, and its mapping and that of anonymous memory
  * begin at a multiple of 2 MiB. A file descriptor given with KVMEM_REGION_FD stays the caller's; the library
  * opens the file once more. A file on tmpfs or hugetlbfs counts as a memfd. Pages that exist in an adopted
- * file count as present, the others can be filled; opts.content can say otherwise. Errors: those of
- * kvmem_region_plan(), -EBUSY (another region has these bytes of the file), -EOPNOTSUPP (the guest_memfd is
+ * file count as present, the others can be filled; opts.content can say otherwise. Memory given with
+ * KVMEM_REGION_MAPPING stays mapped as it is, and is unmapped by the caller after kvmem_region_free(). Errors:
+ * those of kvmem_region_plan(), -EBUSY (another region has these bytes or this memory), -EOPNOTSUPP (the guest_memfd is
  * another user's: the kernel does not tell which pages it has), -EPERM (the file's seals), -EFBIG
  * (RLIMIT_FSIZE), -EAGAIN (RLIMIT_MEMLOCK), -ENOMEM (limits, no huge pages), -EMFILE. May be called from any
  * thread.
@@ -121,7 +133,7 @@ KVMEM_API int kvmem_region_create(struct kvmem_vm *vm, const struct kvmem_region
 				  struct kvmem_region **ret_region);
 
 /**
- * kvmem_region_free() - delete the region's slots, unmap and close it.
+ * kvmem_region_free() - delete the region's slots, unmap and close it. A mapping of the caller's stays.
  *
  * Pages that a dirty tracker has not reported yet are gone with it. Errors: -EBUSY while a pager
  * serves it or a populate fills it; where KVM refuses to delete a slot, its own: the region stays, with
@@ -130,26 +142,52 @@ KVMEM_API int kvmem_region_create(struct kvmem_vm *vm, const struct kvmem_region
  */
 KVMEM_API int kvmem_region_free(struct kvmem_region *region);
 
+/**
+ * kvmem_region_grow() - make the region longer: `bytes` is its new length, at most opts.reserve.
+ *
+ * What it had stays where it is, in host memory, in the file and for the guest; the new part is attached by the
+ * caller. Its pages are absent, as in a new region, or zero while a pager has the region. Errors, which
+ * change nothing: -EINVAL (not whole pages, or shorter than it is), -ERANGE (beyond the reserve), -ENOMEM
+ * (limits, no huge pages), -EAGAIN (RLIMIT_MEMLOCK). May be called from any thread.
+ */
+KVMEM_API int kvmem_region_grow(struct kvmem_region *region, uint64_t bytes);
+
 /** kvmem_region_get_plan() - what the region is: the plan it was made by. May be called from any thread. */
 KVMEM_API int kvmem_region_get_plan(const struct kvmem_region *region, struct kvmem_plan *ret_plan);
 
 /** kvmem_region_base() - first byte of the host mapping, borrowed: valid until kvmem_region_free(). */
 KVMEM_API void *kvmem_region_base(const struct kvmem_region *region);
 
-/** kvmem_region_bytes() - length of the region in bytes. */
+/** kvmem_region_bytes() - length of the region in bytes, without the reserve. May be called from any thread. */
 KVMEM_API uint64_t kvmem_region_bytes(const struct kvmem_region *region);
+
+/** kvmem_region_arg() - kvmem_region_opts.arg that it was created with. */
+KVMEM_API void *kvmem_region_arg(const struct kvmem_region *region);
 
 /** kvmem_region_page_size() - bytes of one page of the region: the unit of discard and paging. */
 KVMEM_API uint64_t kvmem_region_page_size(const struct kvmem_region *region);
 
-/** kvmem_region_fd() - its file descriptor, borrowed; -ENODEV for anonymous memory. */
+/** kvmem_region_fd() - its file descriptor, borrowed; -ENODEV where the library has none of it. */
 KVMEM_API int kvmem_region_fd(const struct kvmem_region *region);
 
 /** kvmem_region_private_fd() - the guest_memfd of its private pages, borrowed, where plan.shared_backing
  * says that the shared ones are elsewhere; else -ENODEV. */
 KVMEM_API int kvmem_region_private_fd(const struct kvmem_region *region);
 
+/**
+ * kvmem_region_check_huge() - can KVM map huge pages where these bytes are attached at gpa?
+ *
+ * It can where the guest address and the host address are equal in their lower 21 bits, and the region has
+ * memory of huge pages. 0: it can, once the pages are there. Errors: -EINVAL (it cannot at this gpa: the detail
+ * has the next one where it can; or not whole base pages), -ERANGE (beyond the region, or no whole huge
+ * page in the range), -EOPNOTSUPP (the memory has base pages). May be called from any thread.
+ */
+KVMEM_API int kvmem_region_check_huge(const struct kvmem_region *region, uint64_t offset,
+				      uint64_t bytes, uint64_t gpa);
+
 #define KVMEM_ATTACH_READONLY (1u << 0) /* guest writes exit with KVM_EXIT_MMIO; HVA slots only */
+#define KVMEM_ATTACH_LOGGED   (1u << 1) /* adopted: the VMM has its dirty log on, and it stays on */
+#define KVMEM_ATTACH_ADOPTED  (1u << 2) /* kvmem_region_attachments(): the VMM has set the slot */
 
 /**
  * kvmem_region_attach() - give bytes [offset, offset + bytes) to the guest at guest-physical gpa.
@@ -175,6 +213,40 @@ KVMEM_API int kvmem_region_attach(struct kvmem_region *region, uint64_t offset, 
  * May be called from any thread.
  */
 KVMEM_API int kvmem_region_detach(struct kvmem_region *region, uint32_t slot);
+
+/**
+ * kvmem_region_adopt_slot() - tell of a slot that the VMM itself has set over this region.
+ *
+ * From then on it is translated, tracked and paged like one of kvmem_region_attach(), and its flags are the
+ * library's: a tracker that starts turns its dirty log on, and off again when it stops unless
+ * KVMEM_ATTACH_LOGGED is given. The arguments are what KVM was told; they are compared with KVM's slot, which
+ * stays as it is. kvmem_region_detach() and kvmem_region_free() forget the slot and leave it in KVM: the VMM
+ * deletes it afterwards. Told again of an adopted slot, only the flags change. Errors: those of
+ * kvmem_region_attach(); -ENOENT (KVM has no slot of this number, or none there), -EINVAL (slot is
+ * KVMEM_SLOT_ANY; KVM's slot has another size, host address or KVMEM_ATTACH_READONLY). May be called from any
+ * thread; no other changes the VMM's slots meanwhile.
+ */
+KVMEM_API int kvmem_region_adopt_slot(struct kvmem_region *region, uint64_t offset, uint64_t bytes,
+				      uint64_t gpa, uint32_t slot, uint32_t flags);
+
+struct kvmem_attachment {
+	uint32_t slot;	 /* address space << 16 | id */
+	uint32_t flags;	 /* KVMEM_ATTACH_* */
+	uint64_t offset; /* bytes into the region */
+	uint64_t bytes;
+	uint64_t gpa;
+};
+
+/**
+ * kvmem_region_attachments() - where the guest sees bytes [offset, offset + bytes) of a region.
+ *
+ * One entry for each slot that shows a part of the range, cut to it, in the order of slot numbers: the way from
+ * a run of dirty pages to guest-physical addresses. Returns how many there are; at most `count` are stored in
+ * attachments, which may be NULL when count is 0. Errors: -EINVAL, -ERANGE. May be called from any thread.
+ */
+KVMEM_API int64_t kvmem_region_attachments(const struct kvmem_region *region, uint64_t offset,
+					   uint64_t bytes, struct kvmem_attachment *attachments,
+					   size_t count);
 
 /*
  * Pages that exist although nothing has announced them: a guest ran without a pager, or the VMM wrote by
@@ -205,6 +277,22 @@ KVMEM_API int kvmem_region_discard(struct kvmem_region *region, uint64_t offset,
  */
 KVMEM_API int kvmem_region_mark_present(struct kvmem_region *region, uint64_t offset,
 					uint64_t bytes);
+
+#define KVMEM_ABSENT_ATTACHED (1u << 0) /* although a slot shows the pages to a guest */
+
+/**
+ * kvmem_region_mark_absent() - the content of these whole pages is stale: they are to be filled again.
+ *
+ * For a migration: what was sent before the guest has written to it again. They are taken out of the memory,
+ * poisoned ones too, and are absent from then on: under a pager the next access waits until they have been filled from
+ * its source anew, also while it is running. Without one they read as zero until something fills them. Where a
+ * slot shows them to a guest for writing it is refused (-EBUSY) unless KVMEM_ABSENT_ATTACHED says that no vCPU
+ * runs, or that writes to them meanwhile may be lost. Waits for fills of these pages that are under way. Errors:
+ * -EINVAL, -ERANGE, -EBUSY, -EDEADLK (from a callback of the region's), -EIO (the pages before are absent). May be
+ * called from any thread.
+ */
+KVMEM_API int kvmem_region_mark_absent(struct kvmem_region *region, uint64_t offset, uint64_t bytes,
+				       uint32_t flags);
 
 struct kvmem_run {
 	struct kvmem_region *region;

@@ -77,6 +77,52 @@ struct kvmem_source_ops {
 KVMEM_API int kvmem_source_callback(const struct kvmem_source_ops *ops, void *arg, uint64_t bytes,
 				    struct kvmem_source **ret_source);
 
+/* What is asked of a source that answers later. It stays the library's, and as it is, until it is completed. */
+struct kvmem_source_request {
+	uint64_t offset; /* bytes into the source */
+	uint64_t bytes;
+	void *buf;  /* to be filled; nothing else is to be written there */
+	void *user; /* the source's own word; NULL at first */
+};
+
+struct kvmem_source_async_ops {
+	uint32_t size;
+	uint32_t flags; /* 0 */
+	/*
+	 * Begin these requests, and return without waiting for them: 0; or -errno, which fails all of them and none is
+	 * completed. Called from any of the library's threads, several at a time. A request may reach into extents
+	 * that are not data by less than a page: their bytes are zero.
+	 */
+	int (*submit)(void *arg, struct kvmem_source_request *const *requests, size_t count);
+	/* A request is not needed any more; it is to be completed all the same, soon, from within or later. NULL: it
+	 * is waited for. */
+	void (*cancel)(void *arg, struct kvmem_source_request *request);
+	/* As in kvmem_source_ops: they wait for nothing. */
+	int (*extent)(void *arg, uint64_t offset, struct kvmem_extent *ret_extent);
+	void (*close)(void *arg);
+};
+
+#define KVMEM_SOURCE_ASYNC_OPS_INIT KVMEM_INIT_(struct kvmem_source_async_ops)
+
+/**
+ * kvmem_source_async() - content that comes later: many requests under way, answered in any order.
+ *
+ * No thread of a pager waits for an answer: the thread that calls kvmem_source_complete() places the content and
+ * wakes who waits for it. kvmem_populate() and kvmem_source_read() wait, with several requests under way. ops is
+ * copied; arg is passed back. Errors: -EINVAL (no submit, bytes is 0), -E2BIG, -ENOMEM. May be called from any thread.
+ */
+KVMEM_API int kvmem_source_async(const struct kvmem_source_async_ops *ops, void *arg,
+				 uint64_t bytes, struct kvmem_source **ret_source);
+
+/**
+ * kvmem_source_complete() - a request is done: its buffer is filled (0), or it failed (-errno).
+ *
+ * Once for each request that was submitted, from any thread, also from within submit and cancel; the request is
+ * gone then. In this thread the pages are placed, and the pager's `fail` and `complete` may be called. Errors: -EINVAL.
+ * May be called from any thread.
+ */
+KVMEM_API int kvmem_source_complete(struct kvmem_source_request *request, int result);
+
 /**
  * kvmem_source_free() - free it. NULL is allowed.
  *

@@ -13,6 +13,7 @@
 KVMEM_BEGIN_DECLS
 
 struct kvmem_vm;
+struct kvmem_region;
 
 #define KVMEM_SLOT_ANY UINT32_MAX /* let the library choose the slot number */
 
@@ -65,6 +66,38 @@ KVMEM_API int kvmem_vm_free(struct kvmem_vm *vm);
 
 /** kvmem_vm_fd() - the VM's file descriptor, borrowed: valid until kvmem_vm_free(). */
 KVMEM_API int kvmem_vm_fd(const struct kvmem_vm *vm);
+
+/** kvmem_vm_kvm_fd() - a file descriptor of /dev/kvm, borrowed: valid until kvmem_vm_free(). -ENODEV for a
+ * VM that was adopted without KVMEM_VM_KVM_FD. */
+KVMEM_API int kvmem_vm_kvm_fd(const struct kvmem_vm *vm);
+
+struct kvmem_translation {
+	uint32_t size;
+	uint32_t slot; /* number of the slot (address space << 16 | id) that holds gpa */
+	struct kvmem_region *region; /* whose memory the slot shows */
+	void *arg;		     /* kvmem_region_opts.arg of that region */
+	uint64_t offset;	     /* of gpa in the region, in bytes */
+	uint64_t bytes; /* from gpa on, contiguous in the region; at most what was asked for */
+	void *host;	/* where this process sees the byte at gpa */
+	uint32_t flags; /* KVMEM_TRANSLATION_* */
+	uint32_t reserved;
+};
+
+#define KVMEM_TRANSLATION_READONLY (1u << 0) /* the slot is read-only for the guest */
+#define KVMEM_TRANSLATION_INIT	   KVMEM_INIT_(struct kvmem_translation)
+
+/**
+ * kvmem_vm_translate() - which region and host address are behind a guest-physical address.
+ *
+ * For device threads: takes no lock, waits for nobody. space is the address space of the slot: 0, or 1 for
+ * that of x86's system management mode. bytes is how much is wanted (UINT64_MAX: all there is): less is
+ * returned where the run ends, and the caller asks again for the rest. Slots side by side that show one region
+ * are one run. Exact while slots come and go: it finds a slot from the return of kvmem_region_attach() on, and
+ * no more after kvmem_region_detach() has returned. Knows the slots that the library has set or adopted.
+ * Errors: -ENOENT (no slot holds gpa), -EINVAL. May be called from any thread.
+ */
+KVMEM_API int kvmem_vm_translate(struct kvmem_vm *vm, uint32_t space, uint64_t gpa, uint64_t bytes,
+				 struct kvmem_translation *ret_translation);
 
 /**
  * kvmem_vm_caps() - the capability table of this VM, borrowed.

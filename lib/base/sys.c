@@ -18,6 +18,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -252,6 +253,23 @@ int64_t SYS(eventfd)(unsigned int value, int flags)
 	return result(eventfd(value, flags | EFD_CLOEXEC));
 }
 
+int64_t SYS(timerfd)(void)
+{
+	return result(timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC));
+}
+
+/* When km_sys_now_ns() is so late it is readable, until it is set again; UINT64_MAX: never. */
+int64_t SYS(timerfd_set)(int fd, uint64_t at_ns)
+{
+	struct itimerspec t = { 0 };
+
+	if (at_ns != UINT64_MAX) {
+		t.it_value.tv_sec = (time_t)(at_ns / 1000000000);
+		t.it_value.tv_nsec = (long)(at_ns % 1000000000) | 1; /* 0 would be never */
+	}
+	return result(timerfd_settime(fd, TFD_TIMER_ABSTIME, &t, NULL));
+}
+
 int64_t SYS(epoll_create)(void)
 {
 	return result(epoll_create1(EPOLL_CLOEXEC));
@@ -358,25 +376,71 @@ int64_t SYS(run_near_node)(int node)
 	return CPU_COUNT(&near) ? result(sched_setaffinity(0, sizeof(near), &near)) : -ENODEV;
 }
 
-int64_t SYS(thread_create)(pthread_t *ret, const char *name, void *(*fn)(void *), void *arg)
+static int thread_attr(pthread_attr_t *attr, const struct km_sys_thread *how)
 {
+	struct sched_param param = { .sched_priority = how->priority };
+	int r = 0;
+
+	if (how->cpus)
+		r = pthread_attr_setaffinity_np(attr, how->cpu_bytes, (const cpu_set_t *)how->cpus);
+	if (!r && how->policy)
+		r = pthread_attr_setinheritsched(attr, PTHREAD_EXPLICIT_SCHED);
+	if (!r && how->policy)
+		r = pthread_attr_setschedpolicy(attr, how->policy);
+	if (!r && how->policy)
+		r = pthread_attr_setschedparam(attr, &param);
+	return r;
+}
+
+/* A thread names itself: to name another one, the C library opens a file in /proc. */
+static void *start_thread(void *arg)
+{
+	const struct km_thread *t = arg;
+
+	pthread_setname_np(pthread_self(), t->name);
+	return t->fn(t->arg);
+}
+
+int64_t SYS(thread_create)(struct km_thread *ret, const char *name, const struct km_sys_thread *how,
+			   void *(*fn)(void *), void *arg)
+{
+	static const int own[] = { SIGSYS, SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP };
+	pthread_attr_t attr;
 	sigset_t all, old;
 	int r;
 
-	/* The thread inherits the mask: no signal of the program ever lands on it. */
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	r = pthread_create(ret, NULL, fn, arg);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	ret->fn = fn;
+	ret->arg = arg;
+	snprintf(ret->name, sizeof(ret->name), "%s", name);
+	r = pthread_attr_init(&attr);
 	if (r)
 		return -r;
-	pthread_setname_np(*ret, name);
-	return 0;
+	if (how)
+		r = thread_attr(&attr, how);
+	/* The thread inherits the mask: no signal of the program ever lands on it. What a thread raises itself would
+	 * end the program if it were blocked, before a handler (of a system call filter's SIGSYS) could say why. */
+	sigfillset(&all);
+	for (size_t i = 0; i < sizeof(own) / sizeof(own[0]); i++)
+		sigdelset(&all, own[i]);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	if (!r)
+		r = pthread_create(&ret->id, &attr, start_thread, ret);
+	pthread_attr_destroy(&attr);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	return -r;
 }
 
 int64_t SYS(uring_init)(unsigned int entries, struct io_uring *ring, struct io_uring_params *p)
 {
 	return io_uring_queue_init_params(entries, ring, p);
+}
+
+/* Threads of the kernel's, for files (bounded) and for what may wait for ever (unbounded); since 5.15. */
+int64_t SYS(uring_workers)(struct io_uring *ring, unsigned int most)
+{
+	unsigned int values[2] = { most, most };
+
+	return io_uring_register_iowq_max_workers(ring, values);
 }
 
 int64_t SYS(uring_submit)(struct io_uring *ring)
@@ -454,9 +518,9 @@ void km_sys_uring_exit(struct io_uring *ring)
 	io_uring_queue_exit(ring);
 }
 
-void km_sys_thread_join(pthread_t thread)
+void km_sys_thread_join(const struct km_thread *thread)
 {
-	pthread_join(thread, NULL);
+	pthread_join(thread->id, NULL);
 }
 
 void km_sys_block_signals(sigset_t *ret_old)

@@ -21,6 +21,21 @@
 #include <sys/uio.h>
 #include <sys/vfs.h>
 
+/* How a thread is made: on which processors (NULL: as they come), by which policy (0: as its maker). */
+/* One of the library's threads: stays where it is until it has been joined. */
+struct km_thread {
+	pthread_t id;
+	void *(*fn)(void *);
+	void *arg;
+	char name[16];
+};
+
+struct km_sys_thread {
+	const unsigned long *cpus;
+	size_t cpu_bytes;
+	int policy, priority;
+};
+
 struct io_uring;
 struct io_uring_params;
 struct io_uring_cqe;
@@ -65,6 +80,8 @@ struct rlimit;
 	X(write, (int fd, const void *buf, size_t len), (fd, buf, len)) \
 	X(userfaultfd, (int flags), (flags)) \
 	X(eventfd, (unsigned int value, int flags), (value, flags)) \
+	X(timerfd, (void), ()) \
+	X(timerfd_set, (int fd, uint64_t at_ns), (fd, at_ns)) \
 	X(epoll_create, (void), ()) \
 	X(epoll_ctl, (int ep, int op, int fd, struct epoll_event *ev), (ep, op, fd, ev)) \
 	X(epoll_wait, (int ep, struct epoll_event *ev, int max, int timeout_ms), \
@@ -86,10 +103,13 @@ struct rlimit;
 	X(node_bytes, (int node), (node)) \
 	X(run_near_node, (int node), (node)) \
 	X(move_pages_query, (size_t count, void **pages, int *status), (count, pages, status)) \
-	X(thread_create, (pthread_t * ret, const char *name, void *(*fn)(void *), void *arg), \
-	  (ret, name, fn, arg)) \
+	X(thread_create, \
+	  (struct km_thread * ret, const char *name, const struct km_sys_thread *how, \
+	   void *(*fn)(void *), void *arg), \
+	  (ret, name, how, fn, arg)) \
 	X(uring_init, (unsigned int entries, struct io_uring *ring, struct io_uring_params *p), \
 	  (entries, ring, p)) \
+	X(uring_workers, (struct io_uring * ring, unsigned int most), (ring, most)) \
 	X(uring_submit, (struct io_uring * ring), (ring)) \
 	X(uring_wait, (struct io_uring * ring, struct io_uring_cqe * *ret), (ring, ret)) \
 	X(uring_register_buffers, \
@@ -107,7 +127,7 @@ void km_sys_free(void *p);
 void km_sys_close(int fd);
 void km_sys_munmap(void *addr, size_t len);
 void km_sys_uring_exit(struct io_uring *ring);
-void km_sys_thread_join(pthread_t thread);
+void km_sys_thread_join(const struct km_thread *thread);
 void km_sys_block_signals(sigset_t *ret_old); /* every signal, of the calling thread */
 void km_sys_restore_signals(const sigset_t *old);
 uint64_t km_sys_now_ns(void);

@@ -181,6 +181,11 @@ int kvmem_caps_probe(const struct kvmem_caps_opts *opts, struct kvmem_caps **ret
 	return 0;
 }
 
+int km_caps_kvm_fd(const struct kvmem_caps *caps)
+{
+	return caps->kvm_fd;
+}
+
 void kvmem_caps_free(struct kvmem_caps *caps)
 {
 	if (!caps)

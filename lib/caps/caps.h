@@ -18,6 +18,9 @@
  * (-1: none) borrowed; scratch VMs are of vm_type. */
 int km_caps_create(int kvm_fd, int vm_fd, uint64_t vm_type, struct kvmem_caps **ret_caps);
 
+/* Its duplicate of kvm_fd, borrowed; -1: none. */
+int km_caps_kvm_fd(const struct kvmem_caps *caps);
+
 /* Shorthands for planning: probe if need be; never fail, an unknown counts as not there. */
 bool km_caps_has(const struct kvmem_caps *caps, enum kvmem_cap id); /* NATIVE */
 int64_t km_caps_value(const struct kvmem_caps *caps, enum kvmem_cap id);
@@ -35,6 +38,17 @@ int km_uffd_open(uint64_t features);
 /* Can a hugetlb file of so many bytes be mapped now? 0, or -errno without detail: -ENOMEM when there
  * are not enough free pages. */
 int64_t km_caps_try_huge(uint64_t bytes, uint64_t page_size);
+
+/* Transparent huge pages of anonymous memory, or of shared memory (tmpfs, memfd), as the machine has
+ * them set now: an administrator may change it at any time. */
+enum km_thp {
+	KM_THP_UNKNOWN, /* it cannot be read */
+	KM_THP_NEVER,
+	KM_THP_ADVISED, /* where MADV_HUGEPAGE was said */
+	KM_THP_ALWAYS,
+};
+#define KM_THP_BYTES (2ull << 20)
+enum km_thp km_caps_thp(bool shared);
 
 /* Slots per address space of a VM, or -EBADF with the detail set: what is wrong with the file
  * descriptor, named `what` there. */

@@ -7,6 +7,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 
 #include "base/uapi/mm.h"
@@ -222,4 +223,56 @@ void km_probe_madvise(struct kvmem_caps *c)
 			    "MADV_POPULATE_WRITE: %m; Linux 5.14 and later have it");
 	else
 		km_cap_native(c, KVMEM_CAP_MADV_POPULATE, 0, "MADV_POPULATE_WRITE makes pages");
+}
+
+/* ---- transparent huge pages ---- */
+
+#define THP "/sys/kernel/mm/transparent_hugepage/"
+
+/* "always [madvise] never": the word in brackets. False where there is no such file. */
+static bool read_choice(const char *path, char *word, size_t room)
+{
+	char text[128] = "", *from, *to;
+	int64_t fd = km_sys_open(path, O_RDONLY), n;
+
+	if (fd < 0)
+		return false;
+	n = km_sys_read((int)fd, text, sizeof(text) - 1);
+	km_sys_close((int)fd);
+	from = n > 0 ? strchr(text, '[') : NULL;
+	to = from ? strchr(from, ']') : NULL;
+	if (!to)
+		return false;
+	*to = '\0';
+	snprintf(word, room, "%s", from + 1);
+	return true;
+}
+
+enum km_thp km_caps_thp(bool shared)
+{
+	static const struct {
+		const char *word;
+		enum km_thp means;
+	} words[] = {
+		{ "always", KM_THP_ALWAYS },	  { "force", KM_THP_ALWAYS },
+		{ "within_size", KM_THP_ALWAYS }, { "madvise", KM_THP_ADVISED },
+		{ "advise", KM_THP_ADVISED },	  { "never", KM_THP_NEVER },
+		{ "deny", KM_THP_NEVER },
+	};
+	char word[32];
+	bool known = read_choice(shared ? THP "shmem_enabled" : THP "enabled", word, sizeof(word));
+	bool overruled = known && (!shared || (strcmp(word, "deny") && strcmp(word, "force")));
+	char own[32];
+
+	/* Since 6.8 (of shared memory 6.12) each size has a setting of its own. */
+	if (overruled &&
+	    read_choice(shared ? THP "hugepages-2048kB/shmem_enabled"
+			       : THP "hugepages-2048kB/enabled",
+			own, sizeof(own)) &&
+	    strcmp(own, "inherit"))
+		memcpy(word, own, sizeof(word));
+	for (size_t i = 0; known && i < KM_ARRAY_SIZE(words); i++)
+		if (!strcmp(word, words[i].word))
+			return words[i].means;
+	return KM_THP_UNKNOWN;
 }

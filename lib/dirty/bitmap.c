@@ -70,18 +70,33 @@ void km_dmap_destroy(struct km_dmap *m)
 	memset(m, 0, sizeof(*m));
 }
 
+void km_dmap_set_range(struct km_dmap *m, uint64_t first, uint64_t count)
+{
+	for (uint64_t w = first / 64; count && w <= (first + count - 1) / 64; w++)
+		km_dmap_or_counted(m, w, km_dmap_mask(w, first, count));
+}
+
 void km_dmap_set_range_shared(struct km_dmap *m, uint64_t first, uint64_t count)
 {
 	for (uint64_t w = first / 64; count && w <= (first + count - 1) / 64; w++)
 		km_dmap_or_shared(m, w, km_dmap_mask(w, first, count));
 }
 
-uint64_t km_dmap_or_bits(struct km_dmap *m, uint64_t first, const uint64_t *bits, uint64_t count)
+static inline void or_word(struct km_dmap *m, uint64_t word, uint64_t bits, bool shared)
+{
+	if (shared)
+		km_dmap_or_shared(m, word, bits);
+	else
+		km_dmap_or(m, word, bits);
+}
+
+static inline __attribute__((always_inline)) uint64_t or_bits(struct km_dmap *m, uint64_t first,
+							      const uint64_t *bits, uint64_t count,
+							      bool shared)
 {
 	unsigned int shift = (unsigned int)(first % 64);
 	uint64_t word = first / 64, n = 0;
 
-	m->uncounted = true;
 	for (uint64_t i = 0; i < count; i += 64) {
 		uint64_t v = bits[i / 64];
 
@@ -91,11 +106,23 @@ uint64_t km_dmap_or_bits(struct km_dmap *m, uint64_t first, const uint64_t *bits
 			continue;
 		n += (uint64_t)__builtin_popcountll(v);
 		if (v << shift)
-			km_dmap_or(m, word + i / 64, v << shift);
+			or_word(m, word + i / 64, v << shift, shared);
 		if (shift && v >> (64 - shift))
-			km_dmap_or(m, word + i / 64 + 1, v >> (64 - shift));
+			or_word(m, word + i / 64 + 1, v >> (64 - shift), shared);
 	}
 	return n;
+}
+
+uint64_t km_dmap_or_bits(struct km_dmap *m, uint64_t first, const uint64_t *bits, uint64_t count)
+{
+	m->uncounted = true;
+	return or_bits(m, first, bits, count, false);
+}
+
+uint64_t km_dmap_or_bits_shared(struct km_dmap *m, uint64_t first, const uint64_t *bits,
+				uint64_t count)
+{
+	return or_bits(m, first, bits, count, true);
 }
 
 static uint64_t take_word(uint64_t *w)
@@ -103,14 +130,21 @@ static uint64_t take_word(uint64_t *w)
 	return __atomic_exchange_n(w, 0, __ATOMIC_SEQ_CST);
 }
 
-static void take_line(struct km_dmap *into, struct km_dmap *shared, uint64_t word)
+static void take_line(struct km_dmap *const *into, size_t count, struct km_dmap *shared,
+		      uint64_t word)
 {
-	for (uint64_t end = word + KM_DMAP_LINE; word < end; word++)
-		if (__atomic_load_n(&shared->l0[word], __ATOMIC_SEQ_CST))
-			km_dmap_or_counted(into, word, take_word(&shared->l0[word]));
+	for (uint64_t end = word + KM_DMAP_LINE; word < end; word++) {
+		uint64_t bits;
+
+		if (!__atomic_load_n(&shared->l0[word], __ATOMIC_SEQ_CST))
+			continue;
+		bits = take_word(&shared->l0[word]);
+		for (size_t i = 0; i < count && bits; i++)
+			km_dmap_or_counted(into[i], word, bits);
+	}
 }
 
-void km_dmap_take(struct km_dmap *into, struct km_dmap *shared)
+void km_dmap_take(struct km_dmap *const *into, size_t count, struct km_dmap *shared)
 {
 	unsigned int i, j;
 
@@ -119,16 +153,35 @@ void km_dmap_take(struct km_dmap *into, struct km_dmap *shared)
 			continue;
 		FOR_EACH_BIT (i, take_word(&shared->l2[k]))
 			FOR_EACH_BIT (j, take_word(&shared->l1[k * 64 + i]))
-				take_line(into, shared, ((k * 64 + i) * 64 + j) * KM_DMAP_LINE);
+				take_line(into, count, shared,
+					  ((k * 64 + i) * 64 + j) * KM_DMAP_LINE);
 	}
 }
 
-bool km_dmap_empty(const struct km_dmap *m)
+void km_dmap_add(struct km_dmap *into, const struct km_dmap *from)
 {
-	for (size_t k = 0; k < m->n2; k++)
-		if (m->l2[k])
-			return false;
-	return true;
+	unsigned int i, j;
+
+	for (size_t k = 0; k < from->n2; k++)
+		FOR_EACH_BIT (i, from->l2[k])
+			FOR_EACH_BIT (j, from->l1[k * 64 + i]) {
+				uint64_t word = ((k * 64 + i) * 64 + j) * KM_DMAP_LINE;
+
+				for (uint64_t end = word + KM_DMAP_LINE; word < end; word++)
+					if (from->l0[word])
+						km_dmap_or_counted(into, word, from->l0[word]);
+			}
+}
+
+/* The summaries stay: they may say too much, never too little. */
+void km_dmap_clear_range(struct km_dmap *m, uint64_t first, uint64_t count)
+{
+	for (uint64_t w = first / 64; count && w <= (first + count - 1) / 64; w++) {
+		uint64_t gone = m->l0[w] & km_dmap_mask(w, first, count);
+
+		m->l0[w] &= ~gone;
+		m->set -= (uint64_t)__builtin_popcountll(gone);
+	}
 }
 
 static inline __attribute__((always_inline)) uint64_t count_all(const struct km_dmap *m)

@@ -87,17 +87,27 @@ static inline uint64_t km_dmap_mask(uint64_t word, uint64_t first, uint64_t coun
 	return end < 64 ? mask & ~(~0ull << end) : mask;
 }
 
-/* Pages [first, first + count), into a shared map. */
+/* Pages [first, first + count), into a map that the caller owns, and into a shared one. */
+void km_dmap_set_range(struct km_dmap *m, uint64_t first, uint64_t count);
 void km_dmap_set_range_shared(struct km_dmap *m, uint64_t first, uint64_t count);
 
 /* Pages first + i for each bit i of `bits` below `count`, any alignment of first; returns how many.
  */
 uint64_t km_dmap_or_bits(struct km_dmap *m, uint64_t first, const uint64_t *bits, uint64_t count);
 
-/* Move everything from a shared map into one that the caller owns. */
-void km_dmap_take(struct km_dmap *into, struct km_dmap *shared);
+/* The same into a shared map. */
+uint64_t km_dmap_or_bits_shared(struct km_dmap *m, uint64_t first, const uint64_t *bits,
+				uint64_t count);
 
-bool km_dmap_empty(const struct km_dmap *m);
+/* Move everything from a shared map into each of `count` that the caller owns. */
+void km_dmap_take(struct km_dmap *const *into, size_t count, struct km_dmap *shared);
+
+/* All that `from` has, into another one; the caller owns both. */
+void km_dmap_add(struct km_dmap *into, const struct km_dmap *from);
+
+/* Pages [first, first + count) are not set any more, in a map that the caller owns. */
+void km_dmap_clear_range(struct km_dmap *m, uint64_t first, uint64_t count);
+
 uint64_t km_dmap_count(struct km_dmap *m);
 void km_dmap_clear(struct km_dmap *m);
 

@@ -193,7 +193,9 @@ static int try_ring(struct kvmem_dirty *d, uint32_t entries, bool on)
 			return enable_failed(d, &f, entries, (int)err);
 	}
 	d->mode = KVMEM_DIRTY_RING;
-	d->ring_entries = d->vm->ring_entries = entries;
+	d->ring_entries = entries;
+	if (!on) /* else it is what the caller says, until a ring has been seen */
+		d->vm->ring_entries = entries;
 	r = lower_manual(d);
 	if (r)
 		return r;
@@ -232,7 +234,10 @@ static int use_bitmap(struct kvmem_dirty *d, const struct km_dirty_wish *wish, c
 			    : offered > 0;
 	snprintf(d->reason, sizeof(d->reason),
 		 "bitmap with %s clear: %s; not tracked: slots of regions without KVMEM_WANT_DIRTY",
-		 d->clears ? "manual" : "automatic", why);
+		 !d->clears	       ? "automatic"
+		 : d->vm->manual_known ? "manual"
+				       : "manual or automatic (as the VMM has it)",
+		 why);
 	return 0;
 }
 

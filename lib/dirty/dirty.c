@@ -40,6 +40,7 @@ static int opts_check(struct kvmem_dirty_opts *o, const struct kvmem_dirty_opts 
 static void destroy(struct kvmem_dirty *d)
 {
 	pthread_rwlock_destroy(&d->mark_lock);
+	pthread_mutex_destroy(&d->harvest_lock);
 	pthread_mutex_destroy(&d->reaper.lock);
 	pthread_cond_destroy(&d->reaper.wake);
 	km_sys_free(d->regions);
@@ -52,6 +53,7 @@ static void init_locks(struct kvmem_dirty *d)
 	pthread_condattr_t attr;
 
 	pthread_rwlock_init(&d->mark_lock, NULL);
+	pthread_mutex_init(&d->harvest_lock, NULL);
 	pthread_mutex_init(&d->reaper.lock, NULL);
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
@@ -84,6 +86,9 @@ static struct kvmem_dirty *dirty_new(struct kvmem_vm *vm, const struct kvmem_dir
 	d->table.by_id = vm->by_id;
 	d->table.ids = vm->max_slots;
 	d->uffd = -1;
+	d->own.dirty = d;
+	d->own.event_fd = -1;
+	d->readers[0] = &d->own;
 	if (o->foreign) {
 		d->foreign = o->foreign;
 		d->arg = o->arg;
@@ -140,6 +145,10 @@ int kvmem_dirty_free(struct kvmem_dirty *dirty)
 		return r;
 	if (dirty->started)
 		return km_fail(EBUSY, "kvmem_dirty_free: it is started: kvmem_dirty_stop() first");
+	for (unsigned int i = 1; i < KM_READERS; i++)
+		if (dirty->readers[i])
+			return km_fail(EBUSY, "kvmem_dirty_free: it has readers: "
+					      "kvmem_reader_free() them first");
 	pthread_rwlock_wrlock(&dirty->vm->lock);
 	dirty->vm->hooks = NULL;
 	dirty->vm->hooks_arg = NULL;
@@ -195,6 +204,7 @@ int kvmem_dirty_get_stats(const struct kvmem_dirty *dirty, struct kvmem_dirty_st
 		.pages_changed = dirty->stats.pages_changed,
 		.resets = dirty->stats.resets,
 		.short_resets = dirty->stats.short_resets,
+		.ring_overflows = dirty->stats.ring_overflows,
 		.pages_protected = dirty->stats.pages_protected,
 		.pages_kept = dirty->stats.pages_kept,
 		.foreign_entries = dirty->table.foreign_entries,

@@ -124,29 +124,33 @@ void km_doubt_begin(struct kvmem_dirty *d)
 	pthread_rwlock_unlock(&d->mark_lock);
 }
 
-/* What the rings held of the old ones is marked since, and goes through another reset. */
+/* What the rings held of the old ones, all that the batch has now, is marked since, and goes through another
+ * reset. */
 static void drop_logged(struct kvmem_dirty *d)
 {
 	for (size_t i = d->doubt_count; i--;) {
 		struct km_doubt *q = &d->doubts[i];
 
-		q->mask &= ~(q->dr->batch.l0[q->word] & q->old);
+		q->mask &= ~(q->dr->of[d->takes]->batch.l0[q->word] & q->old);
 		if (!q->mask)
 			drop(d, i);
 	}
 }
 
-void km_doubt_report(struct kvmem_dirty *d, bool batch_was_empty)
+void km_doubt_report(struct kvmem_dirty *d, bool shared)
 {
 	if (!d->doubt_count)
 		return;
 	pthread_rwlock_wrlock(&d->mark_lock);
-	if (batch_was_empty)
+	if (!shared)
 		drop_logged(d);
 	for (size_t i = d->doubt_count; i--;) {
 		const struct km_doubt *q = &d->doubts[i];
 
-		km_dmap_or_counted(&q->dr->batch, q->word, q->mask);
+		if (shared)
+			km_dmap_or_shared(&q->dr->pending, q->word, q->mask);
+		else
+			km_dmap_or_counted(&q->dr->of[d->takes]->batch, q->word, q->mask);
 		km_count_shared(&d->stats.pages_kept, (uint64_t)__builtin_popcountll(q->mask));
 		if (protect_again(d, q))
 			drop(d, i);

@@ -20,60 +20,45 @@ static void update_rates(struct kvmem_dirty *d, uint64_t now)
 }
 
 /* Each batch has a handle that is not the next one's, so that freeing one twice does no harm. */
-static struct kvmem_batch *batch_new(struct kvmem_dirty *d, uint64_t pages)
+static struct kvmem_batch *batch_new(struct kvmem_reader *reader, uint64_t pages)
 {
-	struct kvmem_batch *b = &d->batches[d->batch_turn++ % KM_BATCHES];
+	struct kvmem_batch *b = &reader->batches[reader->batch_turn++ % KM_BATCHES];
 
-	*b = (struct kvmem_batch){ .dirty = d, .state = KM_BATCH_OUT, .pages = pages };
+	*b = (struct kvmem_batch){ .reader = reader, .state = KM_BATCH_OUT, .pages = pages };
 	return b;
 }
 
-static uint64_t merge_pending(struct kvmem_dirty *d)
+/* What the harvests of other readers have found since this one's last. */
+static uint64_t add_pending(struct kvmem_reader *reader)
 {
+	struct kvmem_dirty *d = reader->dirty;
 	uint64_t pages = 0;
 
 	for (size_t i = 0; i < d->region_count; i++) {
-		km_dmap_take(&d->regions[i]->batch, &d->regions[i]->pending);
-		pages += km_dmap_count(&d->regions[i]->batch);
+		struct km_dirty_maps *maps = d->regions[i]->of[reader->index];
+
+		if (!maps)
+			continue;
+		km_dmap_add(&maps->batch, &maps->pending);
+		km_dmap_clear(&maps->pending);
+		pages += km_dmap_count(&maps->batch);
 	}
 	return pages;
 }
 
-static bool nothing_kept(const struct kvmem_dirty *d)
+static int64_t harvest_taken(struct kvmem_reader *reader, uint64_t start)
 {
-	for (size_t i = 0; i < d->region_count; i++)
-		if (!km_dmap_empty(&d->regions[i]->batch))
-			return false;
-	return true;
-}
+	struct kvmem_dirty *d = reader->dirty;
+	uint64_t now, pages;
+	int r = 0;
 
-static int take_log(struct kvmem_dirty *d)
-{
-	bool empty = nothing_kept(d); /* a batch that was not committed is in the maps */
-
-	if (d->mode != KVMEM_DIRTY_RING)
-		return km_dirty_log_fetch(d);
-	km_doubt_begin(d);
-	km_dirty_take_all(d, false);
-	km_doubt_report(d, empty);
-	return 0;
-}
-
-static int64_t harvest_locked(struct kvmem_dirty *d)
-{
-	uint64_t start = km_sys_now_ns(), now, pages;
-	int r = take_log(d);
-
-	if (r)
-		return r;
-	pages = merge_pending(d);
-	/* Only entries of the VMM's own slots: nobody will commit them. */
+	pages = add_pending(reader);
+	/* Of an empty batch there may be no commit; and entries of the VMM's own slots are nobody's. */
 	if (!pages && atomic_load(&d->marked))
 		r = km_dirty_reset(d, false);
 	if (r)
 		return r;
-	if (pages)
-		d->batch = batch_new(d, pages);
+	reader->batch = batch_new(reader, pages);
 	now = km_sys_now_ns();
 	update_rates(d, now);
 	km_count_shared(&d->stats.harvests, 1);
@@ -81,48 +66,99 @@ static int64_t harvest_locked(struct kvmem_dirty *d)
 	return (int64_t)pages;
 }
 
-static int harvest_check(struct kvmem_dirty *d, struct kvmem_batch **ret_batch)
+static int ready(struct kvmem_dirty *d, const char *what)
 {
-	int r;
+	int64_t r;
 
-	if (!d || !ret_batch)
-		return km_fail(EINVAL, "kvmem_dirty_harvest: %s is NULL",
-			       d ? "ret_batch" : "dirty");
-	r = km_callback_check("kvmem_dirty_harvest", NULL);
+	if (!d->started)
+		return km_fail(EINVAL, "%s: not started: kvmem_dirty_start() first", what);
+	km_dirty_regions_join(d);
+	r = km_dirty_repair(d);
+	return r < 0 ? (int)r : 0;
+}
+
+int km_reader_untold(const char *what)
+{
+	return km_fail(ENOMEM,
+		       "%s: there was no memory to write down which pages of "
+		       "a region without a slot a discard, a populate or "
+		       "kvmem_region_mark_present() has changed: take all of it as changed",
+		       what);
+}
+
+/* Each time that a ring is found to have overflowed, slots are to be repaired before all is there. */
+#define REPAIRS 8
+
+int km_dirty_take_whole(struct kvmem_dirty *d, struct kvmem_reader *reader, const char *what)
+{
+	int r = 0;
+
+	for (int i = 0; !r && i < REPAIRS; i++) {
+		r = ready(d, what);
+		if (r)
+			return r;
+		pthread_rwlock_rdlock(&d->vm->lock);
+		r = km_readers_take(d, reader);
+		if (!r && !atomic_load(&d->suspects))
+			return 0;
+		if (!r && reader)
+			km_readers_keep(d, reader);
+		pthread_rwlock_unlock(&d->vm->lock);
+	}
 	if (r)
 		return r;
-	if (!d->started)
-		return km_fail(EINVAL,
-			       "kvmem_dirty_harvest: not started: kvmem_dirty_start() first");
-	if (d->batch)
-		return km_fail(
-			EBUSY,
-			"kvmem_dirty_harvest: the batch before is out: kvmem_batch_free() first");
-	if (atomic_exchange(&d->untold, false))
-		return km_fail(
-			ENOMEM,
-			"kvmem_dirty_harvest: there was no memory to write down which pages of "
-			"a region without a slot a discard, a populate or "
-			"kvmem_region_mark_present() has changed: take all of it as changed");
-	return 0;
+	return km_fail(
+		EIO,
+		"%s: rings overflow in the kernel, or resets are cut short, faster than that can be "
+		"mended: use KVMEM_DIRTY_REAPER, larger rings, or KVMEM_DIRTY_BITMAP",
+		what);
+}
+
+static int64_t harvest(struct kvmem_reader *reader, const char *what)
+{
+	struct kvmem_dirty *d = reader->dirty;
+	uint64_t start = km_sys_now_ns();
+	int64_t r;
+
+	if (reader->batch && d->started)
+		return km_fail(EBUSY, "%s: the batch before is out: kvmem_batch_free() first",
+			       what);
+	if (d->started && atomic_exchange(&reader->untold, false))
+		return km_reader_untold(what);
+	r = km_dirty_take_whole(d, reader, what);
+	if (r)
+		return r;
+	r = harvest_taken(reader, start);
+	pthread_rwlock_unlock(&d->vm->lock);
+	return r;
+}
+
+int64_t kvmem_reader_harvest(struct kvmem_reader *reader, struct kvmem_batch **ret_batch)
+{
+	const char *what = "kvmem_reader_harvest";
+	int64_t r;
+
+	if (!reader || !ret_batch)
+		return km_fail(EINVAL, "%s: %s is NULL", what, reader ? "ret_batch" : "reader");
+	if (reader == &reader->dirty->own)
+		what = "kvmem_dirty_harvest";
+	r = km_callback_check(what, NULL);
+	if (r)
+		return r;
+	pthread_mutex_lock(&reader->dirty->harvest_lock);
+	r = harvest(reader, what);
+	if (r >= 0)
+		*ret_batch = reader->batch;
+	km_readers_unlock(reader->dirty);
+	return r;
 }
 
 int64_t kvmem_dirty_harvest(struct kvmem_dirty *dirty, struct kvmem_batch **ret_batch)
 {
-	int64_t r = harvest_check(dirty, ret_batch);
-
-	if (!r)
-		km_dirty_regions_join(dirty);
-	if (!r)
-		r = km_dirty_repair(dirty);
-	if (r < 0)
-		return r;
-	pthread_rwlock_rdlock(&dirty->vm->lock);
-	r = harvest_locked(dirty);
-	pthread_rwlock_unlock(&dirty->vm->lock);
-	if (r >= 0)
-		*ret_batch = dirty->batch;
-	return r;
+	if (!dirty || !ret_batch)
+		return km_fail(EINVAL, "kvmem_dirty_harvest: %s is NULL",
+			       dirty ? "ret_batch" : "dirty");
+	return kvmem_reader_harvest(&dirty->own, ret_batch);
 }
 
 /* Pages that the next batch reports again, whether written or not. */
@@ -138,7 +174,7 @@ static int64_t unsure_pages(struct kvmem_dirty *d)
 	return n;
 }
 
-static int64_t commit_log(struct kvmem_dirty *d)
+static int64_t commit_log(struct kvmem_dirty *d, struct kvmem_batch *batch)
 {
 	int64_t again = 0;
 	int r;
@@ -152,37 +188,94 @@ static int64_t commit_log(struct kvmem_dirty *d)
 		return r ? r : again;
 	pthread_rwlock_rdlock(&d->vm->lock);
 	again += unsure_pages(d);
-	d->batch->state = KM_BATCH_COMMITTED;
+	batch->state = KM_BATCH_COMMITTED;
 	pthread_rwlock_unlock(&d->vm->lock);
 	return again;
 }
 
+/* Looks at no batch but those that are out: the handle may be an old one. */
+static int64_t commit(struct kvmem_dirty *d, struct kvmem_batch *batch)
+{
+	for (unsigned int i = 0; i < KM_READERS; i++) {
+		if (!d->readers[i] || d->readers[i]->batch != batch)
+			continue;
+		if (batch->state == KM_BATCH_COMMITTED)
+			return km_fail(EALREADY, "kvmem_dirty_commit: the batch is committed");
+		return commit_log(d, batch);
+	}
+	return km_fail(EINVAL, "kvmem_dirty_commit: not a batch that is out");
+}
+
 int64_t kvmem_dirty_commit(struct kvmem_dirty *dirty, struct kvmem_batch *batch)
 {
-	int r;
+	int64_t r;
 
-	if (!dirty || !batch || batch != dirty->batch)
-		return km_fail(EINVAL, "kvmem_dirty_commit: %s",
-			       dirty ? "not the batch that is out" : "dirty is NULL");
+	if (!dirty || !batch)
+		return km_fail(EINVAL, "kvmem_dirty_commit: %s is NULL", dirty ? "batch" : "dirty");
 	r = km_callback_check("kvmem_dirty_commit", NULL);
 	if (r)
 		return r;
-	if (batch->state == KM_BATCH_COMMITTED)
-		return km_fail(EALREADY, "kvmem_dirty_commit: the batch is committed");
-	return commit_log(dirty);
+	pthread_mutex_lock(&dirty->harvest_lock);
+	r = commit(dirty, batch);
+	km_readers_unlock(dirty);
+	return r;
+}
+
+/* Back to what its reader has coming (with harvest_lock held), or done with. */
+static void end_batch(struct kvmem_batch *batch, bool keep)
+{
+	struct kvmem_reader *reader = batch->reader;
+	struct kvmem_dirty *d = reader->dirty;
+
+	for (size_t i = 0; i < d->region_count && batch->pages; i++) {
+		struct km_dirty_maps *maps = d->regions[i]->of[reader->index];
+
+		if (maps && keep)
+			km_dmap_add(&maps->pending, &maps->batch);
+		if (maps)
+			km_dmap_clear(&maps->batch);
+	}
+	batch->state = KM_BATCH_FREE;
+	reader->batch = NULL;
+	if (keep)
+		km_readers_tell(d, NULL);
 }
 
 void kvmem_batch_free(struct kvmem_batch *batch)
 {
 	struct kvmem_dirty *d;
+	bool keep;
 
 	if (!batch || batch->state == KM_BATCH_FREE)
 		return;
-	d = batch->dirty;
+	d = batch->reader->dirty;
+	keep = batch->state != KM_BATCH_COMMITTED;
+	if (keep)
+		pthread_mutex_lock(&d->harvest_lock);
 	pthread_rwlock_rdlock(&d->vm->lock);
-	for (size_t i = 0; i < d->region_count && batch->state == KM_BATCH_COMMITTED; i++)
-		km_dmap_clear(&d->regions[i]->batch);
-	batch->state = KM_BATCH_FREE;
-	d->batch = NULL;
+	end_batch(batch, keep);
 	pthread_rwlock_unlock(&d->vm->lock);
+	if (keep)
+		km_readers_unlock(d);
+}
+
+int kvmem_batch_return(struct kvmem_batch *batch)
+{
+	struct kvmem_dirty *d;
+	int r;
+
+	if (!batch)
+		return km_fail(EINVAL, "kvmem_batch_return: batch is NULL");
+	r = km_callback_check("kvmem_batch_return", NULL);
+	if (r)
+		return r;
+	if (batch->state == KM_BATCH_FREE)
+		return km_fail(EINVAL, "kvmem_batch_return: the batch is freed");
+	d = batch->reader->dirty;
+	pthread_mutex_lock(&d->harvest_lock);
+	pthread_rwlock_rdlock(&d->vm->lock);
+	end_batch(batch, true);
+	pthread_rwlock_unlock(&d->vm->lock);
+	km_readers_unlock(d);
+	return 0;
 }

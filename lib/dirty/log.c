@@ -62,31 +62,14 @@ static int get_log(struct kvmem_dirty *d, uint32_t id, struct km_dirty_slot *s)
 	int64_t r = km_sys_ioctl(d->vm->fd, KVM_GET_DIRTY_LOG, &log);
 
 	if (r < 0)
-		return km_fail(r == -ENOMEM ? ENOMEM : EIO,
-			       "KVM_GET_DIRTY_LOG of slot %" PRIu32 ": error %d", id, (int)-r);
+		return km_fail(
+			r == -ENOMEM ? ENOMEM : EIO,
+			"KVM_GET_DIRTY_LOG of slot %" PRIu32 ": error %d%s", id, (int)-r,
+			r == -ENOENT
+				? ": the slot is not logged any more: who has set it anew or deleted it "
+				  "calls kvmem_region_adopt_slot() again, or kvmem_region_detach()"
+				: "");
 	return 0;
-}
-
-static int fetch(struct kvmem_dirty *d, uint32_t id, struct km_dirty_slot *s)
-{
-	int r = get_log(d, id, s);
-
-	if (r)
-		return r;
-	s->fetched = true;
-	km_count_shared(&d->stats.pages,
-			km_dmap_or_bits(&s->dr->batch, s->ring.first, s->log, s->ring.pages));
-	return 0;
-}
-
-int km_dirty_log_fetch(struct kvmem_dirty *d)
-{
-	int r = 0;
-
-	for (size_t i = 0; i < d->vm->slot_count && !r; i++)
-		if (d->vm->slots[i]->tracked)
-			r = fetch(d, d->vm->slots[i]->id, d->vm->slots[i]->tracked);
-	return r;
 }
 
 static int clear_range(struct kvmem_dirty *d, uint32_t id, struct km_dirty_slot *s, uint64_t word,
@@ -130,6 +113,33 @@ static int clear_slot(struct kvmem_dirty *d, uint32_t id, struct km_dirty_slot *
 	}
 	if (!r)
 		s->fetched = false;
+	return r;
+}
+
+static int fetch(struct kvmem_dirty *d, uint32_t id, struct km_dirty_slot *s, bool shared)
+{
+	uint64_t n;
+	int r = s->fetched && d->clears ? clear_slot(d, id, s) : 0;
+
+	if (!r)
+		r = get_log(d, id, s);
+	if (r)
+		return r;
+	n = shared ? km_dmap_or_bits_shared(&s->dr->pending, s->ring.first, s->log, s->ring.pages)
+		   : km_dmap_or_bits(&s->dr->of[d->takes]->batch, s->ring.first, s->log,
+				     s->ring.pages);
+	s->fetched = n;
+	km_count_shared(&d->stats.pages, n);
+	return 0;
+}
+
+int km_dirty_log_fetch(struct kvmem_dirty *d, bool shared)
+{
+	int r = 0;
+
+	for (size_t i = 0; i < d->vm->slot_count && !r; i++)
+		if (d->vm->slots[i]->tracked)
+			r = fetch(d, d->vm->slots[i]->id, d->vm->slots[i]->tracked, shared);
 	return r;
 }
 

@@ -9,10 +9,11 @@ struct merge {
 	struct km_dmap *pending;
 	uint64_t offset, end;
 	unsigned int shift;
+	uint64_t counted; /* pages of KVM's below here are */
 };
 
 /* Bits [first, end) of the caller's bitmap. */
-static void merge_run(const struct merge *m, uint64_t first, uint64_t end)
+static void merge_run(struct merge *m, uint64_t first, uint64_t end)
 {
 	uint64_t from = m->offset + (first << m->shift);
 	uint64_t to = end << m->shift >= m->end - m->offset ? m->end
@@ -21,10 +22,10 @@ static void merge_run(const struct merge *m, uint64_t first, uint64_t end)
 	from >>= m->d->page_shift;
 	to = (to + (1ull << m->d->page_shift) - 1) >> m->d->page_shift;
 	km_dmap_set_range_shared(m->pending, from, to - from);
-	km_count_shared(&m->d->stats.pages_merged, to - from);
+	km_count_shared(&m->d->stats.pages_merged, km_dirty_count_from(&m->counted, from, to));
 }
 
-static void merge_bits(const struct merge *m, const uint64_t *bitmap)
+static void merge_bits(struct merge *m, const uint64_t *bitmap)
 {
 	uint64_t bits = ((m->end - m->offset - 1) >> m->shift) + 1;
 
@@ -64,6 +65,62 @@ static int merge_lock(struct kvmem_dirty *d, struct kvmem_region *region,
 	return r;
 }
 
+static int merge_range(struct kvmem_dirty *d, struct kvmem_region *region, uint64_t first,
+		       uint64_t count, const char *what)
+{
+	struct km_dirty_region *dr;
+	int r = km_callback_check(what, d);
+
+	if (r)
+		return r;
+	r = merge_lock(d, region, &dr);
+	if (!r && !d->started)
+		r = km_fail(EINVAL, "%s: not started: kvmem_dirty_start() first", what);
+	if (!r)
+		km_dmap_set_range_shared(&dr->pending, first, count);
+	pthread_rwlock_unlock(&d->vm->lock);
+	return r;
+}
+
+/*
+ * Without a lock and without waiting: the tracker's record of a region stays while `markers` is not 0 and it
+ * could be found.
+ */
+static bool mark_at_once(struct kvmem_dirty *d, struct kvmem_region *region, uint64_t first,
+			 uint64_t count)
+{
+	struct km_dirty_region *dr;
+
+	atomic_fetch_add(&d->markers, 1);
+	dr = atomic_load(&region->tracked);
+	if (dr)
+		km_dmap_set_range_shared(&dr->pending, first, count);
+	atomic_fetch_sub(&d->markers, 1);
+	return dr;
+}
+
+int kvmem_dirty_mark(struct kvmem_dirty *dirty, struct kvmem_region *region, uint64_t offset,
+		     uint64_t bytes)
+{
+	uint64_t first, count;
+	int r;
+
+	if (!dirty || !region)
+		return km_fail(EINVAL, "kvmem_dirty_mark: %s is NULL", dirty ? "region" : "dirty");
+	r = km_dirty_region_check(dirty, region, "kvmem_dirty_mark");
+	if (!r)
+		r = km_range_check(offset, bytes, region->bytes, "kvmem_dirty_mark: region");
+	if (r)
+		return r;
+	first = offset >> dirty->page_shift;
+	count = ((offset + bytes - 1) >> dirty->page_shift) + 1 - first;
+	if (!mark_at_once(dirty, region, first, count))
+		r = merge_range(dirty, region, first, count, "kvmem_dirty_mark");
+	if (!r)
+		km_count_shared(&dirty->stats.pages_merged, count);
+	return r;
+}
+
 int kvmem_dirty_merge(struct kvmem_dirty *dirty, struct kvmem_region *region, uint64_t offset,
 		      uint64_t bytes, unsigned int page_shift, const uint64_t *bitmap)
 {
@@ -84,9 +141,9 @@ int kvmem_dirty_merge(struct kvmem_dirty *dirty, struct kvmem_region *region, ui
 	if (page_shift > 40)
 		return km_fail(EINVAL, "kvmem_dirty_merge: page_shift %u, must be at most 40",
 			       page_shift);
-	if (region->vm != dirty->vm)
-		return km_fail(EINVAL, "kvmem_dirty_merge: the region is not of the tracker's VM");
-	r = km_range_check(offset, bytes, region->bytes, "kvmem_dirty_merge: region");
+	r = km_dirty_region_check(dirty, region, "kvmem_dirty_merge");
+	if (!r)
+		r = km_range_check(offset, bytes, region->bytes, "kvmem_dirty_merge: region");
 	if (r)
 		return r;
 	r = merge_lock(dirty, region, &dr);

@@ -22,29 +22,30 @@
 #include "base/uapi/userfaultfd.h"
 #include "fill/fill.h"
 
+static int64_t open_with(int flags, uint64_t features)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = features };
+	int64_t fd = km_sys_userfaultfd(O_NONBLOCK | flags), r;
+
+	if (fd < 0)
+		return fd;
+	r = km_sys_ioctl((int)fd, UFFDIO_API, &api);
+	if (r < 0)
+		km_sys_close((int)fd);
+	return r < 0 ? r : fd;
+}
+
 /*
  * USER_MODE_ONLY, which needs no privilege, is enough for asynchronous protection: it raises no
  * event. Before Linux 6.7 there is the synchronous kind alone. A vCPU that writes between its on and
  * off sleeps until the off, so it must be one that sees KVM's faults: with USER_MODE_ONLY, KVM_RUN
- * would fail with EFAULT.
+ * would fail with EFAULT. By the system call, not the device: while a guest runs nothing is opened.
  */
 static int open_uffd(void)
 {
-	struct uffdio_api api = { .api = UFFD_API, .features = KM_UFFD_FEATURE_WP_ASYNC };
-	int64_t fd = km_sys_userfaultfd(O_NONBLOCK | UFFD_USER_MODE_ONLY);
-	struct km_detail before;
-	int64_t r;
+	int64_t fd = open_with(UFFD_USER_MODE_ONLY, KM_UFFD_FEATURE_WP_ASYNC);
 
-	if (fd >= 0) {
-		r = km_sys_ioctl((int)fd, UFFDIO_API, &api);
-		if (r >= 0)
-			return (int)fd;
-		km_sys_close((int)fd);
-	}
-	km_detail_save(&before);
-	fd = km_uffd_open(UFFD_FEATURE_PAGEFAULT_FLAG_WP);
-	km_detail_restore(&before);
-	return (int)fd;
+	return (int)(fd < 0 ? open_with(0, UFFD_FEATURE_PAGEFAULT_FLAG_WP) : fd);
 }
 
 static int64_t write_protect(const struct kvmem_dirty *d, const struct uffdio_range *range,
@@ -59,16 +60,22 @@ static bool protect_anonymous(struct kvmem_dirty *d, uint8_t *at, uint64_t bytes
 {
 	struct uffdio_range range = { .start = (uintptr_t)at, .len = bytes };
 	struct uffdio_register reg = { .range = range, .mode = UFFDIO_REGISTER_MODE_WP };
-	int64_t r, off, gone;
+	int64_t r, off, gone, woken;
 
 	if (d->uffd == -1)
 		d->uffd = open_uffd();
 	if (d->uffd < 0 || km_sys_ioctl(d->uffd, UFFDIO_REGISTER, &reg) < 0)
 		return false;
 	r = write_protect(d, &range, UFFDIO_WRITEPROTECT_MODE_WP);
-	off = write_protect(d, &range, 0); /* wakes who waits */
+	off = write_protect(d, &range, 0);
 	gone = km_sys_ioctl(d->uffd, UFFDIO_UNREGISTER, &range);
-	if (off < 0 || gone < 0)
+	/*
+	 * The off wakes who waits, but a thread that had met the protection before it can begin to wait after it: the
+	 * page is not writable yet. Once the memory is not registered none begins any more, and unregistering write
+	 * protection wakes nobody (userfaultfd_unregister() and userfaultfd_must_wait() of fs/userfaultfd.c, 6.1).
+	 */
+	woken = km_sys_ioctl(d->uffd, UFFDIO_WAKE, &range);
+	if (off < 0 || gone < 0 || woken < 0)
 		km_dirty_protect_end(d); /* which unregisters all, and wakes */
 	if (gone < 0)
 		d->uffd = -EIO;
@@ -122,7 +129,7 @@ bool km_dirty_protect(struct kvmem_dirty *d, struct kvmem_region *region, uint64
 		return false;
 	if (region->watch)
 		done = protect_watched(d, region, first, mask);
-	else if (region->fd >= 0)
+	else if (km_region_is_shared(region))
 		done = km_mem_drop(region->base + r.from, r.bytes) >= 0;
 	else
 		done = protect_anonymous(d, region->base + r.from, r.bytes);

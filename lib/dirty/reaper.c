@@ -18,6 +18,7 @@ static uint32_t reap(struct kvmem_dirty *d)
 	if (most)
 		km_dirty_reset(d, false); /* what stays marked, the next reset reports */
 	pthread_rwlock_unlock(&d->vm->lock);
+	km_readers_look(d);
 	km_count_shared(&d->stats.reaps, 1);
 	return most;
 }
@@ -66,7 +67,7 @@ int km_dirty_reaper_start(struct kvmem_dirty *d)
 	if (!(d->flags & KVMEM_DIRTY_REAPER) || d->mode != KVMEM_DIRTY_RING)
 		return 0;
 	d->reaper.quit = false;
-	r = km_sys_thread_create(&d->reaper.thread, "kvmem-reaper", reaper_main, d);
+	r = km_sys_thread_create(&d->reaper.thread, "kvmem-reaper", NULL, reaper_main, d);
 	if (r < 0)
 		return km_fail(
 			(int)-r,
@@ -84,6 +85,6 @@ void km_dirty_reaper_stop(struct kvmem_dirty *d)
 	d->reaper.quit = true;
 	pthread_cond_signal(&d->reaper.wake);
 	pthread_mutex_unlock(&d->reaper.lock);
-	km_sys_thread_join(d->reaper.thread);
+	km_sys_thread_join(&d->reaper.thread);
 	d->reaper.running = false;
 }

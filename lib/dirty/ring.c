@@ -21,6 +21,7 @@ struct cursor {
 	uint64_t word;
 	uint64_t bits;
 	bool foreign; /* the library has not set the slot */
+	bool torn;    /* a push and a mark for nobody met in an entry: whose page it was is lost */
 	uint64_t strays, foreigners;
 };
 
@@ -51,11 +52,13 @@ static void switch_slot(struct cursor *c, struct km_ring_slots *slots, uint64_t 
 
 	flush(c, shared);
 	c->want = flags_slot;
-	c->foreign = !slot;
+	c->torn |= flags_slot >> 32 == KM_RING_NOWHERE;
+	c->foreign = !slot && flags_slot >> 32 != KM_RING_NOWHERE;
 	c->pages = 0;
 	if (!s)
 		return;
-	c->map = shared ? s->shared : s->own;
+	/* `own` changes with the reader that harvests, beside vCPUs that empty rings for all. */
+	c->map = shared ? s->shared : __atomic_load_n(&s->own, __ATOMIC_RELAXED);
 	c->first = s->first;
 	c->pages = s->pages;
 }
@@ -234,6 +237,7 @@ static uint32_t take(struct km_ring *ring, struct km_ring_slots *slots, enum how
 	}
 	flush(&c, shared);
 	ring->head += done;
+	ring->overflowed |= ring->head - ring->tail >= size || c.torn;
 	if (c.strays)
 		atomic_fetch_add_explicit(&slots->strays, c.strays, memory_order_relaxed);
 	if (c.foreigners)
@@ -245,21 +249,25 @@ static uint32_t take(struct km_ring *ring, struct km_ring_slots *slots, enum how
 static bool is_dirty(const struct km_ring *ring, uint32_t i)
 {
 	return (uint32_t)__atomic_load_n(&ring->entries[i & ring->mask].flags_slot,
-					 __ATOMIC_RELAXED) == KM_RING_DIRTY;
+					 __ATOMIC_ACQUIRE) == KM_RING_DIRTY;
 }
 
-/* The oldest entry is the dirty one behind one that is not: a ring is never full to the last entry.
- */
+/* The oldest entry is the dirty one behind one that is not; of a ring that has overflowed, any. */
 static bool find_head(struct km_ring *ring)
 {
+	uint32_t dirty = 0;
+
 	for (uint32_t i = 0; i <= ring->mask; i++) {
-		if (!is_dirty(ring, i) || is_dirty(ring, i - 1))
+		bool is = is_dirty(ring, i);
+
+		dirty += is;
+		if (!is || is_dirty(ring, i - 1))
 			continue;
 		ring->head = ring->tail = i;
 		ring->lost_head = false;
 		return true;
 	}
-	return false;
+	return dirty > ring->mask;
 }
 
 static bool has_few(const struct km_ring *ring)
@@ -267,13 +275,36 @@ static bool has_few(const struct km_ring *ring)
 	return ring->mask >= FEW && !is_dirty(ring, ring->head + FEW);
 }
 
+#define ROUNDS 8
+
 uint32_t km_ring_take(struct km_ring *ring, struct km_ring_slots *slots, bool shared)
 {
+	uint32_t n, all = 0;
+
 	if (ring->lost_head && !find_head(ring))
 		return 0;
-	if (shared)
-		return take(ring, slots, SHARED);
-	return take(ring, slots, has_few(ring) ? OWN_FEW : OWN);
+	/*
+	 * While a whole ring was taken, its first entries may have been pushed over: what stays dirty of them would be
+	 * taken for the place at which the kernel goes on.
+	 */
+	for (int i = 0; i < ROUNDS; i++) {
+		n = take(ring, slots, shared ? SHARED : has_few(ring) ? OWN_FEW : OWN);
+		all += n;
+		if (n <= ring->mask)
+			break;
+	}
+	return all;
+}
+
+bool km_ring_is_astray(const struct km_ring *ring)
+{
+	bool any = false;
+
+	if (ring->lost_head || is_dirty(ring, ring->head))
+		return false;
+	for (uint32_t i = 0; i <= ring->mask && !any; i++)
+		any = is_dirty(ring, i);
+	return any && !is_dirty(ring, ring->head); /* in order, it would have come first */
 }
 
 /* ---- after a reset ---- */
@@ -363,11 +394,74 @@ static uint32_t find_tail(const struct km_ring *ring)
 	return lo;
 }
 
-bool km_ring_reset_done(struct km_ring *ring, const struct km_ring_run *before,
-			struct km_ring_run *ret_run, bool *ret_overwritten)
+/* So many entries before the tail are marked at first; each time as many again. */
+#define STEP 16u
+
+/*
+ * Of no slot, so that the kernel joins it to no other entry, and protects nothing. What somebody has marked, and the
+ * kernel has not come to, keeps its slot. False of a dirty one.
+ */
+static bool mark_for_nobody(struct km_ring_entry *e)
 {
-	uint32_t tail = find_tail(ring);
-	bool moved = tail != ring->tail;
+	uint64_t was = load_flags(e);
+
+	if ((uint32_t)was == KM_RING_RESET)
+		return true;
+	return (uint32_t)was != KM_RING_DIRTY &&
+	       __atomic_compare_exchange_n(&e->flags_slot, &was,
+					   KM_RING_NOWHERE << 32 | KM_RING_RESET, false,
+					   __ATOMIC_RELEASE, __ATOMIC_RELAXED);
+}
+
+/*
+ * One entry at least stays between these and the head, so that no reset goes beyond what the vCPU has pushed. The one
+ * that it is pushing just now may be marked: then it comes out dirty, and of no slot.
+ */
+bool km_ring_step_back(struct km_ring *ring)
+{
+	uint32_t room = ring->mask - (ring->head - ring->tail),
+		 more = ring->back ? ring->back : STEP;
+	uint32_t before = ring->back;
+
+	if (!ring->may_lag || !is_marked(ring, ring->tail))
+		return false;
+	for (; more && ring->back < room; more--, ring->back++)
+		if (!mark_for_nobody(&ring->entries[(ring->tail - ring->back - 1) & ring->mask]))
+			break;
+	return ring->back != before;
+}
+
+/* The kernel has come to the tail: what is marked further back was too much. By how much it was behind. */
+static uint32_t come_to_tail(struct km_ring *ring)
+{
+	uint32_t behind = 0;
+
+	for (; ring->back; ring->back--) {
+		uint64_t *flags = &ring->entries[(ring->tail - ring->back) & ring->mask].flags_slot;
+		uint64_t marked = KM_RING_NOWHERE << 32 | KM_RING_RESET;
+
+		behind += !__atomic_compare_exchange_n(flags, &marked, KM_RING_NOWHERE << 32, false,
+						       __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+	}
+	return behind;
+}
+
+void km_ring_begin_again(struct km_ring *ring)
+{
+	ring->head = ring->tail = ring->back = 0;
+	ring->overflowed = false;
+	ring->lost_head = ring->may_lag = ring->had_overflow = true;
+}
+
+uint32_t km_ring_reset_done(struct km_ring *ring, const struct km_ring_run *before,
+			    struct km_ring_run *ret_run, bool *ret_overwritten)
+{
+	uint32_t tail = find_tail(ring), moved = tail - ring->tail;
+
+	if (moved)
+		moved += come_to_tail(ring);
+	for (uint32_t i = ring->tail; ring->may_lag && i != tail; i++)
+		ring->overflowed |= is_marked(ring, i); /* it has again, in the middle of a reset */
 
 	*ret_run = (struct km_ring_run){ 0 };
 	*ret_overwritten = false;

@@ -17,6 +17,9 @@
 #define KM_RING_DIRTY 1u
 #define KM_RING_RESET 2u
 
+/* The number of no slot: of an address space that there is not. */
+#define KM_RING_NOWHERE 0xfffffffeull
+
 /* struct kvm_dirty_gfn, its first two words read as one. */
 struct km_ring_entry {
 	uint64_t flags_slot; /* flags in the low half */
@@ -26,13 +29,22 @@ struct km_ring_entry {
 /*
  * Entries [tail, head) have been marked and are not known to be reset; the kernel resets them in
  * this order. Both are free-running.
+ *
+ * A kernel is to stop a vCPU before its ring is full to the last entry. Some let it run on, and push over entries that
+ * nobody has read, or had reset. Then all entries are dirty at once, and which pages were lost cannot be told. The
+ * place at which the kernel resets is behind the next entry that it pushes from then on, with free ones in between:
+ * what is marked is not reset, until as many entries before it are marked as the kernel is behind.
  */
 struct km_ring {
 	struct km_ring_entry *entries;
 	uint32_t mask; /* entries - 1 */
 	uint32_t head; /* the next entry to read */
 	uint32_t tail;
-	bool lost_head; /* the ring was in use before us: find where it stands */
+	bool lost_head; /* the ring was in use before us, or has overflowed: find where it stands */
+	bool overflowed; /* pages were lost, which nobody has been told yet */
+	bool had_overflow;
+	bool may_lag;  /* the kernel may be behind the tail: since the head was lost */
+	uint32_t back; /* entries before the tail that are marked for a kernel that is behind */
 };
 
 /* Where the pages of a slot go: a window of a region's map. km_slot.tracked points to one. */
@@ -59,6 +71,9 @@ struct km_ring_slots {
  */
 uint32_t km_ring_take(struct km_ring *ring, struct km_ring_slots *slots, bool shared);
 
+/* A dirty entry is somewhere, and not at the head, where it would be if the kernel were where we think. */
+bool km_ring_is_astray(const struct km_ring *ring);
+
 /* ---- after a reset ---- */
 
 /* Pages first + i of a slot, for each bit i of mask. An empty mask: no run. */
@@ -75,13 +90,22 @@ struct km_ring_run {
 struct km_ring_run km_ring_last_run(const struct km_ring *ring, uint32_t end);
 
 /*
- * Where the kernel's reset stands: moves the tail there and returns true when it moved. Nobody
+ * Where the kernel's reset stands: moves the tail there and returns how many entries it has reset. Nobody
  * marks entries meanwhile. *ret_run is the run that was reset last, of which the kernel may have
  * left the pages unprotected; `before` is km_ring_last_run(ring, ring->head) as it was before the
  * reset. *ret_overwritten: it cannot be told any more, the vCPU has gone once around the ring.
  */
-bool km_ring_reset_done(struct km_ring *ring, const struct km_ring_run *before,
-			struct km_ring_run *ret_run, bool *ret_overwritten);
+uint32_t km_ring_reset_done(struct km_ring *ring, const struct km_ring_run *before,
+			    struct km_ring_run *ret_run, bool *ret_overwritten);
+
+/* The ring has overflowed, and the kernel has reset what was marked: begin again where it stands next. */
+void km_ring_begin_again(struct km_ring *ring);
+
+/*
+ * The kernel has reset nothing of what is marked: mark more, before the tail, for the next call. False when there is no
+ * more, or where no kernel can be behind.
+ */
+bool km_ring_step_back(struct km_ring *ring);
 
 /* Some entry of the slot is marked and not reset yet. */
 bool km_ring_holds(const struct km_ring *ring, uint32_t slot);

@@ -59,7 +59,7 @@ static int slot_follow(struct kvmem_dirty *d, struct km_slot *slot)
 		slot_free(s);
 		return r;
 	}
-	s->ring.own = &s->dr->batch;
+	s->ring.own = &s->dr->of[d->takes]->batch;
 	s->ring.shared = &s->dr->pending;
 	slot->tracked = s;
 	return 0;
@@ -133,6 +133,7 @@ static int attaching(void *arg, struct km_slot *slot)
 		return r;
 	if (d->flags & KVMEM_DIRTY_FIRST_ALL)
 		km_dirty_slot_whole(slot->tracked);
+	km_readers_slot_new(d, NULL, slot->tracked);
 	return 1;
 }
 
@@ -164,12 +165,15 @@ static void detaching(void *arg, struct km_slot *slot)
 static void detached(void *arg, struct km_slot *slot)
 {
 	struct kvmem_dirty *d = arg;
+	struct km_dirty_slot *s = slot->tracked;
 
-	if (!slot->tracked)
+	if (!s)
 		return;
 	if (d->mode == KVMEM_DIRTY_RING) {
 		km_dirty_take_all(d, true);
 		km_dirty_reset(d, false); /* what stays marked, number_is_free() looks after */
+		if (s->suspect)
+			km_dirty_slot_whole(s);
 		km_doubt_slot_gone(d, slot->id);
 	}
 	slot_unfollow(slot);
@@ -199,7 +203,7 @@ static bool changed(void *arg, struct kvmem_region *region, uint64_t offset, uin
 	if (!dr && wanted && !exclusive)
 		return false;
 	if (!dr && wanted)
-		atomic_store(&d->untold, true); /* the next harvest says so */
+		km_readers_untold(d, region); /* the next harvest of each says so */
 	if (!dr)
 		return true;
 	km_dmap_set_range_shared(&dr->pending, first, end - first);

@@ -6,7 +6,7 @@
 
 static int log_slot(struct kvmem_dirty *d, struct km_slot *slot, bool on)
 {
-	int r = km_slot_set(d->vm, slot, on);
+	int r = km_slot_log(d->vm, slot, on);
 
 	if (!r)
 		slot->logged = on;
@@ -49,13 +49,16 @@ static void empty_rings(struct kvmem_dirty *d)
 /* Of what the rings held before the start nothing is to be reported; with FIRST_ALL everything. */
 static void first_pages(struct kvmem_dirty *d)
 {
-	for (size_t i = 0; i < d->region_count; i++) {
-		km_dmap_take(&d->regions[i]->batch, &d->regions[i]->pending);
-		km_dmap_clear(&d->regions[i]->batch);
+	for (size_t i = 0; i < d->region_count; i++)
+		km_dmap_take(NULL, 0, &d->regions[i]->pending);
+	for (size_t i = 0; i < d->vm->slot_count; i++) {
+		struct km_dirty_slot *s = d->vm->slots[i]->tracked;
+
+		if (s && d->flags & KVMEM_DIRTY_FIRST_ALL)
+			km_dirty_slot_whole(s);
+		if (s)
+			km_readers_slot_new(d, NULL, s);
 	}
-	for (size_t i = 0; i < d->vm->slot_count; i++)
-		if (d->vm->slots[i]->tracked && d->flags & KVMEM_DIRTY_FIRST_ALL)
-			km_dirty_slot_whole(d->vm->slots[i]->tracked);
 }
 
 static int begin(struct kvmem_dirty *d)
@@ -79,8 +82,11 @@ static int begin(struct kvmem_dirty *d)
 
 static int start_locked(struct kvmem_dirty *d)
 {
-	int r = begin(d);
+	int r;
 
+	if (d->started)
+		return km_fail(EBUSY, "kvmem_dirty_start: it is started");
+	r = begin(d);
 	if (r) {
 		struct km_detail why;
 
@@ -93,7 +99,7 @@ static int start_locked(struct kvmem_dirty *d)
 	}
 	d->harvested_at = km_sys_now_ns();
 	d->started = true;
-	atomic_store(&d->untold, false);
+	km_readers_begin(d);
 	km_vm_set_tracking(d->vm, true);
 	return 0;
 }
@@ -107,11 +113,11 @@ int kvmem_dirty_start(struct kvmem_dirty *dirty)
 	r = km_callback_check("kvmem_dirty_start", NULL);
 	if (r)
 		return r;
-	if (dirty->started)
-		return km_fail(EBUSY, "kvmem_dirty_start: it is started");
+	pthread_mutex_lock(&dirty->harvest_lock);
 	pthread_rwlock_wrlock(&dirty->vm->lock);
 	r = start_locked(dirty);
 	pthread_rwlock_unlock(&dirty->vm->lock);
+	km_readers_unlock(dirty);
 	return r;
 }
 
@@ -138,6 +144,19 @@ static void restart_logging(struct kvmem_dirty *d)
 	}
 	km_dirty_reaper_start(d); /* without it, full rings are emptied by their vCPUs */
 	km_detail_restore(&why);
+}
+
+static int stop_check(const struct kvmem_dirty *d)
+{
+	if (!d->started)
+		return km_fail(EINVAL, "kvmem_dirty_stop: it is not started");
+	for (unsigned int i = 0; i < KM_READERS; i++)
+		if (d->readers[i] && d->readers[i]->batch)
+			return km_fail(EBUSY,
+				       "kvmem_dirty_stop: a batch %sis out: "
+				       "kvmem_batch_free() first",
+				       i ? "of another reader " : "");
+	return 0;
 }
 
 static int stop_locked(struct kvmem_dirty *d)
@@ -167,13 +186,14 @@ int kvmem_dirty_stop(struct kvmem_dirty *dirty)
 	r = km_callback_check("kvmem_dirty_stop", NULL);
 	if (r)
 		return r;
-	if (!dirty->started)
-		return km_fail(EINVAL, "kvmem_dirty_stop: it is not started");
-	if (dirty->batch)
-		return km_fail(EBUSY, "kvmem_dirty_stop: a batch is out: kvmem_batch_free() first");
-	km_dirty_reaper_stop(dirty); /* takes the lock itself */
-	pthread_rwlock_wrlock(&dirty->vm->lock);
-	r = stop_locked(dirty);
-	pthread_rwlock_unlock(&dirty->vm->lock);
+	pthread_mutex_lock(&dirty->harvest_lock);
+	r = stop_check(dirty);
+	if (!r) {
+		km_dirty_reaper_stop(dirty); /* which takes vm->lock, and tries harvest_lock only */
+		pthread_rwlock_wrlock(&dirty->vm->lock);
+		r = stop_locked(dirty);
+		pthread_rwlock_unlock(&dirty->vm->lock);
+	}
+	km_readers_unlock(dirty);
 	return r;
 }

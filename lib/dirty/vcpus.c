@@ -49,17 +49,17 @@ static int vcpu_check(int fd)
  * A ring does not say where it stands. So whoever lets go of one writes a head marker into the entry
  * that comes next, which the kernel overwrites when it pushes it.
  */
-#define MARKER_SLOT   0xfffffffeull
 #define MARKER_OFFSET 0x6b766d656d646972ull
 
 static void leave_marker(struct km_ring *ring)
 {
 	struct km_ring_entry *e = &ring->entries[ring->head & ring->mask];
 
-	if (ring->lost_head || (uint32_t)__atomic_load_n(&e->flags_slot, __ATOMIC_ACQUIRE))
+	if (ring->lost_head || ring->back ||
+	    (uint32_t)__atomic_load_n(&e->flags_slot, __ATOMIC_ACQUIRE))
 		return;
 	__atomic_store_n(&e->offset, MARKER_OFFSET, __ATOMIC_RELAXED);
-	__atomic_store_n(&e->flags_slot, MARKER_SLOT << 32, __ATOMIC_RELEASE);
+	__atomic_store_n(&e->flags_slot, KM_RING_NOWHERE << 32, __ATOMIC_RELEASE);
 }
 
 static void find_marker(struct km_ring *ring)
@@ -68,14 +68,29 @@ static void find_marker(struct km_ring *ring)
 		const struct km_ring_entry *e = &ring->entries[i];
 		uint64_t flags_slot = __atomic_load_n(&e->flags_slot, __ATOMIC_ACQUIRE);
 
-		if (flags_slot == MARKER_SLOT << 32 && e->offset == MARKER_OFFSET) {
+		if (flags_slot == KM_RING_NOWHERE << 32 && e->offset == MARKER_OFFSET) {
 			ring->head = ring->tail = i;
-			ring->lost_head = false;
+			ring->lost_head = ring->may_lag = false;
 			return;
 		}
 		if (flags_slot || e->offset)
-			ring->lost_head = true; /* in use by someone before */
+			ring->lost_head = ring->may_lag = true; /* in use by someone before */
 	}
+}
+
+/* Of a ring that is larger than we know, what comes after our part would never be read. */
+static bool has_more(const struct km_dirty_vcpu *v, uint64_t offset)
+{
+	size_t page = km_sys_page_size();
+	void *map;
+	bool more;
+
+	if (km_sys_mmap(page, PROT_READ | PROT_WRITE, MAP_SHARED, v->fd, offset + v->map_bytes,
+			&map) < 0)
+		return false;
+	more = km_sys_madvise(map, page, KM_MADV_POPULATE_WRITE) >= 0;
+	km_sys_munmap(map, page);
+	return more;
 }
 
 static int map_ring(struct kvmem_dirty *d, struct km_dirty_vcpu *v)
@@ -97,6 +112,14 @@ static int map_ring(struct kvmem_dirty *d, struct km_dirty_vcpu *v)
 			       " entries: is it a vCPU of this VM, is ring_entries right?",
 			       v->fd, d->ring_entries);
 	}
+	if (has_more(v, offset)) {
+		km_sys_munmap(map, v->map_bytes);
+		return km_fail(EINVAL,
+			       "the dirty ring of vCPU %d has more than %" PRIu32
+			       " entries: is ring_entries right?",
+			       v->fd, d->ring_entries);
+	}
+	d->vm->ring_entries = d->ring_entries;
 	v->ring.entries = map;
 	v->ring.mask = d->ring_entries - 1;
 	find_marker(&v->ring);

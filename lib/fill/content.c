@@ -21,6 +21,8 @@ enum km_haste km_feed_haste(const struct km_feed *f)
 	switch (f->source->kind) {
 	case KM_SOURCE_MEMORY:
 		return KM_AT_HAND;
+	case KM_SOURCE_ASYNC:
+		return KM_SLOW;
 	case KM_SOURCE_CALLBACK:
 		return f->source->ops.flags & KVMEM_SOURCE_CHEAP ? KM_AT_HAND : KM_SLOW;
 	default:
@@ -39,7 +41,7 @@ static int look_up(const struct km_feed *f, struct km_hands *h, uint64_t page, u
 
 	h->feed = f;
 	h->first = page;
-	h->end = f->watch->pages;
+	h->end = km_watch_pages(f->watch);
 	h->data = h->ragged = false;
 	if (at >= f->source->bytes)
 		return 0;

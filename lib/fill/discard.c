@@ -6,11 +6,14 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <linux/falloc.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 
 int km_pages_check(const struct kvmem_region *r, uint64_t offset, uint64_t bytes, const char *what)
 {
+	char name[64];
+	bool odd;
 	int ret;
 
 	if (!r)
@@ -18,11 +21,9 @@ int km_pages_check(const struct kvmem_region *r, uint64_t offset, uint64_t bytes
 	ret = km_callback_check(what, r);
 	if (!ret)
 		ret = km_range_check(offset, bytes, r->bytes, what);
-	if (!ret)
-		ret = km_align_check(offset, km_region_page(r), what);
-	if (!ret)
-		ret = km_align_check(bytes, km_region_page(r), what);
-	return ret;
+	odd = offset % km_region_page(r);
+	snprintf(name, sizeof(name), "%s: %s", what, odd ? "offset" : "bytes");
+	return ret ? ret : km_align_check(odd ? offset : bytes, km_region_page(r), name);
 }
 
 /* ---- out of a mapping that is watched ---- */
@@ -50,8 +51,8 @@ static void *remove_pages(void *arg)
 
 static int64_t remove_unserved(struct km_uffd_set *set, struct removal *rm)
 {
-	pthread_t thread;
-	int64_t r = km_sys_thread_create(&thread, "kvmem-remove", remove_pages, rm);
+	struct km_thread thread;
+	int64_t r = km_sys_thread_create(&thread, "kvmem-remove", NULL, remove_pages, rm);
 
 	if (r < 0)
 		return r;
@@ -63,7 +64,7 @@ static int64_t remove_unserved(struct km_uffd_set *set, struct removal *rm)
 		if (!any)
 			km_sys_futex_wait(&rm->done, 0, 100000);
 	}
-	km_sys_thread_join(thread);
+	km_sys_thread_join(&thread);
 	return rm->result;
 }
 
@@ -84,7 +85,7 @@ static int64_t drop_mapping(struct kvmem_region *r, uint64_t page, uint64_t coun
  * The event of this removal sets REMOVED on the pages, which are ours: it means nothing here. (A
  * removal by the VMM at the very same moment is taken for ours.)
  */
-static int unpoison_run(struct kvmem_region *r, uint64_t page, uint64_t count)
+int km_pages_unpoison_run(struct kvmem_region *r, uint64_t page, uint64_t count)
 {
 	uint64_t n = km_presence_claim_poisoned(&r->presence, page, count);
 	int64_t err = 0;
@@ -114,7 +115,7 @@ int km_pages_unpoison(struct kvmem_region *r)
 	for (uint64_t page = 0, n; page < r->presence.pages && err >= 0; page += n) {
 		n = km_presence_run(&r->presence, page, UINT64_MAX, &state);
 		if (state == KM_POISONED)
-			err = unpoison_run(r, page, n);
+			err = km_pages_unpoison_run(r, page, n);
 	}
 	return err;
 }
@@ -125,7 +126,7 @@ int km_pages_unpoison(struct kvmem_region *r)
  * A mark of poison is in the page tables of the mapping, where a hole in the file leaves it: that
  * mapping is emptied as well. Before UFFDIO_POISON the pages have lost their access rights.
  */
-static int64_t take_out(struct kvmem_region *r, uint64_t page, uint64_t count)
+int64_t km_pages_take_out(struct kvmem_region *r, uint64_t page, uint64_t count)
 {
 	uint64_t offset = page << r->page_shift, bytes = count << r->page_shift;
 	int64_t err = 0;
@@ -154,7 +155,7 @@ static int failed(const struct kvmem_region *r, uint64_t page, uint64_t count, i
 /* ABSENT pages are taken out too: a guest without a pager may have written to them. */
 static int discard_claimed(struct kvmem_region *r, uint64_t page, uint64_t count)
 {
-	int64_t err = take_out(r, page, count);
+	int64_t err = km_pages_take_out(r, page, count);
 
 	if (err < 0) {
 		km_pages_give_up(r, page, count);
@@ -173,7 +174,7 @@ static int discard_done(struct kvmem_region *r, uint64_t page, uint64_t count, b
 	int64_t err;
 
 	km_presence_turn(&r->presence, page, count, KM_PRESENT, KM_ZERO);
-	err = take_out(r, page, count);
+	err = km_pages_take_out(r, page, count);
 	if (err >= 0)
 		return 0;
 	if (present)
@@ -208,6 +209,8 @@ int kvmem_region_discard(struct kvmem_region *region, uint64_t offset, uint64_t 
 	int err = km_pages_check(region, offset, bytes, "kvmem_region_discard");
 	uint64_t page, end, n, done = 0;
 
+	if (!err)
+		err = km_region_fill_check(region, "kvmem_region_discard");
 	if (err)
 		return err;
 	km_pages_enter(region);

@@ -5,7 +5,8 @@
 /* Those whole pages of a watch that [start, end) covers. */
 static unsigned int removed_in(struct km_watch *w, uint64_t start, uint64_t end)
 {
-	uint64_t w_end = w->addr + (w->pages << w->shift), unit = 1ull << w->shift, page, last;
+	uint64_t w_end = w->addr + (km_watch_pages(w) << w->shift), unit = 1ull << w->shift, page,
+		 last;
 
 	start = start > w->addr ? start : w->addr;
 	end = km_min(end, w_end);

@@ -11,6 +11,8 @@
 
 #include <errno.h>
 
+#define LATER_SHIFT 21u /* larger pages are read in pieces, which a thread waits for */
+
 /* Claimed pages of one walk, and how they are to be filled. */
 struct walk {
 	const struct km_feed *f;
@@ -27,9 +29,24 @@ static bool can_copy(const struct walk *k)
 	return km_watch_can(k->w, _UFFDIO_COPY);
 }
 
+static void tell(const struct walk *k, uint64_t first, uint64_t count)
+{
+	if (k->way->placed && count)
+		k->way->placed(k->way->arg, k->way->tag, k->w, first, count);
+}
+
+/* What could not be placed, by an error that the caller is told. */
+static void end_failed(const struct walk *k, uint64_t first, uint64_t count, bool stored)
+{
+	if (!k->way->keep)
+		km_pages_abandon(k->r, first, count, stored);
+	else if (stored)
+		km_pages_forget(k->r, first, count);
+}
+
 /*
  * Place all of [first, first + count), which are counted before anybody can see them. No claim is
- * left.
+ * left, but on an error those that are to be kept.
  */
 static int place_all(const struct walk *k, uint64_t first, uint64_t count, const uint8_t *src,
 		     step_fn *step)
@@ -57,10 +74,11 @@ static int place_all(const struct walk *k, uint64_t first, uint64_t count, const
 		km_pages_publish(k->r, p.first, p.done, state, k->way->demand);
 		p.first += p.done;
 	}
+	tell(k, first, p.first - first);
 	if (!r)
 		return 0;
 	km_count_own(k->way->pages, -(end - p.first));
-	km_pages_abandon(k->r, p.first, end - p.first, step == km_place_stored);
+	end_failed(k, p.first, end - p.first, step == km_place_stored);
 	return r;
 }
 
@@ -92,7 +110,7 @@ static int store_all(const struct walk *k, uint64_t first, uint64_t count, const
 
 	if (!r)
 		return place_all(k, first, count, NULL, km_place_stored);
-	km_pages_abandon(k->r, first, count, true);
+	end_failed(k, first, count, true);
 	return r;
 }
 
@@ -125,6 +143,17 @@ static int place_data(const struct walk *k, uint64_t first, uint64_t *count)
 	const uint8_t *src = can_copy(k) ? km_content_direct(k->f, first, count) : NULL;
 	uint64_t fit = k->h->buf_bytes >> k->w->shift;
 	int r;
+
+	if (k->f->source->kind == KM_SOURCE_ASYNC && k->way->at_hand) {
+		km_pages_give_up(k->r, first, *count);
+		return -EAGAIN;
+	}
+	if (k->f->source->kind == KM_SOURCE_ASYNC && k->way->later && k->w->shift <= LATER_SHIFT) {
+		r = k->way->later(k->way->arg, k->way->tag, k->f, first, *count);
+		if (r)
+			km_pages_give_up(k->r, first, *count);
+		return r;
+	}
 
 	if (src)
 		return place_all(k, first, *count, src, km_place_claimed);
@@ -159,6 +188,7 @@ static int place_zeros(const struct walk *k, uint64_t first, uint64_t count)
 		if (!r) {
 			km_count_own(k->way->pages, count);
 			km_pages_publish(k->r, first, count, KM_ZERO, false);
+			tell(k, first, count);
 		} else {
 			km_pages_give_up(k->r, first, count);
 		}
@@ -236,4 +266,42 @@ int km_fill_run(const struct km_feed *f, struct km_hands *h, uint64_t first, uin
 		}
 	}
 	return 0;
+}
+
+/* ---- content that came unasked ---- */
+
+static int place_given(const struct walk *k, uint64_t first, uint64_t count, const uint8_t *src)
+{
+	return can_copy(k) ? place_all(k, first, count, src, km_place_claimed)
+			   : store_all(k, first, count, src);
+}
+
+int km_pages_given(struct km_watch *w, uint64_t first, uint64_t count, const uint8_t *src,
+		   _Atomic uint64_t *ret_placed)
+{
+	const struct km_fill_way way = { .pages = ret_placed, .keep = true };
+	const struct walk k = { .way = &way, .w = w, .r = w->region };
+
+	return place_given(&k, first, count, src);
+}
+
+int64_t km_pages_put(struct km_watch *w, uint64_t first, uint64_t count, const uint8_t *src)
+{
+	_Atomic uint64_t pages = 0;
+	const struct km_fill_way way = { .heal = true, .pages = &pages };
+	const struct walk k = { .way = &way, .w = w, .r = w->region };
+	int err = 0;
+
+	for (uint64_t end = first + count, n; first < end && !err; first += n) {
+		enum km_page_state state;
+
+		n = km_presence_run(&k.r->presence, first, end - first, &state);
+		if (state == KM_ABSENT || state == KM_POISONED) {
+			n = km_pages_claim(k.r, first, n);
+			if (n)
+				err = place_given(&k, first, n, src);
+		}
+		src += n << w->shift;
+	}
+	return err && !pages ? err : (int64_t)pages;
 }

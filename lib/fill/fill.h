@@ -37,6 +37,12 @@ void km_pages_leave(struct kvmem_region *r);
 /* A userfaultfd watches the region's mapping: pages become visible there by the calls below only. */
 bool km_pages_watched(const struct kvmem_region *r);
 
+/* Pages of a watched region now. */
+static inline uint64_t km_watch_pages(const struct km_watch *w)
+{
+	return atomic_load_explicit(&w->region->presence.pages, memory_order_acquire);
+}
+
 /*
  * Claim pages that are ABSENT or POISONED, from `page` on, at most `max` (and KM_CLAIM_PAGES): how
  * many, maybe 0. A poisoned page that is claimed can be filled like an absent one.
@@ -112,8 +118,20 @@ struct km_fill_way {
 	bool heal;    /* poisoned pages as well */
 	bool zeros;   /* zeros get pages, although nobody may ever look at them */
 	bool map;     /* what is PRESENT is mapped where the guest looks */
+	bool keep;    /* claims of what the kernel refuses to place */
 	/* Counted before anybody can see the pages. One writer each. */
 	_Atomic uint64_t *pages, *zero;
+	/* Told of each run that was filled; NULL: nobody is. */
+	void (*placed)(void *arg, uint32_t tag, const struct km_watch *w, uint64_t first,
+		       uint64_t count);
+	void *arg;
+	uint32_t tag;
+	/*
+	 * Of a source that answers later: takes these claimed pages of data over, and ends their claim when the answer
+	 * is there, by km_pages_given() or _abandon(). -errno: it does not. NULL: the thread waits for the answer.
+	 */
+	int (*later)(void *arg, uint32_t tag, const struct km_feed *f, uint64_t first,
+		     uint64_t count);
 };
 
 /*
@@ -122,6 +140,16 @@ struct km_fill_way {
  */
 int km_fill_run(const struct km_feed *f, struct km_hands *h, uint64_t first, uint64_t count,
 		const struct km_fill_way *way);
+
+/*
+ * Content that came unasked: place it where pages are ABSENT or POISONED still. Returns how many were placed, or
+ * -errno of the first that could not be, without detail; what was not placed is as it was. Pages that others have
+ * claimed, or that have content, are left out. Between km_pages_enter() and _leave().
+ */
+int64_t km_pages_put(struct km_watch *w, uint64_t first, uint64_t count, const uint8_t *src);
+/* The same for pages that the caller has claimed: 0, or -errno, and all but the first *ret_placed are claimed still. */
+int km_pages_given(struct km_watch *w, uint64_t first, uint64_t count, const uint8_t *src,
+		   _Atomic uint64_t *ret_placed);
 
 /* How soon content can be had: at once; perhaps (ask with `at_hand`); or there is no telling. */
 enum km_haste { KM_AT_HAND, KM_PERHAPS, KM_SLOW };

@@ -14,7 +14,7 @@
  *	content.c	what the source has for a page
  *	fill.c		the walk of a pager: claim, content, place, publish
  *	map.c		pages that have content, mapped where a fault asks for them, or poisoned
- *	discard.c, mark.c, query.c	what the VMM asks of pages
+ *	discard.c, mark.c, absent.c, query.c	what the VMM asks of pages
  */
 
 #include "fill/fill.h"
@@ -72,6 +72,10 @@ int64_t km_pages_punch(const struct kvmem_region *r, uint64_t page, uint64_t cou
 
 /* Whole pages of the region, and not from a callback of its own. */
 int km_pages_check(const struct kvmem_region *r, uint64_t offset, uint64_t bytes, const char *what);
+/* Out of the mapping, the file and the page tables. 0 or -errno. */
+int64_t km_pages_take_out(struct kvmem_region *r, uint64_t page, uint64_t count);
+/* Those pages of a run that are POISONED become ABSENT. 0 or -errno. */
+int km_pages_unpoison_run(struct kvmem_region *r, uint64_t page, uint64_t count);
 
 /* ---- content.c ---- */
 

@@ -24,13 +24,18 @@ static int place_one(struct km_watch *w, enum km_place_op op, uint64_t page)
 /* A page of zeros where the kernel has none and knows no ioctl for it: -EEXIST when it has. */
 static int zero_large(struct km_watch *w, uint64_t page)
 {
+	struct km_uffd *u = km_watch_uffd_of(w, page);
 	uint64_t bytes = 1ull << w->shift;
 	uint8_t *base;
 	int r = km_region_store(w->region, &base);
 
-	/* Made in the file, it is zero; the caller maps it. */
-	if (!r)
+	if (r)
+		return r;
+	/* Made in the file, it is zero; the caller maps it. Inside the gate, as in place.c. */
+	km_gate_enter(&u->gate, KM_UFFD_PLACES);
+	if (km_presence_settled(&w->region->presence, page, 1))
 		r = km_store_make(w->region, base, page << w->shift, bytes);
+	km_gate_leave(&u->gate, KM_UFFD_PLACES);
 	return r ? r : -EEXIST;
 }
 

@@ -58,19 +58,30 @@ static int64_t issue(struct km_uffd *u, const struct km_place *p, uint64_t count
 	}
 }
 
-/* Inside the gate: what was removed is seen, or it is the ioctl that the kernel refuses. */
+/*
+ * Inside the gate: what was removed is seen, or it is the ioctl that the kernel refuses. Content of pages that
+ * nobody has claimed (zeros where the kernel has lost a page, marks of poison) is for those that have been filled: one
+ * that is absent again since the caller has looked is left alone, and counts as dealt with.
+ */
 static int64_t try_once(struct km_uffd *u, struct km_place *p, uint64_t count, int64_t *ret_moved)
 {
-	bool gate = p->watch->set->sees_removals && (p->claimed || p->op != KM_PLACE_CONTINUE);
+	struct km_presence *map = &p->watch->region->presence;
+	bool unclaimed = !p->claimed && p->op != KM_PLACE_CONTINUE;
+	bool gate = unclaimed || (p->watch->set->sees_removals && p->claimed), skip = false;
+	uint64_t settled;
 	int64_t r = 0;
 
 	if (gate)
 		km_gate_enter(&u->gate, KM_UFFD_PLACES);
 	if (gate && p->claimed)
-		count = km_presence_removed(&p->watch->region->presence, p->first, count,
-					    &p->removed);
+		count = km_presence_removed(map, p->first, count, &p->removed);
+	if (unclaimed) {
+		settled = km_presence_settled(map, p->first, count);
+		skip = !settled;
+		count = settled ? settled : 1;
+	}
 	*ret_moved = (int64_t)(count << p->watch->shift);
-	if (!p->removed)
+	if (!p->removed && !skip)
 		r = issue(u, p, count, ret_moved);
 	if (gate)
 		km_gate_leave(&u->gate, KM_UFFD_PLACES);

@@ -75,10 +75,12 @@ static uint32_t public_state(enum km_page_state state)
 int kvmem_region_next_run(const struct kvmem_region *region, uint64_t from,
 			  struct kvmem_run *ret_run, uint32_t *ret_state)
 {
-	int err = check(region, from, ret_run && ret_state ? ret_run : NULL,
-			"kvmem_region_next_run");
+	int err = check(region, from, ret_run, "kvmem_region_next_run");
 	enum km_page_state state;
 	uint64_t page, n;
+
+	if (!err && !ret_state)
+		err = km_fail(EINVAL, "kvmem_region_next_run: ret_state is NULL");
 
 	if (err)
 		return err;

@@ -3,6 +3,7 @@
 #include "fill/fill_internal.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <sys/ioctl.h>
 
@@ -36,9 +37,39 @@ int64_t km_uffd_read_raw(struct km_uffd *u, void *buf, size_t bytes)
 	return use_spare(u, r) ? km_sys_read(uffd_fd(u), buf, bytes) : r;
 }
 
-static int open_uffd(struct km_uffd *u, uint64_t features)
+/*
+ * One that the caller has opened, when he still was allowed to. What UFFDIO_API was told cannot be read back, and it
+ * is told once: so that is for us to do.
+ */
+static int take_given(int given, uint64_t features)
 {
-	int fd = km_uffd_open(features);
+	struct uffdio_api api = { .api = UFFD_API, .features = features };
+	int64_t fl = km_sys_fcntl_getfl(given), r;
+
+	if (fl < 0)
+		return km_fail(EBADF, "pager: userfaultfd %d is not open", given);
+	if (!(fl & O_NONBLOCK))
+		return km_fail(EINVAL, "pager: userfaultfd %d was opened without O_NONBLOCK",
+			       given);
+	r = km_sys_ioctl(given, UFFDIO_API, &api);
+	if (r == -EINVAL && features & KM_UFFD_FEATURE_WP_ASYNC)
+		return km_fail(EOPNOTSUPP, "pager: UFFDIO_API refused the features");
+	if (r == -EINVAL)
+		return km_fail(
+			EINVAL,
+			"pager: UFFDIO_API of userfaultfd %d: %m; has it been called already? "
+			"It is for the pager to call",
+			given);
+	if (r < 0)
+		return km_fail(EBADF, "pager: file descriptor %d is not a userfaultfd: %m", given);
+	r = km_sys_dup(given);
+	return r < 0 ? km_fail((int)-r, "pager: duplicating userfaultfd %d: %m", given) : (int)r;
+}
+
+/* given -1: none. */
+static int open_uffd(struct km_uffd *u, int given, uint64_t features)
+{
+	int fd = given < 0 ? km_uffd_open(features) : take_given(given, features);
 	int64_t spare;
 
 	if (fd < 0)
@@ -63,25 +94,28 @@ static void close_uffd(struct km_uffd *u)
 /* ---- a set ---- */
 
 /* With write protection that raises no events (Linux 6.7), where the kernel has it. */
-static int open_one(struct km_uffd_set *set, unsigned int i, uint64_t features)
+static int open_one(struct km_uffd_set *set, unsigned int i, int given, uint64_t features)
 {
 	struct km_detail before;
 	int r;
 
 	if (i && !set->protects)
-		return open_uffd(&set->all[i], features);
+		return open_uffd(&set->all[i], given, features);
 	km_detail_save(&before);
-	r = open_uffd(&set->all[i], features | KM_UFFD_FEATURE_WP_ASYNC);
+	r = open_uffd(&set->all[i], given, features | KM_UFFD_FEATURE_WP_ASYNC);
 	set->protects = !r;
 	if (r != -EOPNOTSUPP || i)
 		return r;
 	km_detail_restore(&before);
-	return open_uffd(&set->all[i], features);
+	return open_uffd(&set->all[i], given, features);
 }
 
-int km_uffd_set_open(struct km_uffd_set *set, unsigned int count, bool removals)
+int km_uffd_set_open(struct km_uffd_set *set, unsigned int count, const int32_t *given,
+		     unsigned int flags)
 {
-	uint64_t features = removals ? UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP : 0;
+	bool removals = flags & KM_UFFD_REMOVALS;
+	uint64_t features = (removals ? UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP : 0) |
+			    (flags & KM_UFFD_THREADS ? UFFD_FEATURE_THREAD_ID : 0);
 	int r = 0;
 
 	set->sees_removals = removals;
@@ -96,7 +130,7 @@ int km_uffd_set_open(struct km_uffd_set *set, unsigned int count, bool removals)
 		set->all[i].spare = -1;
 	}
 	for (unsigned int i = 0; !r && i < count; i++)
-		r = open_one(set, i, features);
+		r = open_one(set, i, given ? given[i] : -1, features);
 	return r;
 }
 
@@ -189,7 +223,10 @@ static int register_failed(const struct km_watch *w, uint64_t first, uint64_t co
 		"pager: UFFDIO_REGISTER of 0x%" PRIx64 " bytes at offset 0x%" PRIx64 ": %m%s",
 		count << w->shift, first << w->shift,
 		err == -ENOMEM ? "; each region takes a mapping or more: see vm.max_map_count"
-			       : "");
+		: err == -EBUSY
+			? "; the memory is registered with another userfaultfd: only one can "
+			  "serve it"
+			: "");
 }
 
 static int register_stripe(struct km_watch *w, uint64_t first, uint64_t count)
@@ -229,6 +266,18 @@ static void unregister(struct km_watch *w, uint64_t pages)
 	}
 }
 
+/*
+ * Where a filter refuses UFFDIO_WAKE, a thread whose page has come, or is poisoned, would sleep for ever: nobody looks
+ * at what that ioctl answers later on.
+ */
+static int check_wake(const struct km_watch *w)
+{
+	struct uffdio_range range = { .start = w->addr, .len = 1ull << w->shift };
+	int64_t r = km_uffd_ioctl(km_watch_uffd_of(w, 0), UFFDIO_WAKE, &range);
+
+	return r < 0 ? km_fail((int)-r, "pager: UFFDIO_WAKE: %m") : 0;
+}
+
 /* Readers walk the list without a lock: a watch is whole before it can be found. */
 static void append(struct km_uffd_set *set, struct km_watch *w)
 {
@@ -246,12 +295,15 @@ int km_watch_begin(struct km_watch *w)
 	int r;
 
 	w->ioctls = UINT64_MAX;
-	for (first = 0; first < w->pages; first += n) {
-		n = km_watch_in_stripe(w, first, w->pages - first);
+	for (first = 0; first < w->room; first += n) {
+		n = km_watch_in_stripe(w, first, w->room - first);
 		r = register_stripe(w, first, n);
 		if (r)
 			goto undo;
 	}
+	r = check_wake(w);
+	if (r)
+		goto undo;
 	if (w->ioctls & fills) {
 		append(w->set, w);
 		w->region->watch = w;
@@ -280,7 +332,7 @@ static void unlink_watch(struct km_watch *w)
 
 void km_watch_end(struct km_watch *w)
 {
-	unregister(w, w->pages);
+	unregister(w, w->room);
 	unlink_watch(w);
 	w->region->watch = NULL;
 }

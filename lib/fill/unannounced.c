@@ -65,7 +65,7 @@ static bool nothing(const struct kvmem_region *r, uint64_t page, uint64_t count)
 	case KVMEM_BACKING_GUEST_MEMFD:
 		return none_cached(r, page, count);
 	default:
-		return none_in_core(r, page, count);
+		return none_in_core(r, page, count) && km_no_swap();
 	}
 }
 

@@ -14,8 +14,10 @@
  * those that read events and enter the removals among them into the record, and those that look at
  * the REMOVED flag of their pages and then issue a placing ioctl. So content is placed either before
  * the event was queued, and then the removal takes it away; or after the removal is in the record,
- * and then it is not placed. To map a page of the file that nobody has claimed needs no gate: it
- * brings no content that a removal would not take away with the page.
+ * and then it is not placed. Who makes filled pages absent again (absent.c) claims them on the reading side, so
+ * that nobody who has found them filled is placing anything there. To map a page of the file that
+ * nobody has claimed needs no gate: it brings no content that a removal would not take away with the
+ * page.
  */
 
 #include <stdatomic.h>
@@ -62,14 +64,19 @@ struct km_watch {
 	struct km_uffd_set *set;
 	struct kvmem_region *region;
 	uint64_t addr; /* of its mapping */
-	uint64_t pages;
+	uint64_t room; /* pages that are registered: all that the region can grow to */
 	unsigned int shift;
 	unsigned int first_uffd; /* of the first stripe; the next ones take turns */
 	uint64_t stripe;	 /* pages in a row that belong to one userfaultfd */
 	uint64_t ioctls;	 /* that its memory takes, by bit */
 };
 
-int km_uffd_set_open(struct km_uffd_set *set, unsigned int count, bool removals);
+#define KM_UFFD_REMOVALS (1u << 0) /* REMOVE and UNMAP events */
+#define KM_UFFD_THREADS	 (1u << 1) /* faults say whose they are */
+
+/* `given`: userfaultfds of the caller, which stay his; NULL: made here. -errno with the detail set. */
+int km_uffd_set_open(struct km_uffd_set *set, unsigned int count, const int32_t *given,
+		     unsigned int flags);
 void km_uffd_set_close(struct km_uffd_set *set);
 
 /* Register all stripes, all or none, with the region's lock held; the watch is in the set's list

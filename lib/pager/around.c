@@ -14,7 +14,19 @@
 
 struct km_fill_way km_way(struct km_worker *w, enum km_why why)
 {
+	static const uint32_t tags[KM_WHYS] = {
+		[KM_DEMAND] = KVMEM_TRACE_DEMAND,
+		[KM_AROUND] = KVMEM_TRACE_AROUND,
+		[KM_PREFETCH] = KVMEM_TRACE_PREFETCH,
+		[KM_BACKGROUND] = KVMEM_TRACE_BACKGROUND,
+	};
+
 	return (struct km_fill_way){
+		/* Faults have an entry each. */
+		.placed = w->trace.entries && why != KM_DEMAND ? km_trace_fill : NULL,
+		.arg = w,
+		.tag = tags[why],
+		.later = km_later_take,
 		.demand = why == KM_DEMAND,
 		.at_hand = why == KM_AROUND,
 		.heal = why == KM_PREFETCH,
@@ -79,7 +91,7 @@ bool km_around_plan(struct km_worker *w, struct km_paged *p, uint64_t page, stru
 		count = page + 1 - first;
 	}
 	low = page - page % p->watch.stripe;
-	high = km_min(low + p->watch.stripe, p->watch.pages);
+	high = km_min(low + p->watch.stripe, km_watch_pages(&p->watch));
 	ret->first = first > low ? first : low;
 	ret->count = km_min(first + count, high) - ret->first;
 	ret->down = place == BEHIND;
@@ -227,6 +239,29 @@ bool km_around_take(struct km_worker *w, const struct km_paged *p, uint64_t page
 		return true;
 	}
 	return false;
+}
+
+void km_around_forget(struct km_around *a)
+{
+	struct km_window keep[KM_AROUNDS];
+	unsigned int n = 0;
+
+	for (unsigned int i = 0; i < a->count; i++) {
+		const struct km_window *win = &a->windows[(a->first + i) % KM_AROUNDS];
+
+		if (!atomic_load(&win->paged->leaving))
+			keep[n++] = *win;
+	}
+	for (unsigned int i = 0; i < n; i++)
+		a->windows[i] = keep[i];
+	a->first = 0;
+	a->count = n;
+	for (unsigned int i = 0; i < KM_STREAMS; i++)
+		if (a->streams[i].paged && atomic_load(&a->streams[i].paged->leaving))
+			a->streams[i] = (struct km_stream){ 0 };
+	for (unsigned int i = 0; i < KM_SAMPLES; i++)
+		if (a->samples[i].paged && atomic_load(&a->samples[i].paged->leaving))
+			a->samples[i].paged = NULL;
 }
 
 bool km_around_step(struct km_worker *w)

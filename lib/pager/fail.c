@@ -9,10 +9,10 @@ static int without_caller(uint32_t why)
 								  : KVMEM_FAIL_LEAVE;
 }
 
-static int ask(struct km_worker *w, struct km_paged *p, uint64_t page, uint32_t why, int err,
-	       uint32_t attempt)
+int km_fail_ask(struct kvmem_pager *pager, struct km_paged *p, uint64_t page, uint32_t why, int err,
+		uint32_t attempt)
 {
-	const struct kvmem_pager_opts *o = &w->pager->opts;
+	const struct kvmem_pager_opts *o = &pager->opts;
 	struct kvmem_fail fail = {
 		.size = sizeof(fail),
 		.error = err,
@@ -27,7 +27,7 @@ static int ask(struct km_worker *w, struct km_paged *p, uint64_t page, uint32_t 
 
 	if (!o->fail)
 		return without_caller(why);
-	km_callback_enter(&cb, "kvmem_pager_opts.fail", w->pager, p->watch.region);
+	km_callback_enter(&cb, "kvmem_pager_opts.fail", pager, p->watch.region);
 	action = (int)o->fail(o->arg, &fail);
 	km_callback_leave(&cb);
 	if (action == KVMEM_FAIL_LEAVE)
@@ -57,7 +57,7 @@ int km_fill_or_fail(struct km_worker *w, struct km_paged *p, uint64_t page, uint
 		if (why != KVMEM_FAIL_STOP && atomic_load(&w->pager->stopping))
 			action = KVMEM_FAIL_LEAVE;
 		else
-			action = ask(w, p, page, why, r, ++attempt);
+			action = km_fail_ask(w->pager, p, page, why, r, ++attempt);
 	} while (action == KVMEM_FAIL_RETRY);
 	km_pager_set_error(w->pager, r);
 	if (action != KVMEM_FAIL_LEAVE)

@@ -4,8 +4,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <stdio.h>
-#include <stdlib.h>
 
 #define MAX_SHARDS	   256u
 #define MAX_WORKERS	   64u
@@ -33,11 +31,34 @@ static bool has_threads(const struct kvmem_pager *pager)
 	return !(pager->opts.flags & KVMEM_PAGER_NO_THREADS);
 }
 
+/* Each of them is a shard. */
+static int check_uffds(struct kvmem_pager_opts *o)
+{
+	if (!o->uffd_count && !o->uffds)
+		return 0;
+	if (!o->uffds || !o->uffd_count)
+		return km_fail(EINVAL, "kvmem_pager_opts: %s",
+			       o->uffds ? "uffds is given, and uffd_count is 0" : "uffds is NULL");
+	if (o->shards && o->shards != o->uffd_count)
+		return km_fail(EINVAL,
+			       "kvmem_pager_opts: %" PRIu32 " shards of %" PRIu32
+			       " userfaultfds: each is one shard, leave shards 0",
+			       o->shards, o->uffd_count);
+	o->shards = o->uffd_count;
+	return 0;
+}
+
 static int check_opts(struct kvmem_pager_opts *o)
 {
 	const uint32_t known = KVMEM_PAGER_BACKGROUND | KVMEM_PAGER_NO_THREADS;
 	int r = km_flags_check(o->flags, known, "kvmem_pager_opts.flags");
 
+	if (!r)
+		r = km_trace_check(o);
+	if (!r)
+		r = km_threads_check(o);
+	if (!r)
+		r = check_uffds(o);
 	if (r)
 		return r;
 	if (o->shards > MAX_SHARDS || o->workers > MAX_WORKERS)
@@ -84,10 +105,14 @@ static int alloc_parts(struct kvmem_pager *pager)
 	pager->backlogs = alloc_lines(shards, sizeof(*pager->backlogs), &pager->raw_backlogs);
 	pager->workers = alloc_lines(pager->all_count, sizeof(*pager->workers),
 				     &pager->raw_workers);
-	for (unsigned int i = 0; pager->backlogs && i < shards; i++)
-		pager->backlogs[i].prefetch_tail = &pager->backlogs[i].prefetch;
-	for (unsigned int i = 0; pager->workers && i < pager->all_count; i++)
+	for (unsigned int i = 0; pager->backlogs && i < shards; i++) {
+		km_prefetch_init(&pager->backlogs[i].now);
+		km_prefetch_init(&pager->backlogs[i].later);
+	}
+	for (unsigned int i = 0; pager->workers && i < pager->all_count; i++) {
 		pager->workers[i].epoll = pager->workers[i].kick = -1;
+		pager->workers[i].timer = -1;
+	}
 	if (!pager->backlogs || !pager->workers)
 		return km_fail(ENOMEM, "pager: no memory for %u shards and %u workers", shards,
 			       pager->worker_count);
@@ -95,7 +120,18 @@ static int alloc_parts(struct kvmem_pager *pager)
 	 * REMOVE and UNMAP events stop their thread until we have read them. Without threads that
 	 * may be the very thread that would read them, so these events are left off there.
 	 */
-	return km_uffd_set_open(&pager->set, shards, has_threads(pager));
+	return km_uffd_set_open(&pager->set, shards, pager->opts.uffds,
+				(has_threads(pager) ? KM_UFFD_REMOVALS : 0) |
+					(pager->opts.trace_entries ? KM_UFFD_THREADS : 0));
+}
+
+static int open_traces(struct kvmem_pager *pager)
+{
+	int r = km_trace_open(&pager->given_trace, pager->opts.trace_entries);
+
+	for (unsigned int i = 0; !r && i < pager->all_count; i++)
+		r = km_trace_open(&pager->workers[i].trace, pager->opts.trace_entries);
+	return r;
 }
 
 static int open_workers(struct kvmem_pager *pager)
@@ -118,12 +154,16 @@ static void destroy(struct kvmem_pager *pager)
 {
 	for (unsigned int i = 0; pager->workers && i < pager->all_count; i++)
 		km_worker_close(&pager->workers[i]);
-	for (unsigned int i = 0; pager->backlogs && i < pager->opts.shards; i++)
-		km_prefetch_free(pager->backlogs[i].prefetch);
 	km_uffd_set_close(&pager->set);
 	pthread_cond_destroy(&pager->changed);
 	pthread_mutex_destroy(&pager->lock);
-	km_sys_free(pager->by_addr);
+	pthread_mutex_destroy(&pager->trace_lock);
+	pthread_mutex_destroy(&pager->given_lock);
+	pthread_mutex_destroy(&pager->later_lock);
+	pthread_cond_destroy(&pager->later_changed);
+	km_trace_close(&pager->given_trace);
+	km_table_free(pager);
+	km_sys_free(pager->threads.cpus);
 	km_sys_free(pager->raw_workers);
 	km_sys_free(pager->raw_backlogs);
 	km_sys_free(pager);
@@ -134,6 +174,10 @@ static void init_lock(struct kvmem_pager *pager)
 	pthread_condattr_t attr;
 
 	pthread_mutex_init(&pager->lock, NULL);
+	pthread_mutex_init(&pager->trace_lock, NULL);
+	pthread_mutex_init(&pager->given_lock, NULL);
+	pthread_mutex_init(&pager->later_lock, NULL);
+	pthread_cond_init(&pager->later_changed, NULL);
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 	pthread_cond_init(&pager->changed, &attr);
@@ -156,9 +200,17 @@ int kvmem_pager_create(const struct kvmem_pager_opts *opts, struct kvmem_pager *
 	if (!r)
 		r = check_opts(&pager->opts);
 	if (!r)
+		r = km_threads_copy(pager);
+	if (!r)
 		r = alloc_parts(pager);
 	if (!r)
+		r = open_traces(pager);
+	if (!r)
 		r = open_workers(pager);
+	/* What the caller's pointers meant has been kept. */
+	pager->opts.uffds = NULL;
+	pager->opts.cpus = NULL;
+	pager->opts.thread_name = NULL;
 	if (r) {
 		destroy(pager);
 		return r;
@@ -182,6 +234,8 @@ int kvmem_pager_free(struct kvmem_pager *pager)
 			"kvmem_pager_free: the pager is running: kvmem_pager_stop() it first");
 	km_caretaker_stop(pager);
 	atomic_store(&pager->set.served, false);
+	km_prefetch_close(pager);
+	km_prefetch_drop(pager, NULL);
 	km_pager_release_all(pager);
 	destroy(pager);
 	return 0;
@@ -197,42 +251,21 @@ static void join_all(struct kvmem_pager *pager)
 		struct km_worker *w = &pager->workers[i];
 
 		if (w->started)
-			km_sys_thread_join(w->thread);
+			km_sys_thread_join(&w->thread);
 		w->started = false;
 	}
-}
-
-static int start_thread(struct km_worker *w, const char *what, unsigned int number)
-{
-	char name[16];
-	int64_t r;
-
-	snprintf(name, sizeof(name), "kvmem-%s/%u", what, number % 1000);
-	r = km_sys_thread_create(&w->thread, name, km_worker_run, w);
-	w->started = r >= 0;
-	return (int)r;
-}
-
-/* Without fillers, for want of threads, the workers do what nobody waits for. */
-static void start_fillers(struct kvmem_pager *pager)
-{
-	unsigned int first = pager->worker_count, n = 0;
-
-	for (unsigned int i = first; pager->slow && i + 1 < pager->all_count; i++, n++)
-		if (start_thread(&pager->workers[i], "fill", i - first) < 0)
-			break;
-	atomic_store(&pager->fillers_run, n && n == pager->set.count);
 }
 
 /* The fillers first: a worker must not take a read of theirs for its own. */
 static int start_threads(struct kvmem_pager *pager)
 {
-	start_fillers(pager);
+	km_fillers_start(pager);
 	for (unsigned int i = 0; i < pager->worker_count; i++) {
-		int r = start_thread(&pager->workers[i], "pager", i);
+		int r = km_worker_start(&pager->workers[i], "pager", i);
 
 		if (r < 0) {
 			join_all(pager);
+			km_later_end_all(pager, NULL, true);
 			return km_fail(-r,
 				       "kvmem_pager_start: worker %u of %u: %m; see RLIMIT_NPROC, "
 				       "pids.max of the cgroup, RLIMIT_AS, and RLIMIT_MEMLOCK "
@@ -245,29 +278,7 @@ static int start_threads(struct kvmem_pager *pager)
 
 /* ---- start ---- */
 
-static int by_address(const void *a, const void *b)
-{
-	const struct km_paged *x = *(struct km_paged *const *)a, *y = *(struct km_paged *const *)b;
-
-	return x->watch.addr < y->watch.addr ? -1 : x->watch.addr > y->watch.addr;
-}
-
-static int sort_regions(struct kvmem_pager *pager)
-{
-	struct km_paged **list = km_sys_realloc(pager->by_addr,
-						pager->region_count * sizeof(*list));
-	unsigned int n = 0;
-
-	if (!list)
-		return km_fail(ENOMEM, "kvmem_pager_start: no memory for a list of %u regions",
-			       pager->region_count);
-	pager->by_addr = list;
-	for (struct km_paged *p = km_paged_first(pager); p; p = km_paged_next(p))
-		list[n++] = p;
-	qsort(list, n, sizeof(*list), by_address);
-	return 0;
-}
-
+/* As large as a page of the regions, up to a limit. Larger pages of regions that come later are filled in pieces. */
 static int make_buffers(struct kvmem_pager *pager)
 {
 	uint64_t bytes = BUF_BYTES;
@@ -279,7 +290,7 @@ static int make_buffers(struct kvmem_pager *pager)
 
 		if (page > bytes && page <= BUF_MOST)
 			bytes = page;
-		pager->slow |= p->haste != KM_AT_HAND;
+		pager->slow |= km_paged_is_slow(p);
 	}
 	for (unsigned int i = 0; !r && i < pager->all_count; i++)
 		r = km_worker_buffer(&pager->workers[i], bytes);
@@ -288,10 +299,8 @@ static int make_buffers(struct kvmem_pager *pager)
 
 static int prepare(struct kvmem_pager *pager)
 {
-	int r = sort_regions(pager);
+	int r = make_buffers(pager);
 
-	if (!r)
-		r = make_buffers(pager);
 	if (r)
 		return r;
 	atomic_store(&pager->stopping, false);
@@ -309,7 +318,7 @@ static void wake_all(struct kvmem_pager *pager)
 {
 	atomic_store(&pager->set.drops, false);
 	for (struct km_paged *p = km_paged_first(pager); p; p = km_paged_next(p))
-		km_watch_wake(&p->watch, 0, p->watch.pages);
+		km_watch_wake(&p->watch, 0, km_watch_pages(&p->watch));
 }
 
 static int begin(struct kvmem_pager *pager)
@@ -353,7 +362,8 @@ int kvmem_pager_start(struct kvmem_pager *pager)
 	atomic_store(&pager->state, KM_PAGER_RUNNING);
 	km_worker_kick(&pager->workers[0]);
 	/* What was filled before nobody has been told of. */
-	km_pager_region_whole(km_paged_first(pager));
+	if (km_paged_first(pager))
+		km_pager_region_whole(km_paged_first(pager));
 	return 0;
 }
 
@@ -371,20 +381,6 @@ static int fill_rest(struct kvmem_pager *pager)
 			       "kvmem_pager_stop: not all could be filled, the pages concerned are "
 			       "poisoned: %m");
 	return 0;
-}
-
-static void drop_backlog(struct kvmem_pager *pager)
-{
-	pthread_mutex_lock(&pager->lock);
-	for (unsigned int i = 0; i < pager->set.count; i++) {
-		struct km_backlog *b = &pager->backlogs[i];
-
-		km_prefetch_free(b->prefetch);
-		b->prefetch = NULL;
-		b->prefetch_tail = &b->prefetch;
-		atomic_store(&b->prefetch_count, 0);
-	}
-	pthread_mutex_unlock(&pager->lock);
 }
 
 static void leave_waiters(struct kvmem_pager *pager, enum km_pager_state state)
@@ -415,9 +411,12 @@ int kvmem_pager_stop(struct kvmem_pager *pager, uint32_t how)
 	if (how == KVMEM_STOP_FILL)
 		r = fill_rest(pager);
 	join_all(pager);
+	km_later_end_all(pager, NULL, true);
 	if (how == KVMEM_STOP_FILL || !has_threads(pager) || km_caretaker_start(pager))
 		atomic_store(&pager->set.served, false);
-	drop_backlog(pager);
+	if (how == KVMEM_STOP_FILL)
+		km_prefetch_close(pager);
+	km_prefetch_drop(pager, NULL);
 	leave_waiters(pager, how == KVMEM_STOP_FILL ? KM_PAGER_STOPPED : KM_PAGER_HANDED_BACK);
 	if (how == KVMEM_STOP_FILL)
 		km_pager_release_all(pager);

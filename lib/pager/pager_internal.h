@@ -7,14 +7,21 @@
  *
  *	wait.c		nothing is missing any more: `complete`, and who waits for it
  *	fail.c		what is done with pages that cannot be filled
+ *	trace.c		who faulted what, when and why
+ *	pass.c		the end of a pass of the background
+ *	later.c		pages whose source answers later
  *	around.c	fault-around: streams, windows, and how much of it was of use
+ *	table.c		which region an address is in, while regions come and go
  *	serve.c		the fault path: events in, waiters woken
+ *	prefetch.c	lists of ranges, and tickets for them
  *	background.c	work that nobody waits for: prefetch, and the fill in address order
  *	worker.c	what a thread does next, and when it sleeps; who keeps house meanwhile
  *	stop.c		the rest filled, in the thread that stops
  *	stats.c		counters
- *	regions.c	regions added, their sources
- *	pager.c		the life of a pager: options, threads, start and stop
+ *	regions.c	regions added, their sources; and removed
+ *	put.c		content that came unasked
+ *	threads.c	how threads are made: names, processors, scheduling
+ *	pager.c		the life of a pager: options, start and stop
  *
  * A shard is one userfaultfd over its stripes of every region. A worker belongs to one shard and
  * serves its faults; it has buffers, statistics and patterns of its own, so that two shards share
@@ -28,6 +35,7 @@
 #define KM_STREAMS     16u	    /* sequential accesses told apart */
 #define KM_AROUNDS     64u	    /* fault-around windows put off until no fault waits */
 #define KM_SAMPLES     64u	    /* pages left out of windows, to see whether they are touched */
+#define KM_LATER_BATCH 64u	    /* requests to a source that answers later, at once */
 #define KM_SLICE_BYTES (256u << 10) /* work without a waiter is done in pieces of this size */
 
 enum km_why { KM_DEMAND, KM_AROUND, KM_PREFETCH, KM_BACKGROUND, KM_WHYS };
@@ -41,7 +49,8 @@ struct km_paged {
 	uint64_t window_max;
 	uint64_t slice; /* pages; a stripe begins with one */
 	enum km_haste haste;
-	bool in_file; /* some were in its file at the beginning, and want mapping alone */
+	_Atomic bool leaving; /* no new work is begun on it */
+	bool in_file;	      /* some were in its file at the beginning, and want mapping alone */
 	/* Windows to be left out because content was not at hand the last times; and how many
 	 * next time. */
 	_Atomic uint32_t around_skip, around_penalty;
@@ -59,7 +68,15 @@ struct km_fault {
 	struct km_paged *paged;
 	uint64_t page;
 	uint64_t read_ns;
-	bool minor;
+	bool minor, write;
+	uint32_t thread; /* that waits, where it is traced */
+};
+
+/* A ring of one writer; tail is the reader's. */
+struct km_trace {
+	struct kvmem_trace_entry *entries; /* NULL: nothing is traced */
+	uint64_t mask;
+	_Atomic uint64_t head, tail, dropped;
 };
 
 /* Pages of a region; `kind`: those in this state are meant. */
@@ -98,8 +115,10 @@ struct km_worker {
 	unsigned int first_shard, shard_count; /* whose events it reads, and whose work it does */
 	bool filler;			       /* it reads no events */
 	int epoll;
-	int kick; /* eventfd */
-	pthread_t thread;
+	int kick;	   /* eventfd */
+	int timer;	   /* -1: epoll_wait() has a time-out, or there is nothing to wait for */
+	uint64_t timer_ns; /* what it is set to */
+	struct km_thread thread;
 	bool started;
 	uint64_t demand_ns; /* when the last fault was read */
 	uint64_t gap_ns;    /* between reads that found some, smoothed */
@@ -110,27 +129,42 @@ struct km_worker {
 	unsigned int fault_count;
 	struct uffd_msg msgs[KM_UFFD_MSGS];
 	struct km_pager_counts counts;
+	struct km_trace trace;
+	struct km_later *later[KM_LATER_BATCH]; /* to be submitted */
+	unsigned int later_count;
+	_Atomic uint64_t seen; /* of kvmem_pager.changes */
 };
+
+struct km_later;
 
 struct km_prefetch {
 	struct km_prefetch *next;
 	struct km_window window;
+	struct kvmem_ticket *ticket; /* NULL: nobody asks what came of it */
+	uint64_t due_ns;	     /* on a list for later */
+	uint64_t missing;	     /* pages, when it was dropped */
+};
+
+struct km_prefetch_list {
+	struct km_prefetch *first, **tail;
+	_Atomic uint64_t count;
 };
 
 /* What is to be done, and nobody waits for, of one shard. */
 struct km_backlog {
-	_Alignas(KM_CACHE_LINE) struct km_prefetch *prefetch; /* under the pager's lock */
-	struct km_prefetch **prefetch_tail;
-	_Atomic uint64_t prefetch_count;
-	_Atomic uint64_t cursor; /* slices of the background given out in this pass */
-	uint64_t slices;
-	_Atomic uint64_t demand_ns; /* when the shard's last fault was read */
-	_Atomic uint64_t busy;	    /* threads that have a slice under way */
-	_Atomic uint64_t failed;    /* pages of this pass that could not be filled */
-	_Atomic uint64_t filled;    /* and that could */
-	_Atomic uint64_t retry_ns;  /* when the next pass begins, 0: no other pass */
-	uint64_t delay_ns;	    /* and how long the one after that waits */
-	_Atomic bool stuck;	    /* the last pass failed, and filled nothing */
+	_Alignas(KM_CACHE_LINE) struct km_prefetch_list now; /* under the pager's lock */
+	struct km_prefetch_list later;
+	_Atomic uint64_t later_ns; /* when the first of these is due; 0: there are none */
+	_Atomic uint64_t cursor;   /* slices of the background given out in this pass */
+	_Atomic uint64_t slices;
+	_Atomic uint64_t demand_ns;    /* when the shard's last fault was read */
+	_Atomic uint64_t later_pieces; /* requests under way that nobody waits for */
+	_Atomic uint64_t busy;	       /* these, and threads that have a slice under way */
+	_Atomic uint64_t failed;       /* pages of this pass that could not be filled */
+	_Atomic uint64_t filled;       /* and that could */
+	_Atomic uint64_t retry_ns;     /* when the next pass begins, 0: no other pass */
+	uint64_t delay_ns;	       /* and how long the one after that waits */
+	_Atomic bool stuck;	       /* the last pass failed, and filled nothing */
 };
 
 enum km_pager_state {
@@ -138,6 +172,15 @@ enum km_pager_state {
 	KM_PAGER_RUNNING,
 	KM_PAGER_HANDED_BACK, /* stopped; its regions are registered still */
 	KM_PAGER_STOPPED,
+};
+
+/* What kvmem_pager_opts say of threads, kept. */
+struct km_thread_opts {
+	char prefix[9];
+	unsigned long *cpus; /* NULL: as they come */
+	uint32_t cpu_count;
+	uint32_t policy;
+	int32_t priority;
 };
 
 struct kvmem_pager {
@@ -150,8 +193,10 @@ struct kvmem_pager {
 	struct km_backlog *backlogs; /* one a shard */
 	void *raw_workers, *raw_backlogs;
 	unsigned int region_count;
-	uint64_t mappings;	   /* that the stripes of all regions take */
-	struct km_paged **by_addr; /* sorted, while it is running */
+	uint64_t mappings;		      /* that the stripes of all regions take */
+	struct km_paged_table *_Atomic table; /* of regions, by address */
+	struct km_paged_table *old_tables;
+	_Atomic uint64_t changes; /* of the table; see table.c */
 	bool slow; /* some content is not at hand: fillers do what nobody waits for */
 	_Atomic bool fillers_run;
 	/* Reads events while the pager is not running; see km_caretaker_start(). */
@@ -162,8 +207,21 @@ struct kvmem_pager {
 	_Atomic int error;    /* the first of a fill, -errno */
 	pthread_mutex_t lock; /* what follows; never taken by a fault */
 	pthread_cond_t changed;
+	/* Requests to sources that answer later: later.c. */
+	pthread_mutex_t later_lock;
+	pthread_cond_t later_changed;
+	struct km_later *later, *later_again;
+	_Atomic unsigned int later_again_count;
+	_Atomic uint64_t later_pages[KM_WHYS], later_failed, later_service[KVMEM_HIST_BUCKETS];
+	pthread_mutex_t trace_lock; /* one reader of the traces at a time */
+	pthread_mutex_t given_lock; /* given_trace has many writers */
+	struct km_trace given_trace;
+	_Atomic uint64_t given_pages; /* by kvmem_pager_put() */
+	struct km_thread_opts threads;
 	unsigned int waiters;
-	bool released; /* the regions are not ours any more */
+	bool closed;		     /* no list is taken any more */
+	struct km_prefetch *dropped; /* pieces whose tickets are to be told */
+	bool released;		     /* the regions are not ours any more */
 	uint64_t missing_at_end, poisoned_at_end;
 };
 
@@ -177,6 +235,12 @@ static inline struct km_paged *km_paged_next(const struct km_paged *p)
 	return (struct km_paged *)km_watch_next(&p->watch);
 }
 
+/* A thread that reads from its source may have to wait. */
+static inline bool km_paged_is_slow(const struct km_paged *p)
+{
+	return p->haste != KM_AT_HAND && p->feed.source->kind != KM_SOURCE_ASYNC;
+}
+
 static inline struct km_presence *km_paged_map(const struct km_paged *p)
 {
 	return &p->watch.region->presence;
@@ -185,6 +249,14 @@ static inline struct km_presence *km_paged_map(const struct km_paged *p)
 static inline struct km_worker *km_stop_worker(const struct kvmem_pager *pager)
 {
 	return &pager->workers[pager->all_count - 1];
+}
+
+/* Of the histogram of service times. */
+static inline unsigned int km_service_bucket(uint64_t ns)
+{
+	unsigned int b = ns ? 63u - (unsigned int)__builtin_clzll(ns) : 0;
+
+	return b < KVMEM_HIST_BUCKETS ? b : KVMEM_HIST_BUCKETS - 1;
 }
 
 static inline void km_worker_kick(struct km_worker *w)
@@ -210,6 +282,7 @@ uint64_t km_pager_missing(const struct kvmem_pager *pager, uint64_t *ret_poisone
 void km_pager_set_error(struct kvmem_pager *pager, int err);
 /* Listener of a region's record: arg is the km_paged. */
 void km_pager_region_whole(void *arg);
+struct timespec km_pager_from_now(int64_t ns);
 /* What kvmem_pager_wait() waits for may have come. */
 void km_pager_changed(struct kvmem_pager *pager);
 
@@ -219,8 +292,45 @@ void km_pager_changed(struct kvmem_pager *pager);
  * Fill one page, or do what the caller's `fail` says. The error if it is poisoned or was left; 0:
  * it is filled, or somebody else's claim.
  */
+int km_fail_ask(struct kvmem_pager *pager, struct km_paged *p, uint64_t page, uint32_t why, int err,
+		uint32_t attempt);
 int km_fill_or_fail(struct km_worker *w, struct km_paged *p, uint64_t page, uint32_t why,
 		    const struct km_fill_way *way);
+
+/* ---- trace.c ---- */
+
+int km_trace_check(const struct kvmem_pager_opts *o);
+int km_trace_open(struct km_trace *t, uint32_t entries);
+void km_trace_close(struct km_trace *t);
+void km_trace_put(struct km_trace *t, const struct kvmem_trace_entry *e);
+void km_trace_faults(struct km_worker *w, const struct km_fault *f, unsigned int count,
+		     uint64_t now);
+/* km_fill_way.placed of a worker; tag is enum kvmem_trace_why. */
+void km_trace_fill(void *arg, uint32_t tag, const struct km_watch *w, uint64_t first,
+		   uint64_t count);
+void km_trace_given(struct kvmem_pager *pager, const struct km_watch *w, uint64_t first,
+		    uint64_t count, uint16_t why);
+uint64_t km_trace_dropped(const struct kvmem_pager *pager);
+
+/* ---- pass.c ---- */
+
+/* A slice, or a request that nobody waited for, of this shard has ended: who has the last one looks whether that was
+ * the end of a pass; also who only found that there is no slice left, for the one who did the last may have gone
+ * before. */
+void km_pass_give_back(struct kvmem_pager *pager, struct km_backlog *b);
+void km_pass_request_ended(struct kvmem_pager *pager, struct km_backlog *b, uint64_t failed,
+			   bool filled);
+
+/* ---- later.c ---- */
+
+/* km_fill_way.later of a worker, which submits with _flush() what it has taken. */
+int km_later_take(void *arg, uint32_t tag, const struct km_feed *f, uint64_t first, uint64_t count);
+void km_later_flush(struct km_worker *w);
+void km_later_done(struct km_source_request *req, int result);
+/* Asks again for what has failed; false when there is nothing. */
+bool km_later_step(struct km_worker *w);
+/* Until nothing of the region, or (NULL) of all, is under way. */
+void km_later_end_all(struct kvmem_pager *pager, const struct km_paged *paged, bool cancel);
 
 /* ---- around.c ---- */
 
@@ -233,25 +343,57 @@ bool km_around_take(struct km_worker *w, const struct km_paged *p, uint64_t page
 /* A piece of a window that was put off; false when there is none. */
 bool km_around_step(struct km_worker *w);
 void km_around_touched(struct km_worker *w, const struct km_paged *p, uint64_t page);
+/* Regions that leave are not remembered. */
+void km_around_forget(struct km_around *a);
 struct km_fill_way km_way(struct km_worker *w, enum km_why why);
+
+/* ---- table.c ---- */
+
+struct km_paged *km_paged_at(const struct kvmem_pager *pager, uint64_t addr);
+/* Room for the table that a change makes; NULL: no memory. Then the change cannot fail. */
+struct km_paged_table *km_table_new(const struct kvmem_pager *pager);
+void km_table_add(struct kvmem_pager *pager, struct km_paged_table *t, struct km_paged *p);
+void km_table_remove(struct kvmem_pager *pager, struct km_paged_table *t, const struct km_paged *p);
+void km_table_free(struct kvmem_pager *pager);
+/* Has every thread of the pager seen this change? Then what it has replaced can be freed. */
+bool km_table_seen(const struct kvmem_pager *pager, uint64_t change);
+void km_table_free_old(struct kvmem_pager *pager, bool all);
 
 /* ---- serve.c ---- */
 
 /* Read and serve one batch of each of its shards; returns the number of events. */
 unsigned int km_serve_events(struct km_worker *w);
 
+/* ---- prefetch.c ---- */
+
+void km_prefetch_init(struct km_prefetch_list *list);
+void km_prefetch_free(struct km_prefetch *f);
+/* What is queued, of a region or (NULL) of all, will not be done. Without locks: tickets may be told. */
+void km_prefetch_drop(struct kvmem_pager *pager, const struct km_paged *paged);
+/* Nothing is queued from here on: the callbacks of a drop ask for more. */
+void km_prefetch_close(struct kvmem_pager *pager);
+/* The next piece of a shard, at most `breath` pages; it ends with _done(), err being what failed. */
+bool km_prefetch_take(struct kvmem_pager *pager, struct km_backlog *b, uint64_t breath,
+		      struct km_prefetch *ret);
+void km_prefetch_done(struct kvmem_pager *pager, struct km_backlog *b, const struct km_prefetch *f,
+		      int err);
+/* When the first piece for later is due; 0: there is none. */
+uint64_t km_prefetch_due_ns(const struct km_backlog *b);
+
 /* ---- background.c ---- */
 
-void km_prefetch_free(struct km_prefetch *f);
 /* Slices of the background that a shard has in a region. */
 uint64_t km_paged_slices(const struct km_paged *p, unsigned int shard);
 /* The next piece; false when there is none. */
 bool km_prefetch_step(struct km_worker *w);
 bool km_background_step(struct km_worker *w);
+void km_slice_drop(struct km_worker *w);
 /* Is there any, and when is the next pass (UINT64_MAX: none is due)? */
 bool km_backlog_left(const struct km_worker *w);
 uint64_t km_backlog_retry_ns(const struct km_worker *w);
 void km_backlog_begin(struct kvmem_pager *pager);
+/* There is more to do, or other regions: a pass over everything begins anew. */
+void km_backlog_again(struct kvmem_pager *pager);
 
 /* ---- worker.c ---- */
 
@@ -263,6 +405,12 @@ void *km_worker_run(void *arg);
 /* Forget what was begun before kvmem_pager_start(). */
 void km_worker_reset(struct km_worker *w);
 void km_worker_swallow_kick(struct km_worker *w);
+/* Its thread. -errno without detail. */
+int km_worker_start(struct km_worker *w, const char *what, unsigned int number);
+/* Those of a pager that has threads, if some content is not at hand and they do not run yet. */
+void km_fillers_start(struct kvmem_pager *pager);
+/* Until no thread of the pager remembers what has left. Without a lock that work may need. */
+void km_workers_settle(struct kvmem_pager *pager);
 /*
  * From kvmem_pager_add() to the start, and from HAND_BACK to the next one, a thread goes on to read
  * events: it applies removals, maps what has content, and leaves faults on absent pages waiting. It
@@ -276,9 +424,18 @@ void km_caretaker_stop(struct kvmem_pager *pager);
 /* Unregister all regions and free what is known of them. */
 void km_pager_release_all(struct kvmem_pager *pager);
 
+/* ---- threads.c ---- */
+
+int km_threads_check(const struct kvmem_pager_opts *o);
+int km_threads_copy(struct kvmem_pager *pager);
+/* -errno without detail. */
+int64_t km_threads_create(struct kvmem_pager *pager, struct km_thread *ret, const char *what,
+			  unsigned int number, void *(*fn)(void *), void *arg);
+
 /* ---- stop.c ---- */
 
 /* All that is absent or poisoned, in the calling thread; what fails is poisoned. The first error. */
 int km_pager_fill_rest(struct kvmem_pager *pager);
+int km_pager_fill_region(struct km_paged *p);
 
 #endif

@@ -16,6 +16,7 @@
  */
 #define MAPPINGS_FINE 1024u
 #define LARGE_REGION  (1ull << 30)
+#define GROWING_PARTS 512u /* of a region that can grow, at most */
 
 /* ---- geometry ---- */
 
@@ -32,18 +33,18 @@ static uint64_t parts_of(const struct kvmem_pager *pager, const struct km_watch 
 		return 1;
 	if (pager->mappings + shards * STRIPES_PER_SHARD <= MAPPINGS_FINE)
 		return shards * STRIPES_PER_SHARD;
-	return w->pages << w->shift >= LARGE_REGION ? shards : 1;
+	return km_watch_pages(w) << w->shift >= LARGE_REGION ? shards : 1;
 }
 
 static void set_geometry(struct km_paged *p)
 {
 	const struct kvmem_pager *pager = p->pager;
 	struct km_watch *w = &p->watch;
-	uint64_t parts, unit;
+	uint64_t parts, unit, width;
 
 	w->addr = (uintptr_t)w->region->base;
 	w->shift = w->region->page_shift;
-	w->pages = w->region->bytes >> w->shift;
+	w->room = km_region_room(w->region) >> w->shift;
 	w->first_uffd = pager->region_count % pager->set.count;
 	p->window_max = pager->opts.fault_around >> w->shift ? pager->opts.fault_around >> w->shift
 							     : 1;
@@ -51,13 +52,16 @@ static void set_geometry(struct km_paged *p)
 	unit = STRIPE_MIN >> w->shift ? STRIPE_MIN >> w->shift : 1;
 	p->slice = KM_SLICE_BYTES >> w->shift ? KM_SLICE_BYTES >> w->shift : 1;
 	parts = parts_of(pager, w);
-	w->stripe = parts == 1 ? w->pages
-			       : ((w->pages + parts - 1) / parts + unit - 1) / unit * unit;
+	/* The rest of a region that can grow is divided alike, unless that makes too many mappings. */
+	width = (km_watch_pages(w) + parts - 1) / parts;
+	if (width < w->room / GROWING_PARTS)
+		width = w->room / GROWING_PARTS;
+	w->stripe = parts == 1 ? w->room : (width + unit - 1) / unit * unit;
 }
 
 static uint64_t mappings_of(const struct km_paged *p)
 {
-	return (p->watch.pages + p->watch.stripe - 1) / p->watch.stripe;
+	return (p->watch.room + p->watch.stripe - 1) / p->watch.stripe;
 }
 
 /* ---- adding ---- */
@@ -91,8 +95,8 @@ static int unmap_absent(struct km_paged *p)
 	enum km_page_state state;
 	int err = 0;
 
-	for (uint64_t page = 0, n; page < p->watch.pages && !err; page += n) {
-		n = km_presence_run(&r->presence, page, p->watch.pages - page, &state);
+	for (uint64_t page = 0, n; page < r->presence.pages && !err; page += n) {
+		n = km_presence_run(&r->presence, page, UINT64_MAX, &state);
 		p->in_file |= state == KM_PRESENT;
 		if (state == KM_ABSENT || state == KM_POISONED)
 			err = unmap_run(r, page, n, state);
@@ -109,12 +113,33 @@ static int check_region(const struct kvmem_region *r)
 			"(KVM_MEM_GUEST_MEMFD): the kernel resolves their faults by itself and no "
 			"userfaultfd sees them; create the region with slot form HVA, or want "
 			"KVMEM_WANT_PAGING");
+	if (km_region_fill_check(r, "kvmem_pager_add"))
+		return -EOPNOTSUPP;
 	if (r->watch)
 		return km_fail(EBUSY, "kvmem_pager_add: the region has a pager already");
 	if (atomic_load(&r->fillers))
 		return km_fail(EBUSY, "kvmem_pager_add: the region is being populated");
 	return 0;
 }
+
+/* Pages are absent again: what was said of all being there is not true any more. */
+static void region_absent(void *arg)
+{
+	struct km_paged *p = arg;
+	struct kvmem_pager *pager = p->pager;
+	uint64_t poisoned;
+
+	pthread_mutex_lock(&pager->lock);
+	if (!pager->released && km_pager_missing(pager, &poisoned))
+		atomic_store(&pager->complete, false);
+	pthread_mutex_unlock(&pager->lock);
+	km_backlog_again(pager);
+}
+
+static const struct km_presence_listener listener = {
+	.whole = km_pager_region_whole,
+	.absent = region_absent,
+};
 
 /* With the region's lock held. */
 static int serve_region(struct km_paged *p, uint32_t flags)
@@ -123,7 +148,8 @@ static int serve_region(struct km_paged *p, uint32_t flags)
 	int err = check_region(r);
 
 	if (!err)
-		err = km_pages_unannounced(r, 0, p->watch.pages, flags, "kvmem_pager_add");
+		err = km_pages_unannounced(r, 0, km_watch_pages(&p->watch), flags,
+					   "kvmem_pager_add");
 	if (!err)
 		err = unmap_absent(p);
 	if (!err)
@@ -132,7 +158,7 @@ static int serve_region(struct km_paged *p, uint32_t flags)
 		return err;
 	p->in_file = p->in_file && km_watch_can(&p->watch, _UFFDIO_CONTINUE);
 	km_source_get(p->feed.source);
-	km_presence_listen(&r->presence, km_pager_region_whole, p);
+	km_presence_listen(&r->presence, &listener, p);
 	return 0;
 }
 
@@ -181,6 +207,40 @@ static void keep_house(struct kvmem_pager *pager)
 		km_detail_restore(&before);
 }
 
+/* Faults that were read before the table had the region were left alone: they come again. */
+static void join_running(struct km_paged *p)
+{
+	struct kvmem_pager *pager = p->pager;
+
+	pager->slow |= km_paged_is_slow(p);
+	if (pager->slow && !(pager->opts.flags & KVMEM_PAGER_NO_THREADS))
+		km_fillers_start(pager);
+	km_watch_wake(&p->watch, 0, km_watch_pages(&p->watch));
+	region_absent(p);
+}
+
+static int add_region(struct km_paged *p, uint32_t flags)
+{
+	struct kvmem_pager *pager = p->pager;
+	struct kvmem_region *region = p->watch.region;
+	struct km_paged_table *table = km_table_new(pager);
+	int r;
+
+	if (!table)
+		return km_fail(ENOMEM, "kvmem_pager_add: no memory");
+	pthread_mutex_lock(&region->lock);
+	r = serve_region(p, flags);
+	pthread_mutex_unlock(&region->lock);
+	if (r) {
+		km_sys_free(table);
+		return r;
+	}
+	pager->region_count++;
+	pager->mappings += mappings_of(p);
+	km_table_add(pager, table, p);
+	return 0;
+}
+
 int kvmem_pager_add(struct kvmem_pager *pager, struct kvmem_region *region,
 		    struct kvmem_source *source, uint64_t source_offset, uint32_t flags)
 {
@@ -191,9 +251,8 @@ int kvmem_pager_add(struct kvmem_pager *pager, struct kvmem_region *region,
 		r = check_flags(flags);
 	if (r)
 		return r;
-	if (atomic_load(&pager->state) != KM_PAGER_NEW)
-		return km_fail(EBUSY, "kvmem_pager_add: the pager was started: regions come before "
-				      "kvmem_pager_start()");
+	if (atomic_load(&pager->state) == KM_PAGER_STOPPED)
+		return km_fail(EBUSY, "kvmem_pager_add: the pager was stopped: make another one");
 	p = km_sys_alloc(sizeof(*p));
 	if (!p)
 		return km_fail(ENOMEM, "kvmem_pager_add: no memory");
@@ -202,20 +261,28 @@ int kvmem_pager_add(struct kvmem_pager *pager, struct kvmem_region *region,
 	p->watch.region = region;
 	set_geometry(p);
 	set_source(p, source, source_offset);
-	pthread_mutex_lock(&region->lock);
-	r = serve_region(p, flags);
-	pthread_mutex_unlock(&region->lock);
+	r = add_region(p, flags);
 	if (r) {
 		km_sys_free(p);
 		return r;
 	}
-	pager->region_count++;
-	pager->mappings += mappings_of(p);
-	keep_house(pager);
+	if (atomic_load(&pager->state) == KM_PAGER_RUNNING)
+		join_running(p);
+	else
+		keep_house(pager);
 	return 0;
 }
 
 /* ---- another source ---- */
+
+static struct km_paged *find(const struct kvmem_pager *pager, const struct kvmem_region *region)
+{
+	struct km_paged *p = km_paged_first(pager);
+
+	while (p && p->watch.region != region)
+		p = km_paged_next(p);
+	return p;
+}
 
 int kvmem_pager_set_source(struct kvmem_pager *pager, struct kvmem_region *region,
 			   struct kvmem_source *source, uint64_t source_offset)
@@ -233,15 +300,13 @@ int kvmem_pager_set_source(struct kvmem_pager *pager, struct kvmem_region *regio
 	if (state == KM_PAGER_STOPPED)
 		return km_fail(EINVAL, "kvmem_pager_set_source: the pager was stopped, and has no "
 				       "regions any more");
-	for (p = km_paged_first(pager); p && p->watch.region != region;)
-		p = km_paged_next(p);
+	p = find(pager, region);
 	if (!p)
 		return km_fail(ENOENT, "kvmem_pager_set_source: the region is not of this pager");
 	km_source_get(source);
 	km_source_put(p->feed.source);
 	set_source(p, source, source_offset);
-	for (unsigned int i = 0; i < pager->all_count; i++)
-		pager->workers[i].hands.feed = NULL; /* what the old source said */
+	/* What a thread remembers of the old source it forgets at the start: km_worker_reset(). */
 	atomic_store(&p->around_skip, 0);
 	atomic_store(&p->around_penalty, 0);
 	return 0;
@@ -277,7 +342,10 @@ static void release(struct km_paged *p)
 	struct kvmem_region *r = p->watch.region;
 
 	lock_unfilled(p);
+	/* Who counts what is missing goes through the list under this lock. */
+	pthread_mutex_lock(&p->pager->lock);
 	km_watch_end(&p->watch);
+	pthread_mutex_unlock(&p->pager->lock);
 	km_presence_listen(&r->presence, NULL, NULL);
 	pthread_mutex_unlock(&r->lock);
 	km_source_put(p->feed.source);
@@ -300,4 +368,81 @@ void km_pager_release_all(struct kvmem_pager *pager)
 		km_sys_free(p);
 	}
 	pager->region_count = 0;
+}
+
+/* ---- one of them ---- */
+
+static int remove_check(struct kvmem_pager *pager, struct kvmem_region *region, uint32_t how,
+			struct km_paged **ret)
+{
+	int r;
+
+	if (!pager || !region)
+		return km_fail(EINVAL, "kvmem_pager_remove: %s is NULL",
+			       pager ? "region" : "pager");
+	if (how > KVMEM_STOP_HAND_BACK)
+		return km_fail(EINVAL,
+			       "kvmem_pager_remove: how is %" PRIu32 ", must be FILL or HAND_BACK",
+			       how);
+	r = km_pager_callback_check(pager, "kvmem_pager_remove");
+	if (r)
+		return r;
+	*ret = find(pager, region);
+	if (!*ret)
+		return km_fail(ENOENT, "kvmem_pager_remove: the region is not of this pager");
+	if (how == KVMEM_STOP_HAND_BACK && km_presence_missing(&region->presence) &&
+	    km_region_is_attached(region))
+		return km_fail(EBUSY,
+			       "kvmem_pager_remove: pages are missing, and a slot shows the region "
+			       "to a guest, who would find zeros: kvmem_region_detach() first, "
+			       "or KVMEM_STOP_FILL");
+	if (how == KVMEM_STOP_FILL && atomic_load(&pager->state) != KM_PAGER_RUNNING &&
+	    km_presence_missing(&region->presence))
+		return km_fail(EINVAL,
+			       "kvmem_pager_remove: pages are missing, and the pager is not "
+			       "running: kvmem_pager_start() it, or populate the region");
+	return 0;
+}
+
+/* No thread of the pager begins anything on it, then none remembers it. */
+static void withdraw(struct km_paged *p, struct km_paged_table *table)
+{
+	struct kvmem_pager *pager = p->pager;
+
+	atomic_store(&p->leaving, true);
+	km_table_remove(pager, table, p);
+	km_prefetch_drop(pager, p);
+	km_backlog_again(pager);
+	km_workers_settle(pager);
+	km_later_end_all(pager, p, true);
+}
+
+int kvmem_pager_remove(struct kvmem_pager *pager, struct kvmem_region *region, uint32_t how)
+{
+	struct km_paged_table *table;
+	struct km_paged *p = NULL;
+	int r = remove_check(pager, region, how, &p);
+
+	if (r)
+		return r;
+	table = km_table_new(pager);
+	if (!table)
+		return km_fail(ENOMEM, "kvmem_pager_remove: no memory");
+	if (how == KVMEM_STOP_FILL)
+		r = km_pager_fill_region(p);
+	withdraw(p, table);
+	release(p);
+	/* Who walks the list of regions may have been at this one. */
+	km_workers_settle(pager);
+	pager->region_count--;
+	pager->mappings -= mappings_of(p);
+	km_sys_free(p);
+	if (atomic_load(&pager->state) == KM_PAGER_RUNNING && km_paged_first(pager))
+		km_pager_region_whole(km_paged_first(pager));
+	km_pager_changed(pager);
+	if (r)
+		return km_fail(
+			-r, "kvmem_pager_remove: not all could be filled, the pages concerned are "
+			    "poisoned: %m");
+	return 0;
 }

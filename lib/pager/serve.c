@@ -13,43 +13,7 @@
 #define GAP_MAX_NS	1000000u
 #define NEIGHBOUR_FIXES 8u
 
-/* ---- which region ---- */
-
-static bool is_in(const struct km_paged *p, uint64_t addr)
-{
-	return addr - p->watch.addr < p->watch.pages << p->watch.shift;
-}
-
-static struct km_paged *paged_at(const struct kvmem_pager *pager, uint64_t addr)
-{
-	unsigned int low = 0, high = pager->region_count;
-
-	if (atomic_load(&pager->set.drops)) {
-		struct km_paged *p = km_paged_first(pager); /* the list is not sorted yet */
-
-		while (p && !is_in(p, addr))
-			p = km_paged_next(p);
-		return p;
-	}
-	while (high - low > 1) {
-		unsigned int middle = low + (high - low) / 2;
-
-		if (pager->by_addr[middle]->watch.addr <= addr)
-			low = middle;
-		else
-			high = middle;
-	}
-	return low < high && is_in(pager->by_addr[low], addr) ? pager->by_addr[low] : NULL;
-}
-
 /* ---- accounts ---- */
-
-static unsigned int bucket(uint64_t ns)
-{
-	unsigned int b = ns ? 63u - (unsigned int)__builtin_clzll(ns) : 0;
-
-	return b < KVMEM_HIST_BUCKETS ? b : KVMEM_HIST_BUCKETS - 1;
-}
 
 /* A run of pages in one state, and the faults on them. */
 struct served {
@@ -68,7 +32,10 @@ static void count_and_wake(const struct served *s, const struct km_window *piece
 	uint64_t now = km_sys_now_ns(), end = s->first + s->count;
 
 	for (unsigned int i = 0; i < s->fault_count; i++)
-		km_count_own(&s->w->counts.service_ns[bucket(now - s->faults[i].read_ns)], 1);
+		km_count_own(
+			&s->w->counts.service_ns[km_service_bucket(now - s->faults[i].read_ns)], 1);
+	if (s->w->trace.entries)
+		km_trace_faults(s->w, s->faults, s->fault_count, now);
 	if (piece->count)
 		km_watch_wake(&s->p->watch, piece->first, piece->count);
 	if (s->first < piece->first || end > piece->first + piece->count)
@@ -134,12 +101,30 @@ static void fill_asked(const struct served *s)
 			km_fill_or_fail(s->w, s->p, s->first + i, KVMEM_FAIL_DEMAND, &way);
 }
 
+/*
+ * The source answers later. What is under way is claimed, and who ends that wakes the threads; the others, whose
+ * pages have come or failed meanwhile, are woken here.
+ */
+static void serve_later(const struct served *s)
+{
+	fill_asked(s);
+	if (s->w->trace.entries)
+		km_trace_faults(s->w, s->faults, s->fault_count, km_sys_now_ns());
+	for (uint64_t i = 0; i < s->count; i++)
+		if (km_presence_want(km_paged_map(s->p), s->first + i) != KM_CLAIMED)
+			km_watch_wake(&s->p->watch, s->first + i, 1);
+}
+
 static void serve_absent(const struct served *s)
 {
 	struct km_window win = { .paged = s->p, .kind = KM_ABSENT }, piece = win;
 	bool around = s->p->window_max > 1, ordered = false;
 	bool cheap = s->alone && s->p->haste == KM_AT_HAND;
 
+	if (s->p->feed.source->kind == KM_SOURCE_ASYNC) {
+		serve_later(s);
+		return;
+	}
 	for (uint64_t i = 0; around && i < s->count; i++)
 		km_around_touched(s->w, s->p, s->first + i);
 	if (around)
@@ -296,7 +281,7 @@ static void serve_faults(struct km_worker *w)
 
 static void take_fault(struct km_worker *w, const struct uffd_msg *m)
 {
-	struct km_paged *p = paged_at(w->pager, m->arg.pagefault.address);
+	struct km_paged *p = km_paged_at(w->pager, m->arg.pagefault.address);
 	bool minor = m->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_MINOR;
 
 	if (!p)
@@ -307,6 +292,8 @@ static void take_fault(struct km_worker *w, const struct uffd_msg *m)
 		.page = (m->arg.pagefault.address - p->watch.addr) >> p->watch.shift,
 		.read_ns = w->demand_ns,
 		.minor = minor,
+		.write = m->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE,
+		.thread = m->arg.pagefault.feat.ptid,
 	};
 }
 
@@ -333,6 +320,7 @@ unsigned int km_serve_events(struct km_worker *w)
 		for (unsigned int k = 0; k < faults; k++)
 			take_fault(w, &w->msgs[k]);
 		serve_faults(w);
+		km_later_flush(w);
 	}
 	return events;
 }

@@ -72,6 +72,14 @@ int kvmem_pager_get_stats(const struct kvmem_pager *pager, struct kvmem_pager_st
 		s.removes += get(&pager->set.all[i].removes);
 		s.retries += get(&pager->set.all[i].retries);
 	}
+	s.pages_demand += get(&pager->later_pages[KM_DEMAND]);
+	s.pages_prefetch += get(&pager->later_pages[KM_PREFETCH]);
+	s.pages_background += get(&pager->later_pages[KM_BACKGROUND]);
+	s.fills_failed += get(&pager->later_failed);
+	for (unsigned int i = 0; i < KVMEM_HIST_BUCKETS; i++)
+		s.service_ns[i] += get(&pager->later_service[i]);
+	s.pages_given = get(&pager->given_pages);
+	s.trace_dropped = km_trace_dropped(pager);
 	add_pages((struct kvmem_pager *)(uintptr_t)pager, &s);
 	s.service_p50_ns = quantile(s.service_ns, 0.5);
 	s.service_p90_ns = quantile(s.service_ns, 0.9);

@@ -13,6 +13,7 @@ static void serve_if_alone(struct kvmem_pager *pager)
 		return;
 	while (km_serve_events(w))
 		;
+	km_later_step(w);
 }
 
 static void wait_for_claim(struct kvmem_pager *pager, struct km_paged *p, uint64_t page, uint64_t n)
@@ -80,8 +81,8 @@ static int fill_rest_of(struct km_worker *w, struct km_paged *p)
 	uint64_t page = 0, n;
 	int r, err = 0;
 
-	for (; page < p->watch.pages; page += n) {
-		n = km_presence_run(km_paged_map(p), page, p->watch.pages - page, &state);
+	for (; page < km_watch_pages(&p->watch); page += n) {
+		n = km_presence_run(km_paged_map(p), page, UINT64_MAX, &state);
 		if (state == KM_CLAIMED) {
 			wait_for_claim(w->pager, p, page, n);
 			n = 0;
@@ -92,6 +93,11 @@ static int fill_rest_of(struct km_worker *w, struct km_paged *p)
 		serve_if_alone(w->pager);
 	}
 	return err;
+}
+
+int km_pager_fill_region(struct km_paged *p)
+{
+	return fill_rest_of(km_stop_worker(p->pager), p);
 }
 
 int km_pager_fill_rest(struct kvmem_pager *pager)

@@ -52,16 +52,17 @@ void km_pager_region_whole(void *arg)
 	struct km_paged *p = arg;
 	struct kvmem_pager *pager = p->pager;
 	uint64_t poisoned = 0, missing;
-	bool running;
+	bool running, whole;
 
 	/* The lock: regions are not let go meanwhile. */
 	pthread_mutex_lock(&pager->lock);
 	running = !pager->released && atomic_load(&pager->state) == KM_PAGER_RUNNING;
 	missing = running ? km_pager_missing(pager, &poisoned) : 0;
+	whole = running && !missing && !atomic_exchange(&pager->complete, true);
 	pthread_mutex_unlock(&pager->lock);
 	if (!running)
 		return; /* kvmem_pager_start() looks itself */
-	if (!missing && !atomic_exchange(&pager->complete, true)) {
+	if (whole) {
 		tell_complete(pager, p);
 		if (pager->opts.flags & KVMEM_PAGER_NO_THREADS)
 			km_worker_kick(&pager->workers[0]);
@@ -76,12 +77,14 @@ int km_pager_callback_check(struct kvmem_pager *pager, const char *call)
 {
 	int r = km_callback_check(call, pager);
 
+	pthread_mutex_lock(&pager->lock); /* regions are not let go meanwhile */
 	for (struct km_paged *p = km_paged_first(pager); !r && p; p = km_paged_next(p))
 		r = km_callback_check(call, p->watch.region);
+	pthread_mutex_unlock(&pager->lock);
 	return r;
 }
 
-static struct timespec from_now(int64_t ns)
+struct timespec km_pager_from_now(int64_t ns)
 {
 	struct timespec t;
 	int64_t sum;
@@ -104,7 +107,7 @@ static bool is_stuck(const struct kvmem_pager *pager)
 	for (unsigned int i = 0; i < pager->set.count; i++) {
 		struct km_backlog *b = &pager->backlogs[i];
 
-		if (atomic_load(&b->prefetch_count))
+		if (atomic_load(&b->now.count) || atomic_load(&b->later_ns))
 			return false;
 		if (atomic_load(&b->stuck))
 			stuck = true;
@@ -155,7 +158,7 @@ static int timed_out(struct kvmem_pager *pager)
 
 static int wait_locked(struct kvmem_pager *pager, int64_t timeout_ns)
 {
-	struct timespec end = from_now(timeout_ns < 0 ? 0 : timeout_ns);
+	struct timespec end = km_pager_from_now(timeout_ns < 0 ? 0 : timeout_ns);
 	int r;
 
 	while ((r = wait_result(pager)) > 0) {

@@ -11,7 +11,30 @@
 /* Work that nobody waits for is this thread's: a filler's, or, where all is at hand, a worker's. */
 static bool has_backlog(const struct km_worker *w)
 {
-	return w->filler || !atomic_load_explicit(&w->pager->fillers_run, memory_order_relaxed);
+	/* A slice under way when fillers were started is still its own. */
+	return w->filler || w->slice.count ||
+	       !atomic_load_explicit(&w->pager->fillers_run, memory_order_relaxed);
+}
+
+/* Nothing of regions that leave. By the worker's thread, or where it has none. */
+static void forget(struct km_worker *w)
+{
+	if (w->slice.count && atomic_load(&w->slice.paged->leaving))
+		km_slice_drop(w);
+	km_around_forget(&w->around);
+	if (w->hands.feed && atomic_load(&((struct km_paged *)w->hands.feed->watch)->leaving))
+		w->hands.feed = NULL;
+}
+
+/* Between two pieces of work: what has left is forgotten, and who waits for that is told. */
+static void catch_up(struct km_worker *w)
+{
+	uint64_t changes = atomic_load(&w->pager->changes);
+
+	if (changes == atomic_load_explicit(&w->seen, memory_order_relaxed))
+		return;
+	forget(w);
+	atomic_store(&w->seen, changes);
 }
 
 /* One step of what there is to do, the most urgent first: the number of events served. */
@@ -19,7 +42,7 @@ static unsigned int step(struct km_worker *w, bool *ret_idle)
 {
 	unsigned int n = w->filler ? 0 : km_serve_events(w);
 
-	*ret_idle = !n && !km_around_step(w) &&
+	*ret_idle = !n && !km_around_step(w) && !km_later_step(w) &&
 		    !(has_backlog(w) && (km_prefetch_step(w) || km_background_step(w)));
 	return n;
 }
@@ -44,7 +67,9 @@ static bool linger(struct km_worker *w)
 		return false;
 	if (!ns)
 		until = w->gap_ns < STORM_GAP_NS ? w->demand_ns + LINGER_NS : now;
-	for (; now < until && !atomic_load(&w->pager->stopping); now = km_sys_now_ns()) {
+	for (; now < until && !atomic_load(&w->pager->stopping) &&
+	       atomic_load(&w->pager->changes) == atomic_load(&w->seen);
+	     now = km_sys_now_ns()) {
 		if (km_serve_events(w))
 			return true;
 		km_sys_yield(); /* the thread that we have just woken may be waiting for this CPU */
@@ -79,11 +104,50 @@ void *km_worker_run(void *arg)
 	bool idle;
 
 	while (!atomic_load_explicit(&w->pager->stopping, memory_order_acquire)) {
+		catch_up(w);
 		step(w, &idle);
 		if (idle && !linger(w))
 			sleep_until_event(w);
 	}
 	return NULL;
+}
+
+int km_worker_start(struct km_worker *w, const char *what, unsigned int number)
+{
+	int64_t r = km_threads_create(w->pager, &w->thread, what, number, km_worker_run, w);
+
+	w->started = r >= 0;
+	return (int)r;
+}
+
+/* Without fillers, for want of threads, the workers do what nobody waits for. */
+void km_fillers_start(struct kvmem_pager *pager)
+{
+	unsigned int first = pager->worker_count, n = 0;
+
+	if (atomic_load(&pager->fillers_run))
+		return;
+
+	for (unsigned int i = first; pager->slow && i + 1 < pager->all_count; i++, n++)
+		if (km_worker_start(&pager->workers[i], "fill", i - first) < 0)
+			break;
+	atomic_store(&pager->fillers_run, n && n == pager->set.count);
+}
+
+/* A thread that waits for a source sees the change when the source has answered. */
+void km_workers_settle(struct kvmem_pager *pager)
+{
+	uint64_t change = atomic_fetch_add(&pager->changes, 1) + 1;
+
+	for (; !km_table_seen(pager, change); km_sys_poll(NULL, 0, 1)) {
+		km_pager_kick_all(pager);
+		km_worker_kick(km_stop_worker(pager));
+	}
+	/* Those that have no thread are this thread's just now. */
+	for (unsigned int i = 0; i < pager->all_count; i++)
+		if (!pager->workers[i].started)
+			forget(&pager->workers[i]);
+	km_table_free_old(pager, false);
 }
 
 /* ---- keeping house ---- */
@@ -93,6 +157,7 @@ static void *caretaker_run(void *arg)
 	struct km_worker *w = arg;
 
 	while (!atomic_load_explicit(&w->pager->caretaker_stops, memory_order_acquire)) {
+		catch_up(w);
 		w->around.count = 0;
 		if (!km_serve_events(w))
 			sleep_until_event(w);
@@ -109,7 +174,7 @@ int km_caretaker_start(struct kvmem_pager *pager)
 		return 0;
 	atomic_store(&pager->caretaker_stops, false);
 	atomic_store(&pager->set.drops, true);
-	r = km_sys_thread_create(&w->thread, "kvmem-keep", caretaker_run, w);
+	r = km_threads_create(pager, &w->thread, "keep", UINT32_MAX, caretaker_run, w);
 	w->started = r >= 0;
 	atomic_store(&pager->set.served, w->started);
 	if (r < 0)
@@ -128,7 +193,7 @@ void km_caretaker_stop(struct kvmem_pager *pager)
 		return;
 	atomic_store_explicit(&pager->caretaker_stops, true, memory_order_release);
 	km_worker_kick(w);
-	km_sys_thread_join(w->thread);
+	km_sys_thread_join(&w->thread);
 	w->started = false;
 }
 
@@ -156,6 +221,23 @@ static int watch_shards(struct km_worker *w)
 	return r;
 }
 
+/* Where the caller waits for the epoll, what is due later makes that readable. */
+static int open_timer(struct km_worker *w)
+{
+	int64_t fd = km_sys_timerfd();
+
+	if (fd < 0)
+		return km_fail((int)-fd, "pager: timerfd_create: %m");
+	w->timer = (int)fd;
+	w->timer_ns = UINT64_MAX;
+	fd = km_sys_timerfd_set(
+		w->timer,
+		UINT64_MAX); /* a filter is noticed here, not by a ticket that never ends */
+	if (fd < 0)
+		return km_fail((int)-fd, "pager: timerfd_settime: %m");
+	return watch_fd(w, w->timer, EPOLLIN, w);
+}
+
 int km_worker_open(struct km_worker *w, struct kvmem_pager *pager, unsigned int first_shard,
 		   unsigned int shard_count, bool filler)
 {
@@ -175,6 +257,8 @@ int km_worker_open(struct km_worker *w, struct kvmem_pager *pager, unsigned int 
 		return km_fail((int)-fd, "pager: eventfd: %m");
 	w->kick = (int)fd;
 	r = watch_fd(w, w->kick, EPOLLIN, w);
+	if (!r && pager->opts.flags & KVMEM_PAGER_NO_THREADS && shard_count)
+		r = open_timer(w);
 	return r || filler ? r : watch_shards(w);
 }
 
@@ -204,7 +288,10 @@ void km_worker_close(struct km_worker *w)
 {
 	km_sys_close(w->epoll);
 	km_sys_close(w->kick);
+	if (w->timer >= 0)
+		km_sys_close(w->timer);
 	km_sys_free(w->hands.buf);
+	km_trace_close(&w->trace);
 }
 
 /* ---- without threads ---- */
@@ -226,7 +313,14 @@ int kvmem_pager_fd(const struct kvmem_pager *pager)
 	return r ? r : pager->workers[0].epoll;
 }
 
-/* A pass that is due later makes nothing readable: the caller's next call begins it. */
+static void set_timer(struct km_worker *w)
+{
+	uint64_t due = km_backlog_retry_ns(w);
+
+	if (due != w->timer_ns && km_sys_timerfd_set(w->timer, due) >= 0)
+		w->timer_ns = due;
+}
+
 int kvmem_pager_handle(struct kvmem_pager *pager)
 {
 	int r = check_no_threads(pager, "kvmem_pager_handle");
@@ -249,5 +343,6 @@ int kvmem_pager_handle(struct kvmem_pager *pager)
 		if (km_backlog_left(w))
 			km_worker_kick(w);
 	}
+	set_timer(w);
 	return (int)n;
 }

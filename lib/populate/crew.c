@@ -1,54 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
-/* The threads of a populate, its progress, and the claims of others that it waits for. */
+/* The threads of a populate, and the claims of others that it waits for. */
 #include "populate/populate_internal.h"
 
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
-
-/* The first failure counts; this thread's detail is taken along. */
-static void stop_all(struct km_fill *f, int error)
-{
-	int none = 0;
-
-	if (atomic_compare_exchange_strong(&f->error, &none, error))
-		snprintf(f->detail, sizeof(f->detail), "%s", kvmem_error_detail());
-	atomic_store(&f->stop, 1);
-}
-
-/* ---- progress ---- */
-
-static int tell(struct km_fill *f, const struct kvmem_progress *p)
-{
-	struct km_callback cb;
-	int r;
-
-	km_callback_enter(&cb, "kvmem_populate_opts.progress", f->r, NULL);
-	r = f->opts.progress(f->opts.progress_arg, p);
-	km_callback_leave(&cb);
-	return r;
-}
-
-void km_fill_tick(struct km_fill *f, bool last)
-{
-	struct kvmem_progress p = { .size = sizeof(p), .total = f->end - f->offset };
-	uint64_t now;
-
-	if (!f->opts.progress)
-		return;
-	now = km_sys_now_ns();
-	if (!last && now - f->tick_ns < KM_FILL_TICK_NS)
-		return;
-	f->tick_ns = now;
-	p.elapsed_ns = now - f->start_ns;
-	for (unsigned int i = 0; i < f->threads; i++)
-		p.done += atomic_load_explicit(&f->fillers[i].done, memory_order_relaxed);
-	if (tell(f, &p) && !last)
-		stop_all(f, km_fail(ECANCELED,
-				    "populate: canceled by the progress callback after 0x%" PRIx64
-				    " of 0x%" PRIx64 " bytes",
-				    p.done, p.total));
-}
 
 /* ---- threads ---- */
 
@@ -80,10 +36,10 @@ static void fill(struct km_filler *w)
 			break;
 	}
 	if (r < 0)
-		stop_all(f, r);
+		km_fill_stop(f, r);
 	r = km_flight_drain(w);
 	if (r < 0)
-		stop_all(f, r);
+		km_fill_stop(f, r);
 	km_fill_release(w);
 	km_numa_leave(&w->numa);
 	km_sys_free(w->buf);
@@ -136,7 +92,7 @@ static bool start(struct km_filler *w)
 	if (wants_buffer(w->f) && km_buffer_need(w))
 		return false;
 	snprintf(name, sizeof(name), "kvmem-fill-%u", w->index % 1000u);
-	w->started = km_sys_thread_create(&w->thread, name, thread_main, w) >= 0;
+	w->started = km_sys_thread_create(&w->thread, name, NULL, thread_main, w) >= 0;
 	if (!w->started) {
 		km_sys_free(w->buf);
 		w->buf = NULL;
@@ -154,13 +110,13 @@ static unsigned int run(struct km_fill *f)
 	int r = wants_buffer(f) ? km_buffer_need(&f->fillers[0]) : 0;
 
 	if (r)
-		stop_all(f, r);
+		km_fill_stop(f, r);
 	for (unsigned int i = 1; i < f->threads && !r; i++)
 		started += start(&f->fillers[i]);
 	fill(&f->fillers[0]);
 	for (unsigned int i = 1; i < f->threads; i++)
 		if (f->fillers[i].started)
-			km_sys_thread_join(f->fillers[i].thread);
+			km_sys_thread_join(&f->fillers[i].thread);
 	return started;
 }
 

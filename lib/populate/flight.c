@@ -310,7 +310,7 @@ static int need_ring(struct km_filler *w)
 	if (w->io)
 		return 1;
 	w->flights = km_sys_alloc(DEPTH * sizeof(*w->flights));
-	r = w->flights ? km_io_create(DEPTH, &w->io) : -ENOMEM;
+	r = w->flights ? km_io_create(DEPTH, f->opts.uring_workers, &w->io) : -ENOMEM;
 	if (!r)
 		return 1;
 	km_sys_free(w->flights);

@@ -15,7 +15,7 @@ struct km_io {
 	int broken; /* a submission failed: its entry may still be queued, so no more */
 };
 
-int km_io_create(unsigned int depth, struct km_io **ret_io)
+int km_io_create(unsigned int depth, unsigned int workers, struct km_io **ret_io)
 {
 	struct io_uring_params params = { .flags = IORING_SETUP_CLAMP };
 	struct km_io *io = km_sys_alloc(sizeof(*io));
@@ -26,6 +26,12 @@ int km_io_create(unsigned int depth, struct km_io **ret_io)
 	r = km_sys_uring_init(depth, &io->ring, &params);
 	if (r < 0) {
 		km_sys_free(io);
+		return (int)r;
+	}
+	if (workers)
+		r = km_sys_uring_workers(&io->ring, workers);
+	if (r < 0) {
+		km_io_destroy(io);
 		return (int)r;
 	}
 	*ret_io = io;

@@ -19,8 +19,9 @@ struct km_io_read {
 	uint64_t offset; /* in the file */
 };
 
-/* -EPERM, -ENOSYS, -ENOMEM...: no detail set, the caller knows what it means. */
-int km_io_create(unsigned int depth, struct km_io **ret_io);
+/* workers: of the kernel's, at most; 0: its own limit.
+ * -EPERM, -ENOSYS, -ENOMEM...: no detail set, the caller knows what it means. */
+int km_io_create(unsigned int depth, unsigned int workers, struct km_io **ret_io);
 void km_io_destroy(struct km_io *io); /* nothing may be in flight */
 
 unsigned int km_io_pending(const struct km_io *io);

@@ -26,7 +26,7 @@ static int ask_extent(struct km_fill *f, uint64_t offset, struct kvmem_extent *e
 int km_piece_extent(struct km_filler *w, uint64_t pos, uint32_t *ret_kind, uint64_t *ret_end)
 {
 	struct km_fill *f = w->f;
-	uint64_t offset = km_fill_source_pos(f, pos);
+	uint64_t offset = km_fill_source_pos(f, pos), left;
 	struct kvmem_extent *e = &w->ext[w->ext_last];
 	int r = 0;
 
@@ -39,18 +39,30 @@ int km_piece_extent(struct km_filler *w, uint64_t pos, uint32_t *ret_kind, uint6
 	if (r)
 		return r;
 	*ret_kind = e->kind;
-	*ret_end = km_min(e->offset + e->bytes - f->source_offset + f->offset, f->end);
+	left = e->offset + e->bytes - offset; /* a source may end near 2^64 */
+	*ret_end = left < f->end - pos ? pos + left : f->end;
 	return 0;
+}
+
+/* While the source has not answered. */
+static bool look(void *arg)
+{
+	struct km_filler *w = arg;
+
+	if (!w->index)
+		km_fill_tick(w->f, false);
+	return atomic_load(&w->f->stop);
 }
 
 int km_piece_read(struct km_filler *w, uint64_t pos, void *to, uint64_t bytes)
 {
+	const struct km_source_wait wait = { look, w };
 	struct km_fill *f = w->f;
 	struct km_callback cb;
 	int r;
 
 	km_callback_enter(&cb, "the source of kvmem_populate", f->r, NULL);
-	r = km_source_read(f->s, km_fill_source_pos(f, pos), to, bytes);
+	r = km_source_read_looking(f->s, km_fill_source_pos(f, pos), to, bytes, &wait);
 	km_callback_leave(&cb);
 	return r;
 }

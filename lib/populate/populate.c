@@ -7,9 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#define MOST_THREADS 256u
-#define AUTO_THREADS 8u		 /* beyond, they wait for each other in the kernel */
-#define AUTO_SHARE   (16u << 20) /* bytes that make another thread worth its start */
+#define THREADS_THAT_WAIT 8u
 
 /* ---- result ---- */
 
@@ -53,22 +51,12 @@ static void sum_up(struct km_fill *f, unsigned int threads, struct kvmem_populat
 
 /* ---- arguments ---- */
 
-static unsigned int threads_for(const struct km_fill *f)
-{
-	uint64_t n = f->opts.threads, cpus = km_sys_cpus();
-
-	if (!n) {
-		n = 1 + (f->end - f->offset) / AUTO_SHARE;
-		n = n < cpus ? n : cpus;
-		n = n < AUTO_THREADS ? n : AUTO_THREADS;
-	}
-	return (unsigned int)(n < f->chunks ? n : f->chunks);
-}
-
 static int check_opts(const struct kvmem_populate_opts *o)
 {
 	const uint64_t both = KVMEM_FILL_KEEP | KVMEM_FILL_OVERWRITE;
-	int r = km_flags_check(o->flags, KVMEM_POPULATE_KEEP_ZERO | both,
+	int r = km_flags_check(o->flags,
+			       KVMEM_POPULATE_KEEP_ZERO | KVMEM_POPULATE_PREALLOC |
+				       KVMEM_POPULATE_MAP_GUEST | KVMEM_POPULATE_MAP_NEEDED | both,
 			       "kvmem_populate_opts.flags");
 
 	if (r)
@@ -77,14 +65,14 @@ static int check_opts(const struct kvmem_populate_opts *o)
 		return km_fail(
 			EINVAL,
 			"populate: KVMEM_FILL_KEEP and KVMEM_FILL_OVERWRITE exclude each other");
+	if (o->reserved)
+		return km_fail(EINVAL, "kvmem_populate_opts.reserved must be 0");
 	if (o->method >= KM_FILL_METHODS || o->file_method >= KM_FILE_METHODS)
 		return km_fail(EINVAL, "populate: method %u, file method %u: one is unknown",
 			       o->method, o->file_method);
-	if (o->threads > MOST_THREADS)
+	if (o->threads > KM_FILL_MOST_THREADS)
 		return km_fail(EINVAL, "populate: %u threads, %u at most", o->threads,
-			       MOST_THREADS);
-	if (o->reserved)
-		return km_fail(EINVAL, "populate: reserved is %u, must be 0", o->reserved);
+			       KM_FILL_MOST_THREADS);
 	return 0;
 }
 
@@ -139,7 +127,10 @@ static int lay_out(struct km_fill *f)
 	f->pages = ((f->end + f->page_bytes - 1) >> f->r->page_shift) - f->first_page;
 	f->chunk_pages = chunk >> f->r->page_shift;
 	f->chunks = (f->pages + f->chunk_pages - 1) / f->chunk_pages;
-	f->threads = threads_for(f);
+	f->threads = f->opts.threads;
+	if (!f->threads && f->s->kind == KM_SOURCE_ASYNC) /* they wait for answers, not for CPUs */
+		f->threads = THREADS_THAT_WAIT;
+	f->threads = km_fill_threads(f->threads, f->end - f->offset, f->chunks);
 	return 0;
 }
 
@@ -203,31 +194,64 @@ out:
 	return r;
 }
 
-int kvmem_populate(struct kvmem_region *region, uint64_t offset, struct kvmem_source *source,
-		   const struct kvmem_populate_opts *opts, struct kvmem_populate_result *ret_result)
+static int check_call(const struct kvmem_region *region, const struct kvmem_source *source,
+		      const struct kvmem_populate_opts *opts, struct kvmem_populate_opts *o,
+		      struct kvmem_populate_result *ret_result)
 {
-	struct kvmem_populate_result res = KVMEM_POPULATE_RESULT_INIT;
-	struct km_fill f = { .r = region, .s = source, .direct_fd = -1 };
 	int r;
 
-	if (!region || !source)
-		return km_fail(EINVAL, "populate: %s is NULL", region ? "source" : "region");
+	if (!region)
+		return km_fail(EINVAL, "populate: region is NULL");
 	r = km_callback_check("kvmem_populate", region);
+	if (!r)
+		r = km_region_fill_check(region, "kvmem_populate");
 	if (!r && ret_result)
-		r = km_result_check(ret_result, sizeof(res), "kvmem_populate_result");
+		r = km_result_check(ret_result, sizeof(*ret_result), "kvmem_populate_result");
 	if (!r)
-		r = km_opts_copy(&f.opts, sizeof(f.opts), sizeof(f.opts), opts,
-				 "kvmem_populate_opts");
+		r = km_opts_copy(o, sizeof(*o), sizeof(*o), opts, "kvmem_populate_opts");
 	if (!r)
-		r = check_opts(&f.opts);
-	if (!r)
-		r = check_range(&f, offset);
+		r = check_opts(o);
+	if (!r && !source != !!(o->flags & KVMEM_POPULATE_PREALLOC))
+		r = km_fail(EINVAL, source ? "populate: source with KVMEM_POPULATE_PREALLOC: "
+					     "zeros need none"
+					   : "populate: source is NULL");
+	return r ? r : km_map_guest_check(region, o);
+}
+
+static int from_source(struct kvmem_region *region, uint64_t offset, struct kvmem_source *source,
+		       const struct kvmem_populate_opts *o, struct kvmem_populate_result *res,
+		       uint64_t *ret_bytes)
+{
+	struct km_fill f = { .r = region, .s = source, .opts = *o, .direct_fd = -1 };
+	int r = check_range(&f, offset);
+
 	if (!r)
 		r = lay_out(&f);
 	if (r)
 		return r;
+	*ret_bytes = f.end - f.offset;
 	f.start_ns = f.tick_ns = km_sys_now_ns();
-	r = fill_all(&f, &res);
+	return fill_all(&f, res);
+}
+
+int kvmem_populate(struct kvmem_region *region, uint64_t offset, struct kvmem_source *source,
+		   const struct kvmem_populate_opts *opts, struct kvmem_populate_result *ret_result)
+{
+	struct kvmem_populate_result res = KVMEM_POPULATE_RESULT_INIT;
+	struct kvmem_populate_opts o;
+	uint64_t bytes = 0;
+	int r = check_call(region, source, opts, &o, ret_result);
+
+	if (r)
+		return r;
+	if (source) {
+		r = from_source(region, offset, source, &o, &res, &bytes);
+	} else {
+		r = km_prealloc(region, offset, &o, &res);
+		bytes = res.bytes_made + res.bytes_present;
+	}
+	if (!r && o.flags & KVMEM_POPULATE_MAP_GUEST)
+		r = km_map_guest(region, offset, bytes, &o, &res);
 	if (ret_result)
 		km_result_copy(ret_result, &res, sizeof(res));
 	return r;

@@ -10,13 +10,17 @@
  * Each file calls only those below it:
  *
  *	populate.c	arguments, the whole, the result
- *	crew.c		the threads, progress, waiting for the claims of others
+ *	prealloc.c	all pages of a range as zeros, without a source
+ *	map_guest.c	what is filled, in the guest's tables too
+ *	crew.c		the threads, waiting for the claims of others
  *	next.c		chunks, claims: which piece is next
  *	flight.c	reads straight into guest memory (io.c: io_uring)
  *	buffer.c	a piece through a buffer, zeros found
  *	method.c	how pages are made, and which way is the fastest
  *	piece.c		a piece and the ends of its claim, extents of the source
+ *	progress.c	how far it is, and what ends it early
  *	names.c		what the methods are called
+ *	threads.c	how many threads pay
  *
  * Positions (`pos`) are bytes into the region.
  */
@@ -58,7 +62,7 @@ struct km_filler {
 	unsigned int index;
 	bool started;
 	bool recount; /* a second look: what is present was counted in the first */
-	pthread_t thread;
+	struct km_thread thread;
 
 	uint64_t page;	      /* next one to look at */
 	uint64_t claimed_end; /* claimed from `page` up to here */
@@ -139,8 +143,25 @@ static inline uint64_t km_fill_clip(const struct km_fill *f, uint64_t from, uint
 	return from < to ? to - from : 0;
 }
 
+/* ---- threads.c ---- */
+#define KM_FILL_MOST_THREADS 256u
+/* As many as are asked for, or as pay for so many bytes; at most one for each unit of work. */
+unsigned int km_fill_threads(uint32_t asked, uint64_t bytes, uint64_t units);
+
+/* ---- prealloc.c, map_guest.c ---- */
+int km_prealloc(struct kvmem_region *r, uint64_t offset, const struct kvmem_populate_opts *o,
+		struct kvmem_populate_result *res);
+int km_map_guest_check(const struct kvmem_region *r, const struct kvmem_populate_opts *o);
+int km_map_guest(const struct kvmem_region *r, uint64_t offset, uint64_t bytes,
+		 const struct kvmem_populate_opts *o, struct kvmem_populate_result *res);
+
 /* ---- crew.c ---- */
 int km_fill_crew(struct km_fill *f, unsigned int *ret_threads); /* the error stays in f */
+
+/* ---- progress.c ---- */
+/* Whoever fills ends soon. The first failure counts; this thread's detail is taken along. */
+void km_fill_stop(struct km_fill *f, int error);
+/* Tells the caller where it stands, when it is time. His thread alone. */
 void km_fill_tick(struct km_fill *f, bool last);
 
 /* ---- next.c ---- */

@@ -11,31 +11,44 @@
 /* KVM counts the pages of a slot in 31 bits. */
 #define SLOT_PAGES_MAX ((1ull << 31) - 1)
 
-static int attach_check(const struct kvmem_region *r, uint64_t offset, uint64_t bytes, uint64_t gpa,
-			uint32_t flags)
+static int range_check(const struct kvmem_region *r, uint64_t offset, uint64_t bytes, uint64_t gpa)
 {
 	uint64_t page = km_sys_page_size();
-	int ret = km_range_check(offset, bytes, r->bytes, "kvmem_region_attach: region");
+	int ret = km_range_check(offset, bytes, r->bytes,
+				 bytes <= r->room - offset && offset <= r->room
+					 ? "slot: region, before kvmem_region_grow()"
+					 : "slot: region");
 
 	if (!ret)
-		ret = km_range_check(gpa, bytes, GPA_LIMIT, "kvmem_region_attach: gpa");
+		ret = km_range_check(gpa, bytes, GPA_LIMIT, "slot: gpa");
 	if (!ret)
-		ret = km_align_check(offset, page, "kvmem_region_attach: offset");
+		ret = km_align_check(offset, page, "slot: offset");
 	if (!ret)
-		ret = km_align_check(bytes, page, "kvmem_region_attach: bytes");
+		ret = km_align_check(bytes, page, "slot: bytes");
 	if (!ret)
-		ret = km_align_check(gpa, page, "kvmem_region_attach: gpa");
-	if (!ret)
-		ret = km_flags_check(flags, KVMEM_ATTACH_READONLY, "kvmem_region_attach: flags");
-	if (!ret && bytes / page > SLOT_PAGES_MAX)
+		ret = km_align_check(gpa, page, "slot: gpa");
+	return ret;
+}
+
+static int slot_check(const struct kvmem_region *r, uint64_t offset, uint64_t bytes, uint64_t gpa,
+		      uint32_t flags)
+{
+	int ret = range_check(r, offset, bytes, gpa);
+
+	if (!ret && bytes / km_sys_page_size() > SLOT_PAGES_MAX)
 		ret = km_fail(EINVAL,
-			      "kvmem_region_attach: 0x%" PRIx64 " bytes are more than the 2^31 - 1 "
+			      "slot: 0x%" PRIx64 " bytes are more than the 2^31 - 1 "
 			      "pages that KVM takes in one slot: attach the region in parts",
 			      bytes);
 	if (!ret && flags & KVMEM_ATTACH_READONLY && r->plan.slot_form == KVMEM_SLOT_DIRECT)
 		ret = km_fail(EOPNOTSUPP,
 			      "a read-only slot cannot be a direct slot of a guest_memfd: make the "
 			      "region with slot_form KVMEM_SLOT_HVA");
+	/* A write of the guest's would end KVM_RUN with EFAULT. */
+	if (!ret && !(flags & KVMEM_ATTACH_READONLY) && r->own_mapping && !r->own.writable)
+		ret = km_fail(EOPNOTSUPP,
+			      "slot: the region is a mapping without write access: attach it with "
+			      "KVMEM_ATTACH_READONLY");
 	return ret;
 }
 
@@ -50,35 +63,79 @@ static void bind(struct km_slot *s, const struct kvmem_region *r)
 	s->gmem_offset = (r->private_fd >= 0 ? 0 : r->fd_offset) + s->offset;
 }
 
-int kvmem_region_attach(struct kvmem_region *region, uint64_t offset, uint64_t bytes, uint64_t gpa,
-			uint32_t slot, uint32_t flags, uint32_t *ret_slot)
+/* What is asked for as vm's record; `known` are the flags that this caller takes. */
+static int slot_of(struct kvmem_region *region, const char *what, uint32_t flags, uint32_t known,
+		   struct km_slot *s)
 {
-	struct km_slot want = {
-		.id = slot,
-		.readonly = flags & KVMEM_ATTACH_READONLY,
-		.owner = region,
-		.offset = offset,
-		.bytes = bytes,
-		.gpa = gpa,
-	};
-	struct km_slot *s;
 	int r;
 
 	if (!region)
-		return km_fail(EINVAL, "kvmem_region_attach: region is NULL");
+		return km_fail(EINVAL, "%s: region is NULL", what);
 	if (!region->vm)
-		return km_fail(EINVAL, "kvmem_region_attach: the region was created without a VM");
-	r = attach_check(region, offset, bytes, gpa, flags);
+		return km_fail(EINVAL, "%s: the region was created without a VM", what);
+	r = km_flags_check(flags, known, "slot: flags");
 	if (!r)
-		r = km_callback_check("kvmem_region_attach", NULL);
+		r = slot_check(region, s->offset, s->bytes, s->gpa, flags);
+	if (!r)
+		r = km_callback_check(what, NULL);
 	if (r)
 		return r;
-	bind(&want, region);
-	want.wants_log = region->plan.granted & KVMEM_WANT_DIRTY;
+	s->owner = region;
+	s->arg = region->arg;
+	s->readonly = flags & KVMEM_ATTACH_READONLY;
+	s->wants_log = region->plan.granted & KVMEM_WANT_DIRTY;
+	bind(s, region);
+	return 0;
+}
+
+int kvmem_region_attach(struct kvmem_region *region, uint64_t offset, uint64_t bytes, uint64_t gpa,
+			uint32_t slot, uint32_t flags, uint32_t *ret_slot)
+{
+	struct km_slot want = { .id = slot, .offset = offset, .bytes = bytes, .gpa = gpa };
+	struct km_slot *s;
+	int r = slot_of(region, "kvmem_region_attach", flags, KVMEM_ATTACH_READONLY, &want);
+
+	if (r)
+		return r;
 	pthread_rwlock_wrlock(&region->vm->lock);
 	r = km_slot_add(region->vm, &want, &s);
 	if (!r && ret_slot)
 		*ret_slot = s->id;
+	pthread_rwlock_unlock(&region->vm->lock);
+	return r;
+}
+
+static int adopt_locked(struct kvmem_vm *vm, const struct km_slot *want)
+{
+	struct km_slot *s = km_slot_find(vm, want->id);
+
+	if (s && s->adopted && s->owner == want->owner && s->offset == want->offset &&
+	    s->bytes == want->bytes && s->gpa == want->gpa && s->readonly == want->readonly)
+		return km_slot_readopt(vm, s, want->keep_log);
+	return km_slot_adopt(vm, want);
+}
+
+int kvmem_region_adopt_slot(struct kvmem_region *region, uint64_t offset, uint64_t bytes,
+			    uint64_t gpa, uint32_t slot, uint32_t flags)
+{
+	struct km_slot want = {
+		.id = slot,
+		.offset = offset,
+		.bytes = bytes,
+		.gpa = gpa,
+		.adopted = true,
+		.keep_log = flags & KVMEM_ATTACH_LOGGED,
+	};
+	int r = slot_of(region, "kvmem_region_adopt_slot", flags,
+			KVMEM_ATTACH_READONLY | KVMEM_ATTACH_LOGGED, &want);
+
+	if (!r && slot == KVMEM_SLOT_ANY)
+		r = km_fail(EINVAL,
+			    "kvmem_region_adopt_slot: slot is KVMEM_SLOT_ANY: say which one");
+	if (r)
+		return r;
+	pthread_rwlock_wrlock(&region->vm->lock);
+	r = adopt_locked(region->vm, &want);
 	pthread_rwlock_unlock(&region->vm->lock);
 	return r;
 }
@@ -118,6 +175,83 @@ int km_region_detach_all(struct kvmem_region *region)
 			r = km_slot_remove(vm, vm->slots[i]);
 	pthread_rwlock_unlock(&vm->lock);
 	return r;
+}
+
+/* ---- where the guest sees it ---- */
+
+static int64_t attachments_locked(const struct kvmem_region *region, uint64_t offset, uint64_t end,
+				  struct kvmem_attachment *ret, size_t room)
+{
+	const struct kvmem_vm *vm = region->vm;
+	size_t n = 0;
+
+	for (size_t i = 0; i < vm->slot_count; i++) {
+		const struct km_slot *s = vm->slots[i];
+		uint64_t from = s->offset > offset ? s->offset : offset;
+		uint64_t to = s->offset + s->bytes < end ? s->offset + s->bytes : end;
+
+		if (s->owner != region || from >= to)
+			continue;
+		if (n++ >= room)
+			continue;
+		ret[n - 1] = (struct kvmem_attachment){
+			.slot = s->id,
+			.flags = (s->readonly ? KVMEM_ATTACH_READONLY : 0) |
+				 (s->adopted ? KVMEM_ATTACH_ADOPTED : 0) |
+				 (s->keep_log ? KVMEM_ATTACH_LOGGED : 0),
+			.offset = from,
+			.bytes = to - from,
+			.gpa = s->gpa + (from - s->offset),
+		};
+	}
+	return (int64_t)n;
+}
+
+int64_t kvmem_region_attachments(const struct kvmem_region *region, uint64_t offset, uint64_t bytes,
+				 struct kvmem_attachment *attachments, size_t count)
+{
+	int64_t r;
+
+	if (!region)
+		return km_fail(EINVAL, "kvmem_region_attachments: region is NULL");
+	if (!attachments && count)
+		return km_fail(EINVAL, "kvmem_region_attachments: attachments is NULL");
+	r = km_range_check(offset, bytes, region->bytes, "kvmem_region_attachments: region");
+	if (r || !region->vm)
+		return r;
+	pthread_rwlock_rdlock(&region->vm->lock);
+	r = attachments_locked(region, offset, offset + bytes, attachments, count);
+	pthread_rwlock_unlock(&region->vm->lock);
+	return r;
+}
+
+/* Does a slot show part of the range, for reading too or to be written? */
+static bool is_shown(const struct kvmem_region *region, uint64_t offset, uint64_t bytes,
+		     bool reading)
+{
+	bool found = false;
+
+	if (!region->vm)
+		return false;
+	pthread_rwlock_rdlock(&region->vm->lock);
+	for (size_t i = 0; i < region->vm->slot_count && !found; i++) {
+		const struct km_slot *s = region->vm->slots[i];
+
+		found = s->owner == region && (reading || !s->readonly) &&
+			s->offset < offset + bytes && offset < s->offset + s->bytes;
+	}
+	pthread_rwlock_unlock(&region->vm->lock);
+	return found;
+}
+
+bool km_region_is_writable(const struct kvmem_region *region, uint64_t offset, uint64_t bytes)
+{
+	return is_shown(region, offset, bytes, false);
+}
+
+bool km_region_is_attached(const struct kvmem_region *region)
+{
+	return is_shown(region, 0, region->bytes, true);
 }
 
 /* ---- attributes ---- */

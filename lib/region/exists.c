@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
 /* Which pages of a region exist in the kernel, found without making any. */
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -80,13 +81,56 @@ int64_t km_next_extent(const struct kvmem_region *r, uint64_t offset, uint64_t *
 
 /* ---- the answer for a run of pages ---- */
 
+#define PAGEMAP_PRESENT (1ull << 63)
+#define PAGEMAP_SWAPPED (1ull << 62)
+/* What looks like a page in swap, and is a marker: guard pages, write protection of an absent one. */
+#define PAGEMAP_MARKER (1ull << 57 | 1ull << 58)
+
+/* -errno where the kernel does not show it: then mincore() has to do. */
+static int64_t by_pagemap(const uint8_t *at, unsigned int count, bool *exists)
+{
+	uint64_t page = km_sys_page_size(), entry[KM_EXISTS_BATCH];
+	int64_t fd = km_sys_open("/proc/self/pagemap", O_RDONLY), n;
+
+	if (fd < 0)
+		return fd;
+	n = km_sys_pread((int)fd, entry, count * sizeof(*entry),
+			 (uintptr_t)at / page * sizeof(*entry));
+	km_sys_close((int)fd);
+	if (n < 0)
+		return n;
+	if ((uint64_t)n != count * sizeof(*entry))
+		return -EIO;
+	for (unsigned int i = 0; i < count; i++)
+		exists[i] = entry[i] & PAGEMAP_PRESENT ||
+			    (entry[i] & PAGEMAP_SWAPPED && !(entry[i] & PAGEMAP_MARKER));
+	return 0;
+}
+
+/* A header, and a line for each. */
+bool km_no_swap(void)
+{
+	char text[512] = "", *nl;
+	int64_t fd = km_sys_open("/proc/swaps", O_RDONLY), n;
+
+	if (fd < 0)
+		return fd == -ENOENT;
+	n = km_sys_read((int)fd, text, sizeof(text) - 1);
+	km_sys_close((int)fd);
+	nl = n > 0 ? strchr(text, '\n') : NULL;
+	return nl && !nl[1];
+}
+
 int64_t km_exists_begin(struct km_exists *x, struct kvmem_region *r, uint8_t *view)
 {
 	int64_t tells = km_mincore_tells(r);
+	bool any;
 
 	x->r = r;
 	x->view = view;
 	x->how = KM_EXISTS_MINCORE;
+	if (r->plan.backing == KVMEM_BACKING_ANONYMOUS && by_pagemap(view, 1, &any) >= 0)
+		x->how = KM_EXISTS_PAGEMAP;
 	if (tells)
 		return tells < 0 ? tells : 0;
 	x->how = r->plan.backing == KVMEM_BACKING_MEMFD ? KM_EXISTS_EXTENTS : KM_EXISTS_RECORD;
@@ -132,12 +176,14 @@ int64_t km_exists_get(const struct km_exists *x, uint64_t page, unsigned int cou
 
 	if (x->how == KM_EXISTS_MINCORE)
 		err = by_mincore(x, page, count, exists);
+	else if (x->how == KM_EXISTS_PAGEMAP)
+		err = by_pagemap(x->view + (page << x->r->page_shift), count, exists);
 	else if (x->how == KM_EXISTS_EXTENTS)
 		err = by_extents(x, page, count, exists);
 	else
 		memset(exists, 0, count * sizeof(*exists));
 	/* hugetlb pages show in mincore() only once they are mapped here: the record knows more. */
-	for (unsigned int i = 0; i < count; i++)
+	for (unsigned int i = 0; i < count && err >= 0; i++)
 		exists[i] |= km_presence_get(&x->r->presence, page + i) == KM_PRESENT;
 	return err;
 }

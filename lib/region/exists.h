@@ -3,7 +3,8 @@
 #define KM_EXISTS_H
 
 /*
- * Which pages of a region exist in the kernel. mincore() is the way, but of a file that the process
+ * Which pages of a region exist in the kernel. Of anonymous memory /proc/self/pagemap tells: mincore()
+ * passes over pages that are in swap. Else mincore() is the way, but of a file that the process
  * neither owns nor may write by its mode (it gave up its user since, or got the file from another)
  * mincore() says that every page is there. Then SEEK_DATA tells of shmem; of a guest_memfd or
  * hugetlb file nobody does, and the library's own record has to do: it knows the pages that the
@@ -15,7 +16,12 @@
 
 struct kvmem_region;
 
-enum km_exists_how { KM_EXISTS_MINCORE, KM_EXISTS_EXTENTS, KM_EXISTS_RECORD };
+enum km_exists_how {
+	KM_EXISTS_MINCORE,
+	KM_EXISTS_PAGEMAP,
+	KM_EXISTS_EXTENTS,
+	KM_EXISTS_RECORD,
+};
 
 #define KM_EXISTS_BATCH 1024u
 
@@ -30,6 +36,9 @@ int64_t km_exists_begin(struct km_exists *x, struct kvmem_region *r, uint8_t *vi
 
 /* `count` pages from `page` on, at most KM_EXISTS_BATCH. */
 int64_t km_exists_get(const struct km_exists *x, uint64_t page, unsigned int count, bool *exists);
+
+/* The machine has no swap: of anonymous memory mincore() tells all. */
+bool km_no_swap(void);
 
 /* 1: mincore() tells the truth about the region's file, or one of such pages; 0: it does not; -errno. */
 int64_t km_mincore_tells(const struct kvmem_region *r);

@@ -14,7 +14,7 @@ static uint64_t alignment(const struct kvmem_region *r)
 {
 	uint64_t page = km_region_page(r);
 
-	return r->bytes < SIZE_2M || page > SIZE_2M ? page : SIZE_2M;
+	return r->room < SIZE_2M || page > SIZE_2M ? page : SIZE_2M;
 }
 
 /*
@@ -33,20 +33,22 @@ static void *guess(uint64_t bytes, uint64_t align)
 
 static int map_flags(const struct kvmem_region *r)
 {
-	return r->fd >= 0 ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+	int flags = r->fd >= 0 ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS;
+
+	return flags | (r->fd < 0 || r->room > r->bytes ? MAP_NORESERVE : 0);
 }
 
 /* -ENOSPC: it lies where it must not. */
 static int64_t map_near(const struct kvmem_region *r, void *near, uint64_t align, uint8_t **ret)
 {
 	void *p = near;
-	int64_t err = km_sys_mmap_near(r->bytes, PROT_NONE, map_flags(r), r->fd,
+	int64_t err = km_sys_mmap_near(r->room, PROT_NONE, map_flags(r), r->fd,
 				       r->fd < 0 ? 0 : r->fd_offset, &p);
 
 	*ret = p;
 	if (err < 0 || !((uintptr_t)p & (align - 1)))
 		return err;
-	km_sys_munmap(p, r->bytes);
+	km_sys_munmap(p, r->room);
 	return -ENOSPC;
 }
 
@@ -56,7 +58,7 @@ static int64_t map_near(const struct kvmem_region *r, void *near, uint64_t align
  */
 static int64_t map_found(const struct kvmem_region *r, uint64_t align, uint8_t **ret)
 {
-	uint64_t len = r->bytes + align;
+	uint64_t len = r->room + align;
 	int64_t err = -ENOSPC;
 	void *p;
 
@@ -75,7 +77,7 @@ static int64_t map_found(const struct kvmem_region *r, uint64_t align, uint8_t *
 static int64_t map_aligned(const struct kvmem_region *r, uint8_t **ret)
 {
 	uint64_t align = alignment(r), page = km_region_page(r);
-	int64_t err = map_near(r, align > page ? guess(r->bytes, align) : NULL, align, ret);
+	int64_t err = map_near(r, align > page ? guess(r->room, align) : NULL, align, ret);
 
 	if (err == -ENOSPC)
 		err = map_found(r, align, ret);
@@ -91,21 +93,53 @@ static bool is_locked(uint8_t *at)
 }
 
 /*
+ * A shared mapping reserves huge pages for the file, not for itself: they stay reserved when it is gone.
+ * The mappings of a region that can grow reserve none, since they would do so for all of the room.
+ */
+int64_t km_region_reserve_huge(const struct kvmem_region *r, uint64_t offset, uint64_t bytes)
+{
+	void *p;
+	int64_t err = km_sys_mmap(bytes, PROT_NONE, MAP_SHARED, r->fd, r->fd_offset + offset, &p);
+
+	if (err >= 0)
+		km_sys_munmap(p, bytes);
+	return err;
+}
+
+/*
  * Access is given last. Under mlockall(MCL_FUTURE) the kernel makes every page of a new mapping that
  * has access: the region would be full of zeros before anything filled it. So pages are locked as
  * they come. The second mapping's are the same pages: they need no lock of their own, which would
  * count twice.
  */
-static int64_t give_access(const struct kvmem_region *r, uint8_t *at, enum km_mapping which)
+int64_t km_region_open(const struct kvmem_region *r, uint8_t *at, uint64_t bytes,
+		       enum km_mapping which)
 {
 	int64_t err = 0;
 
-	if (is_locked(at))
-		err = which == KM_MAPPING_GUEST ? km_sys_mlock_onfault(at, r->bytes)
-						: km_sys_munlock(at, r->bytes);
+	/* Asked again of what is added later: mlockall(MCL_CURRENT) may have come in between. */
+	if (which == KM_MAPPING_GUEST && (r->locked || is_locked(at)))
+		err = km_sys_mlock_onfault(at, bytes);
 	if (err >= 0)
-		err = km_sys_mprotect(at, r->bytes, PROT_READ | PROT_WRITE);
+		err = km_sys_mprotect(at, bytes, PROT_READ | PROT_WRITE);
 	return err == -EACCES ? -EPERM : err; /* as mmap() has it of a sealed file */
+}
+
+void km_region_close(uint8_t *at, uint64_t bytes)
+{
+	km_sys_mprotect(at, bytes, PROT_NONE);
+}
+
+static int64_t give_access(struct kvmem_region *r, uint8_t *at, enum km_mapping which)
+{
+	int64_t err = 0;
+	bool locked = is_locked(at);
+
+	if (which == KM_MAPPING_GUEST)
+		r->locked = locked;
+	else if (locked)
+		err = km_sys_munlock(at, r->room);
+	return err < 0 ? err : km_region_open(r, at, r->bytes, which);
 }
 
 static int64_t advise(const struct kvmem_region *r, uint8_t *at)
@@ -113,24 +147,30 @@ static int64_t advise(const struct kvmem_region *r, uint8_t *at)
 	int64_t err = 0;
 
 	if (r->flags & KVMEM_REGION_DONTDUMP)
-		err = km_sys_madvise(at, r->bytes, MADV_DONTDUMP);
+		err = km_sys_madvise(at, r->room, MADV_DONTDUMP);
 	if (err >= 0 && r->flags & KVMEM_REGION_DONTFORK)
-		err = km_sys_madvise(at, r->bytes, MADV_DONTFORK);
+		err = km_sys_madvise(at, r->room, MADV_DONTFORK);
+	if (err >= 0 && r->plan.flags & KVMEM_PLAN_THP)
+		km_sys_madvise(at, r->room, MADV_HUGEPAGE); /* a kernel without has base pages */
 	return err;
 }
 
-int64_t km_region_map(const struct kvmem_region *r, enum km_mapping which, uint8_t **ret)
+int64_t km_region_map(struct kvmem_region *r, enum km_mapping which, uint8_t **ret)
 {
 	uint8_t *at;
-	int64_t err = map_aligned(r, &at);
+	int64_t err = 0;
 
+	if (r->room > r->bytes && r->plan.backing == KVMEM_BACKING_HUGETLB)
+		err = km_region_reserve_huge(r, 0, r->bytes);
+	if (err >= 0)
+		err = map_aligned(r, &at);
 	if (err < 0)
 		return err;
 	err = give_access(r, at, which);
 	if (err >= 0)
 		err = advise(r, at);
 	if (err < 0) {
-		km_sys_munmap(at, r->bytes);
+		km_sys_munmap(at, r->room);
 		return err;
 	}
 	atomic_store_explicit(&lowest, (uintptr_t)at, memory_order_relaxed);
@@ -144,8 +184,8 @@ void km_region_unmap(const struct kvmem_region *r, uint8_t *at)
 
 	if (!at)
 		return;
-	km_sys_munmap(at, r->bytes);
-	atomic_compare_exchange_strong(&lowest, &mine, mine + r->bytes);
+	km_sys_munmap(at, r->room);
+	atomic_compare_exchange_strong(&lowest, &mine, mine + r->room);
 }
 
 static const char *map_hint(const struct kvmem_region *r, int64_t err)
@@ -162,6 +202,9 @@ static const char *map_hint(const struct kvmem_region *r, int64_t err)
 	case -ENOMEM:
 		return r->plan.backing == KVMEM_BACKING_HUGETLB
 			       ? "; not enough free huge pages, raise vm.nr_hugepages"
+		       : r->fd < 0
+			       ? "; see RLIMIT_AS, vm.max_map_count, and, which do not hold for a "
+				 "memfd, RLIMIT_DATA and vm.overcommit_memory"
 			       : "; see RLIMIT_AS and vm.max_map_count";
 	default:
 		return "";
@@ -170,7 +213,7 @@ static const char *map_hint(const struct kvmem_region *r, int64_t err)
 
 int km_region_map_fail(const struct kvmem_region *r, const char *what, int64_t err)
 {
-	return km_fail((int)-err, "region of 0x%" PRIx64 " bytes: %s: %m%s", r->bytes, what,
+	return km_fail((int)-err, "region of 0x%" PRIx64 " bytes: %s: %m%s", r->room, what,
 		       map_hint(r, err));
 }
 

@@ -16,7 +16,7 @@
 #define SIZE_1G (1ull << 30)
 #define ALL_WANTS \
 	(KVMEM_WANT_DIRTY | KVMEM_WANT_PAGING | KVMEM_WANT_NUMA | KVMEM_WANT_PRIVATE | \
-	 KVMEM_WANT_HUGE | KVMEM_WANT_SHARED | KVMEM_WANT_WRITE)
+	 KVMEM_WANT_HUGE | KVMEM_WANT_SHARED | KVMEM_WANT_WRITE | KVMEM_WANT_THP)
 
 struct candidate {
 	uint32_t backing;
@@ -24,13 +24,14 @@ struct candidate {
 	const char *name;
 };
 
-/* Best first, among those that can the same. */
+/* Best first, among those that can the same. The first one takes part only where it is fastest: runs_fast(). */
 static const struct candidate candidates[] = {
+	{ KVMEM_BACKING_ANONYMOUS, KVMEM_SLOT_HVA, "anonymous memory" },
 	{ KVMEM_BACKING_GUEST_MEMFD, KVMEM_SLOT_HVA, "guest_memfd in an HVA slot" },
 	{ KVMEM_BACKING_MEMFD, KVMEM_SLOT_HVA, "memfd" },
 	{ KVMEM_BACKING_GUEST_MEMFD, KVMEM_SLOT_DIRECT, "guest_memfd in a direct slot" },
 	{ KVMEM_BACKING_HUGETLB, KVMEM_SLOT_HVA, "hugetlb memfd" },
-	{ KVMEM_BACKING_ANONYMOUS, KVMEM_SLOT_HVA, "anonymous memory" },
+	{ KVMEM_BACKING_OTHER, KVMEM_SLOT_HVA, "the mapping given" },
 };
 
 /* Weights decide when not all can be had together: each outweighs all below it. */
@@ -39,17 +40,18 @@ static const struct wish {
 	unsigned int weight;
 	const char *name;
 } wishes[] = {
-	{ KVMEM_WANT_PRIVATE, 64, "private" }, { KVMEM_WANT_HUGE, 32, "huge" },
-	{ KVMEM_WANT_DIRTY, 16, "dirty" },     { KVMEM_WANT_PAGING, 8, "paging" },
-	{ KVMEM_WANT_SHARED, 4, "shared" },    { KVMEM_WANT_NUMA, 2, "numa" },
-	{ KVMEM_WANT_WRITE, 1, "write" },
+	{ KVMEM_WANT_PRIVATE, 128, "private" }, { KVMEM_WANT_HUGE, 64, "huge" },
+	{ KVMEM_WANT_DIRTY, 32, "dirty" },	{ KVMEM_WANT_PAGING, 16, "paging" },
+	{ KVMEM_WANT_SHARED, 8, "shared" },	{ KVMEM_WANT_NUMA, 4, "numa" },
+	{ KVMEM_WANT_WRITE, 2, "write" },	{ KVMEM_WANT_THP, 1, "thp" },
 };
 
 /* What the planner knows while it asks. */
 struct asking {
 	const struct kvmem_caps *caps;
 	const struct kvmem_region_opts *o;
-	uint64_t huge_size; /* page size of the hugetlb candidate */
+	const struct km_own *own; /* the mapping given */
+	uint64_t huge_size;	  /* page size of the hugetlb candidate */
 	bool has_vm;
 	bool asked_huge;     /* how many huge pages are free changes: asked for once a plan */
 	const char *no_huge; /* then: why there is no hugetlb memory, or NULL */
@@ -109,10 +111,12 @@ static const char *lacks_huge(struct asking *a)
 
 	if (no)
 		return no;
-	if (a->o->bytes % a->huge_size) {
+	if (a->o->bytes % a->huge_size || a->o->reserve % a->huge_size) {
 		snprintf(a->text, sizeof(a->text),
-			 "0x%" PRIx64 " bytes are not a multiple of the huge page size 0x%" PRIx64,
-			 a->o->bytes, a->huge_size);
+			 "0x%" PRIx64
+			 " bytes%s are not a multiple of the huge page size 0x%" PRIx64,
+			 a->o->bytes % a->huge_size ? a->o->bytes : a->o->reserve,
+			 a->o->bytes % a->huge_size ? "" : " of reserve", a->huge_size);
 		return a->text;
 	}
 	err = km_caps_try_huge(a->o->bytes, a->huge_size);
@@ -137,8 +141,8 @@ static const char *exists_hugetlb(struct asking *a)
 
 static const char *exists(struct asking *a, const struct candidate *c)
 {
-	if (a->o->flags & KVMEM_REGION_FD)
-		return NULL; /* the file is there already */
+	if (a->o->flags & (KVMEM_REGION_FD | KVMEM_REGION_MAPPING))
+		return NULL; /* it is there already */
 	if (is_gmem(c))
 		return exists_gmem(a, c);
 	return c->backing == KVMEM_BACKING_HUGETLB ? exists_hugetlb(a) : NULL;
@@ -146,6 +150,8 @@ static const char *exists(struct asking *a, const struct candidate *c)
 
 static const char *can_dirty(struct asking *a, const struct candidate *c)
 {
+	if (c->backing == KVMEM_BACKING_OTHER && !a->own->writable)
+		return a->own->limits;
 	if (!is_gmem(c))
 		return NULL;
 	return from_cap(a, c->form == KVMEM_SLOT_DIRECT ? KVMEM_CAP_GUEST_MEMFD_DIRECT_DIRTY
@@ -219,8 +225,34 @@ static const char *can_write(struct asking *a, const struct candidate *c)
 	}
 }
 
+static const char *can_thp(struct asking *a, const struct candidate *c)
+{
+	bool shared = c->backing == KVMEM_BACKING_MEMFD;
+
+	if (c->backing == KVMEM_BACKING_HUGETLB)
+		return NULL;
+	if (is_gmem(c))
+		return "a guest_memfd has base pages only";
+	if (a->own)
+		return "the mapping is the caller's: call madvise(MADV_HUGEPAGE) on it";
+	switch (km_caps_thp(shared)) {
+	case KM_THP_NEVER:
+		return shared ? "transparent huge pages of shared memory are off: see "
+				"/sys/kernel/mm/transparent_hugepage/shmem_enabled"
+			      : "transparent huge pages are off: see "
+				"/sys/kernel/mm/transparent_hugepage/enabled";
+	case KM_THP_UNKNOWN:
+		return "/sys/kernel/mm/transparent_hugepage cannot be read";
+	default:
+		return NULL;
+	}
+}
+
 static const char *able(struct asking *a, const struct candidate *c, uint64_t bit)
 {
+	/* KVM logs what is written through any mapping: that is all that is asked of this one. */
+	if (c->backing == KVMEM_BACKING_OTHER && bit != KVMEM_WANT_DIRTY)
+		return a->own->limits;
 	switch (bit) {
 	case KVMEM_WANT_DIRTY:
 		return can_dirty(a, c);
@@ -234,26 +266,49 @@ static const char *able(struct asking *a, const struct candidate *c, uint64_t bi
 		return can_huge(a, c);
 	case KVMEM_WANT_SHARED:
 		return can_shared(a, c);
+	case KVMEM_WANT_THP:
+		return can_thp(a, c);
 	default:
 		return can_write(a, c);
 	}
 }
 
 /*
- * Paging and sharing exclude each other on any memory: a pager serves the faults of the region's
- * mapping alone. What is needed stays; of two wishes alike it is paging.
+ * What excludes paging on any memory: a pager serves the faults of the region's mapping alone, and brings in
+ * base pages. What is needed stays; of two wishes alike it is paging.
  */
-static const char *clash(struct asking *a, const struct candidate *c, uint64_t bit)
-{
-	const uint64_t both = KVMEM_WANT_PAGING | KVMEM_WANT_SHARED;
-	uint64_t asked = a->o->wants | a->o->needs, loser = KVMEM_WANT_SHARED;
+static const struct exclusion {
+	uint64_t bit;
+	const char *why;
+} exclusions[] = {
+	{ KVMEM_WANT_SHARED,
+	  "paging and sharing exclude each other: through another mapping a page that is not "
+	  "filled yet reads as zero, and what is written there is overwritten by the source" },
+	{ KVMEM_WANT_THP,
+	  "paging and transparent huge pages exclude each other: a pager brings in base pages" },
+};
 
-	if ((a->o->needs & both) == KVMEM_WANT_SHARED)
+static const char *excluded(struct asking *a, const struct candidate *c, uint64_t bit,
+			    const struct exclusion *x)
+{
+	const uint64_t both = KVMEM_WANT_PAGING | x->bit;
+	uint64_t asked = a->o->wants | a->o->needs, loser = x->bit;
+
+	if ((a->o->needs & both) == x->bit)
 		loser = KVMEM_WANT_PAGING;
 	if (bit != loser || (asked & both) != both || able(a, c, both & ~bit))
 		return NULL;
-	return "paging and sharing exclude each other: through another mapping a page that is not "
-	       "filled yet reads as zero, and what is written there is overwritten by the source";
+	/* hugetlb pages are not transparent, and are paged as they are. */
+	return x->bit == KVMEM_WANT_THP && c->backing == KVMEM_BACKING_HUGETLB ? NULL : x->why;
+}
+
+static const char *clash(struct asking *a, const struct candidate *c, uint64_t bit)
+{
+	const char *why = NULL;
+
+	for (size_t i = 0; !why && i < KM_ARRAY_SIZE(exclusions); i++)
+		why = excluded(a, c, bit, &exclusions[i]);
+	return why;
 }
 
 static const char *can(struct asking *a, const struct candidate *c, uint64_t bit)
@@ -285,6 +340,27 @@ static unsigned int weigh(uint64_t bits)
 	return sum;
 }
 
+/*
+ * Where nothing that is asked for needs a file, anonymous memory runs fastest: its huge pages need no setting on
+ * most machines, and the kernel zeroes them once. (Files' pages are zeroed again after init_on_alloc, and
+ * are small where shmem_enabled is "never", the default.) To be tracked as well as a file it wants write
+ * protection without events.
+ */
+static bool runs_fast(const struct asking *a)
+{
+	uint64_t asked = a->o->wants | a->o->needs;
+	struct rlimit limit;
+
+	if (asked & ~(uint64_t)(KVMEM_WANT_DIRTY | KVMEM_WANT_NUMA | KVMEM_WANT_THP))
+		return false;
+	if (asked & KVMEM_WANT_DIRTY && !km_caps_has(a->caps, KVMEM_CAP_UFFD_WP_ASYNC))
+		return false;
+	if (a->o->backing || a->o->seals || a->o->gmem_flags)
+		return false;
+	/* A limit of private memory, which shared memory does not count against. */
+	return km_sys_getrlimit(RLIMIT_DATA, &limit) < 0 || limit.rlim_cur == RLIM_INFINITY;
+}
+
 /* Does what the caller fixed leave this candidate? */
 static bool allowed(const struct asking *a, const struct candidate *c)
 {
@@ -299,8 +375,9 @@ static bool allowed(const struct asking *a, const struct candidate *c)
 		       (o->wants | o->needs) & KVMEM_WANT_HUGE;
 	if (o->page_size > km_sys_page_size())
 		return false;
-	/* Only where asked for: it is the poorest of all. */
-	return c->backing != KVMEM_BACKING_ANONYMOUS || o->backing;
+	if (c->backing == KVMEM_BACKING_ANONYMOUS)
+		return o->backing || runs_fast(a);
+	return c->backing != KVMEM_BACKING_OTHER || o->backing;
 }
 
 /* A line of the strings up to NULL: whole lines only. */
@@ -347,6 +424,9 @@ static const struct candidate *choose(struct asking *a, struct kvmem_plan *p)
 			best_needs = needs;
 			best_wants = wants;
 		}
+		/* What comes later is no better, and to ask for it costs probes: a VM is made for some. */
+		if (best_needs == weigh(a->o->needs) && best_wants == weigh(a->o->wants))
+			break;
 	}
 	return best;
 }
@@ -387,7 +467,7 @@ static int refuse_need(struct asking *a, const struct candidate *best, uint64_t 
 	const char *forced = met & KVMEM_WANT_PRIVATE ? "; private memory excludes it"
 			     : met & KVMEM_WANT_HUGE  ? "; huge pages exclude it"
 			     : a->o->backing || a->o->slot_form
-				     ? "; the backing or slot form asked for excludes it"
+				     ? "; the backing, slot form, mapping or file given excludes it"
 				     : "";
 
 	if (!able(a, best, w->bit))
@@ -441,6 +521,16 @@ static void fill_gmem(struct asking *a, struct kvmem_plan *p)
 	p->write_rev = (uint32_t)km_caps_value(a->caps, KVMEM_CAP_GUEST_MEMFD_WRITE);
 }
 
+/* Also where it is off now: an administrator can turn it on later. */
+static bool says_thp(const struct asking *a, const struct candidate *c, const struct kvmem_plan *p)
+{
+	if (a->own)
+		return false;
+	if (c->backing == KVMEM_BACKING_ANONYMOUS && !a->o->backing)
+		return true;
+	return p->granted & KVMEM_WANT_THP && c->backing != KVMEM_BACKING_HUGETLB;
+}
+
 static void fill(struct asking *a, struct kvmem_plan *p, const struct candidate *c)
 {
 	uint64_t asked = a->o->wants | a->o->needs;
@@ -451,6 +541,8 @@ static void fill(struct asking *a, struct kvmem_plan *p, const struct candidate 
 	p->page_size = c->backing == KVMEM_BACKING_HUGETLB ? a->huge_size : km_sys_page_size();
 	p->granted = abilities(a, c, asked);
 	p->given_up = a->o->wants & ~p->granted;
+	if (says_thp(a, c, p))
+		p->flags |= KVMEM_PLAN_THP;
 	if (is_split(a, c)) {
 		p->gmem_flags = a->o->gmem_flags;
 		p->shared_backing = KVMEM_BACKING_MEMFD;
@@ -464,10 +556,16 @@ static void fill(struct asking *a, struct kvmem_plan *p, const struct candidate 
 
 static const char *why_this(const struct asking *a, const struct candidate *c)
 {
+	if (a->o->flags & KVMEM_REGION_MAPPING)
+		return c->backing == KVMEM_BACKING_OTHER ? "dirty tracking at most"
+							 : "the mapping given is one";
 	if (a->o->flags & KVMEM_REGION_FD)
 		return "the file descriptor given is one";
 	if (a->o->backing)
 		return "it was asked for";
+	if (c->backing == KVMEM_BACKING_ANONYMOUS)
+		return "it runs fastest, and nothing that is wanted needs a file (a file descriptor: "
+		       "KVMEM_WANT_SHARED)";
 	if (is_split(a, c))
 		return "for the private pages, which the host cannot map; the shared ones are in a "
 		       "memfd";
@@ -479,6 +577,11 @@ static void explain(struct asking *a, struct kvmem_plan *p, const struct candida
 {
 	explain_losers(a, p, c);
 	add(p, c->name, ": ", why_this(a, c));
+	if (p->flags & KVMEM_PLAN_THP)
+		add(p, "transparent huge pages: ",
+		    can_thp(a, c) ? can_thp(a, c)
+				  : "KVM maps them where guest and host address are equal modulo 2 "
+				    "MiB: kvmem_region_check_huge()");
 	if (is_gmem(c) && c->form == KVMEM_SLOT_HVA && p->granted & KVMEM_WANT_DIRTY)
 		add(p, "HVA slot: KVM logs no dirty pages of a direct slot");
 	for (size_t i = 0; i < KM_ARRAY_SIZE(wishes); i++)
@@ -487,9 +590,9 @@ static void explain(struct asking *a, struct kvmem_plan *p, const struct candida
 }
 
 int km_plan_make(const struct kvmem_caps *caps, bool has_vm, const struct kvmem_region_opts *o,
-		 struct kvmem_plan *ret_plan)
+		 const struct km_own *own, struct kvmem_plan *ret_plan)
 {
-	struct asking a = { .caps = caps, .o = o, .has_vm = has_vm };
+	struct asking a = { .caps = caps, .o = o, .own = own, .has_vm = has_vm };
 	const struct candidate *best;
 	int r;
 
@@ -530,8 +633,57 @@ static int check_page_size(const struct kvmem_region_opts *o)
 }
 
 #define ALL_FLAGS \
-	(KVMEM_REGION_FD | KVMEM_REGION_OVERLAP | KVMEM_REGION_DONTDUMP | KVMEM_REGION_DONTFORK)
+	(KVMEM_REGION_FD | KVMEM_REGION_OVERLAP | KVMEM_REGION_DONTDUMP | KVMEM_REGION_DONTFORK | \
+	 KVMEM_REGION_MAPPING)
 #define ALL_SEALS (KVMEM_SEAL_SEAL | KVMEM_SEAL_SHRINK | KVMEM_SEAL_GROW | KVMEM_SEAL_EXEC)
+
+static int check_reserve(const struct kvmem_region_opts *o)
+{
+	if (!o->reserve)
+		return 0;
+	if (o->flags & (KVMEM_REGION_FD | KVMEM_REGION_MAPPING))
+		return km_fail(EINVAL,
+			       "kvmem_region_opts.reserve with KVMEM_REGION_FD or "
+			       "KVMEM_REGION_MAPPING: memory that is there already does not grow, "
+			       "make a region of all of it and attach parts");
+	if (o->reserve < o->bytes || o->reserve > INT64_MAX)
+		return km_fail(EINVAL,
+			       "kvmem_region_opts.reserve 0x%" PRIx64
+			       " is less than bytes 0x%" PRIx64 ", or more than a file can hold",
+			       o->reserve, o->bytes);
+	return km_align_check(o->reserve, o->page_size ? o->page_size : km_sys_page_size(),
+			      "kvmem_region_opts.reserve");
+}
+
+static int check_mapping(const struct kvmem_region_opts *o)
+{
+	if (!(o->flags & KVMEM_REGION_MAPPING)) {
+		if (o->mapping)
+			return km_fail(EINVAL,
+				       "kvmem_region_opts.mapping without KVMEM_REGION_MAPPING");
+		if (o->backing == KVMEM_BACKING_OTHER)
+			return km_fail(EINVAL, "kvmem_region_opts.backing KVMEM_BACKING_OTHER "
+					       "without KVMEM_REGION_MAPPING");
+		return 0;
+	}
+	if (!o->mapping)
+		return km_fail(EINVAL, "kvmem_region_opts.mapping is NULL with "
+				       "KVMEM_REGION_MAPPING");
+	if (o->bytes > UINTPTR_MAX - (uintptr_t)o->mapping)
+		return km_fail(EINVAL,
+			       "kvmem_region_opts.mapping %p + bytes 0x%" PRIx64
+			       " is beyond the address space",
+			       o->mapping, o->bytes);
+	if (o->flags & (KVMEM_REGION_DONTDUMP | KVMEM_REGION_DONTFORK))
+		return km_fail(EINVAL,
+			       "kvmem_region_opts.flags: KVMEM_REGION_DONTDUMP and "
+			       "KVMEM_REGION_DONTFORK are for mappings that the library makes: "
+			       "call madvise(2) on yours");
+	if (o->seals && !(o->flags & KVMEM_REGION_FD))
+		return km_fail(EINVAL, "kvmem_region_opts.seals of a mapping without "
+				       "KVMEM_REGION_FD");
+	return 0;
+}
 
 static int check_given(const struct kvmem_region_opts *o)
 {
@@ -542,11 +694,14 @@ static int check_given(const struct kvmem_region_opts *o)
 		return 0;
 	if (o->fd_offset)
 		return km_fail(EINVAL, "kvmem_region_opts.fd_offset without KVMEM_REGION_FD");
+	if (o->flags & KVMEM_REGION_MAPPING)
+		return 0;
 	if (o->content)
-		return km_fail(EINVAL, "kvmem_region_opts.content without KVMEM_REGION_FD");
+		return km_fail(EINVAL, "kvmem_region_opts.content without KVMEM_REGION_FD or "
+				       "KVMEM_REGION_MAPPING");
 	if (o->flags & KVMEM_REGION_OVERLAP)
 		return km_fail(EINVAL, "kvmem_region_opts.flags: KVMEM_REGION_OVERLAP without "
-				       "KVMEM_REGION_FD");
+				       "KVMEM_REGION_FD or KVMEM_REGION_MAPPING");
 	return 0;
 }
 
@@ -571,7 +726,7 @@ int km_plan_opts(const struct kvmem_region_opts *opts, struct kvmem_region_opts 
 		r = km_flags_check(o->wants, ALL_WANTS, "kvmem_region_opts.wants");
 	if (!r)
 		r = km_flags_check(o->needs, ALL_WANTS, "kvmem_region_opts.needs");
-	if (!r && o->backing > KVMEM_BACKING_ANONYMOUS)
+	if (!r && o->backing > KVMEM_BACKING_OTHER)
 		r = km_fail(EINVAL, "kvmem_region_opts.backing %" PRIu32 " is unknown", o->backing);
 	if (!r && o->slot_form > KVMEM_SLOT_DIRECT)
 		r = km_fail(EINVAL, "kvmem_region_opts.slot_form %" PRIu32 " is unknown",
@@ -582,5 +737,9 @@ int km_plan_opts(const struct kvmem_region_opts *opts, struct kvmem_region_opts 
 		r = check_given(o);
 	if (!r)
 		r = check_seals(o);
-	return r ? r : check_page_size(o);
+	if (!r)
+		r = check_page_size(o);
+	if (!r)
+		r = check_reserve(o);
+	return r ? r : check_mapping(o);
 }

@@ -28,9 +28,9 @@ static size_t map_bytes(uint64_t pages)
  */
 #define FROM_HEAP (64u << 10)
 
-int km_presence_init(struct km_presence *p, uint64_t pages)
+int km_presence_init_growing(struct km_presence *p, uint64_t pages, uint64_t room)
 {
-	size_t bytes = map_bytes(pages);
+	size_t bytes = map_bytes(room);
 	void *map = NULL;
 	int64_t r = 0;
 
@@ -41,14 +41,14 @@ int km_presence_init(struct km_presence *p, uint64_t pages)
 		map = km_sys_alloc(bytes);
 	if (r < 0 || !map)
 		return km_fail(r < 0 ? (int)-r : ENOMEM, "presence map of %zu bytes: %m", bytes);
-	*p = (struct km_presence){ .words = map, .pages = pages, .open = pages };
+	*p = (struct km_presence){ .words = map, .pages = pages, .room = room, .open = pages };
 	return 0;
 }
 
 void km_presence_destroy(struct km_presence *p)
 {
-	if (map_bytes(p->pages) > FROM_HEAP)
-		km_sys_munmap((void *)p->words, map_bytes(p->pages));
+	if (map_bytes(p->room) > FROM_HEAP)
+		km_sys_munmap((void *)p->words, map_bytes(p->room));
 	else
 		km_sys_free((void *)p->words);
 	p->words = NULL;
@@ -136,6 +136,19 @@ uint64_t km_presence_removed(const struct km_presence *p, uint64_t page, uint64_
 	return km_min(n, max);
 }
 
+uint64_t km_presence_settled(const struct km_presence *p, uint64_t first, uint64_t max)
+{
+	enum km_page_state state;
+	uint64_t n = 0, run;
+
+	for (; n < max; n += run) {
+		run = km_presence_run(p, first + n, max - n, &state);
+		if (state == KM_ABSENT || state == KM_CLAIMED)
+			break;
+	}
+	return n;
+}
+
 /* ---- bits ---- */
 
 /* The bits of `count` pages from `page` on, all within one word, each with the value `v`. */
@@ -203,41 +216,59 @@ uint64_t km_presence_claim(struct km_presence *p, uint64_t first, uint64_t max)
 	return n;
 }
 
-/* Of one word. A claimed page is open: counted so before it is, and taken back where it is not. */
-static uint64_t claim_poisoned(struct km_presence *p, uint64_t first, uint64_t room,
-			       unsigned int *ended)
+/*
+ * Of one word, pages in state `from` that others do not claim. A claimed page is open: counted so before it
+ * is, and taken back where it is not.
+ */
+static uint64_t claim_from(struct km_presence *p, uint64_t first, uint64_t room,
+			   enum km_page_state from, unsigned int *ended)
 {
+	const bool poisoned = from == KM_POISONED;
+	const unsigned int to = KM_CLAIMED | (poisoned ? MARKED : 0);
 	_Atomic uint64_t *w = &p->words[first / PER_WORD];
 	uint64_t old = atomic_load(w), got;
 
-	while ((got = km_min(run_in(old, first, KM_POISONED), room)) != 0) {
-		atomic_fetch_sub(&p->poisoned, got);
+	while ((got = km_min(run_in(old, first, from), room)) != 0) {
+		atomic_fetch_sub(poisoned ? &p->poisoned : &p->done, got);
 		atomic_fetch_add(&p->open, got);
-		if (atomic_compare_exchange_weak(
-			    w, &old,
-			    old ^ fill_bits(first, got, KM_POISONED ^ (KM_CLAIMED | MARKED))))
+		if (atomic_compare_exchange_weak(w, &old, old ^ fill_bits(first, got, from ^ to)))
 			break;
-		*ended |= count(p, 0, got, 0);
+		*ended |= poisoned ? count(p, 0, got, 0) : count(p, got, 0, 0);
 	}
 	return got;
 }
 
-uint64_t km_presence_claim_poisoned(struct km_presence *p, uint64_t first, uint64_t max)
+/* Of pages in state `a` or `b`. */
+static uint64_t claim_either(struct km_presence *p, uint64_t first, uint64_t max,
+			     enum km_page_state a, enum km_page_state b)
 {
 	unsigned int ended = 0;
-	uint64_t n = 0, got, room;
+	uint64_t n = 0, got;
 
 	if (first >= p->pages)
 		return 0;
 	max = km_min(max, p->pages - first);
-	do {
-		room = in_word(first + n, max - n);
-		got = room ? claim_poisoned(p, first + n, room, &ended) : 0;
+	while (n < max) {
+		got = claim_from(p, first + n, in_word(first + n, max - n), a, &ended);
+		if (!got && a != b)
+			got = claim_from(p, first + n, in_word(first + n, max - n), b, &ended);
+		if (!got)
+			break;
 		n += got;
-	} while (got && got == room && n < max);
+	}
 	if (ended & KM_IS_WHOLE)
 		km_presence_notify(p); /* the last page was published meanwhile, and nobody told */
 	return n;
+}
+
+uint64_t km_presence_claim_poisoned(struct km_presence *p, uint64_t first, uint64_t max)
+{
+	return claim_either(p, first, max, KM_POISONED, KM_POISONED);
+}
+
+uint64_t km_presence_claim_done(struct km_presence *p, uint64_t first, uint64_t max)
+{
+	return claim_either(p, first, max, KM_PRESENT, KM_ZERO);
 }
 
 /* ---- changing ---- */
@@ -433,6 +464,23 @@ unsigned int km_presence_turn(struct km_presence *p, uint64_t first, uint64_t pa
 	return change(p, first, pages, &rule);
 }
 
+void km_presence_grow(struct km_presence *p, uint64_t pages, enum km_page_state state)
+{
+	uint64_t first = atomic_load(&p->pages), more = pages - first, n;
+
+	if (state == KM_ABSENT) {
+		atomic_fetch_add(&p->open, more);
+		atomic_store(&p->pages, pages);
+		return;
+	}
+	for (uint64_t at = first; at < pages; at += n) {
+		n = in_word(at, pages - at);
+		atomic_fetch_or(&p->words[at / PER_WORD], fill_bits(at, n, state));
+	}
+	atomic_store(&p->pages, pages);
+	atomic_fetch_add(&p->done, more);
+}
+
 /* ---- waiting ---- */
 
 static bool any_claimed(const struct km_presence *p, uint64_t first, uint64_t pages)
@@ -474,14 +522,25 @@ bool km_presence_wait(struct km_presence *p, uint64_t first, uint64_t pages, uin
 
 void km_presence_notify(struct km_presence *p)
 {
-	void (*on_whole)(void *arg) = atomic_load(&p->on_whole);
+	const struct km_presence_listener *l = atomic_load(&p->listener);
+	void *arg = atomic_load(&p->listener_arg);
 
-	if (on_whole)
-		on_whole(atomic_load(&p->on_whole_arg));
+	if (l && arg)
+		l->whole(arg);
 }
 
-void km_presence_listen(struct km_presence *p, void (*on_whole)(void *arg), void *arg)
+void km_presence_notify_absent(struct km_presence *p)
 {
-	atomic_store(&p->on_whole_arg, arg);
-	atomic_store(&p->on_whole, on_whole);
+	const struct km_presence_listener *l = atomic_load(&p->listener);
+	void *arg = atomic_load(&p->listener_arg);
+
+	if (l && arg)
+		l->absent(arg);
+}
+
+void km_presence_listen(struct km_presence *p, const struct km_presence_listener *listener,
+			void *arg)
+{
+	atomic_store(&p->listener_arg, arg);
+	atomic_store(&p->listener, listener);
 }

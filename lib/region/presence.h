@@ -13,6 +13,7 @@
  *	ABSENT ---claim---> CLAIMED ---publish---> PRESENT | ZERO | POISONED
  *	   ^  ^                |                      |                |
  *	   |  +----abandon-----+                      |                +--claim--> CLAIMED
+ *	   |                                          +--claim_done--> CLAIMED
  *	   +------------------turn--------------------+
  *
  * ABSENT	nothing has filled it.
@@ -45,9 +46,12 @@ enum km_page_state {
 #define KM_WAS_WANTED (1u << 0) /* wake who waits for these pages */
 #define KM_IS_WHOLE   (1u << 1) /* nothing is ABSENT or CLAIMED any more: km_presence_notify() */
 
+struct km_presence_listener;
+
 struct km_presence {
-	_Atomic uint64_t *words; /* 16 pages each */
-	uint64_t pages;
+	_Atomic uint64_t *words;   /* 16 pages each */
+	_Atomic uint64_t pages;	   /* grows: see km_presence_grow() */
+	uint64_t room;		   /* that there are words for */
 	_Atomic uint64_t open;	   /* pages ABSENT or CLAIMED, never too few: 0 is whole */
 	_Atomic uint64_t done;	   /* pages PRESENT or ZERO */
 	_Atomic uint64_t poisoned; /* pages POISONED */
@@ -55,12 +59,24 @@ struct km_presence {
 	_Atomic uint32_t waiters; /* threads in km_presence_wait() */
 	_Atomic uint32_t ends;	  /* the futex word: counts ends of claims while somebody waits */
 	/* Set while a pager serves the region; see km_presence_notify(). */
-	void (*_Atomic on_whole)(void *arg);
-	void *_Atomic on_whole_arg;
+	const struct km_presence_listener *_Atomic listener;
+	void *_Atomic listener_arg;
 };
 
-int km_presence_init(struct km_presence *p, uint64_t pages);
+int km_presence_init_growing(struct km_presence *p, uint64_t pages, uint64_t room);
 void km_presence_destroy(struct km_presence *p);
+
+static inline int km_presence_init(struct km_presence *p, uint64_t pages)
+{
+	return km_presence_init_growing(p, pages, pages);
+}
+
+/*
+ * From now on there are `pages` pages, not fewer than before and at most the room; the new ones are ABSENT,
+ * or ZERO. One thread at a time. Afterwards the caller notifies as if it were KM_IS_WHOLE, where it is:
+ * who asked meanwhile may have seen the new pages as missing.
+ */
+void km_presence_grow(struct km_presence *p, uint64_t pages, enum km_page_state state);
 
 /* CLAIMED is told without its flags. */
 enum km_page_state km_presence_get(const struct km_presence *p, uint64_t page);
@@ -79,6 +95,12 @@ uint64_t km_presence_removed(const struct km_presence *p, uint64_t page, uint64_
  */
 uint64_t km_presence_claim(struct km_presence *p, uint64_t first, uint64_t max);
 uint64_t km_presence_claim_poisoned(struct km_presence *p, uint64_t first, uint64_t max);
+
+/* The same for pages that are PRESENT or ZERO: what is to become ABSENT again is claimed meanwhile. */
+uint64_t km_presence_claim_done(struct km_presence *p, uint64_t first, uint64_t max);
+
+/* How many pages from `first` on, at most `max`, are neither ABSENT nor CLAIMED. */
+uint64_t km_presence_settled(const struct km_presence *p, uint64_t first, uint64_t max);
 
 /* Is any of these claimed pages MARKED? A mark has been set; the marks have been taken away. */
 bool km_presence_marked(const struct km_presence *p, uint64_t first, uint64_t count);
@@ -123,7 +145,16 @@ bool km_presence_wait(struct km_presence *p, uint64_t first, uint64_t count, uin
  * `complete`. Listeners are set and cleared while no operation on the region is under way.
  */
 void km_presence_notify(struct km_presence *p);
-void km_presence_listen(struct km_presence *p, void (*on_whole)(void *arg), void *arg);
+/* Pages that had content are ABSENT again. As above. */
+void km_presence_notify_absent(struct km_presence *p);
+
+struct km_presence_listener {
+	void (*whole)(void *arg);
+	void (*absent)(void *arg);
+};
+/* NULL: nobody listens any more. */
+void km_presence_listen(struct km_presence *p, const struct km_presence_listener *listener,
+			void *arg);
 
 static inline uint64_t km_presence_poisoned(const struct km_presence *p)
 {
@@ -132,10 +163,13 @@ static inline uint64_t km_presence_poisoned(const struct km_presence *p)
 	return n > p->pages ? 0 : n; /* claimed again before who poisoned it had counted it */
 }
 
-/* Pages without content: ABSENT, CLAIMED and POISONED. */
+/* Pages without content: ABSENT, CLAIMED and POISONED. Never too few: pages are counted before they are
+ * counted as done, and looked at after. */
 static inline uint64_t km_presence_missing(const struct km_presence *p)
 {
-	return p->pages - atomic_load_explicit(&p->done, memory_order_acquire);
+	uint64_t done = atomic_load(&p->done);
+
+	return atomic_load(&p->pages) - done;
 }
 
 #endif

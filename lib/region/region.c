@@ -10,18 +10,22 @@
 
 /* Options checked, what an adopted file is, and the plan: the same for planning and for making. */
 static int make_plan(struct kvmem_vm *vm, const struct kvmem_region_opts *opts,
-		     struct kvmem_region_opts *o, struct kvmem_plan *plan)
+		     struct kvmem_region_opts *o, struct km_own *mapping, struct kvmem_plan *plan)
 {
 	struct kvmem_caps *own = NULL;
 	int r = km_plan_opts(opts, o);
 
-	if (!r && o->flags & KVMEM_REGION_FD)
+	*mapping = (struct km_own){ 0 };
+	if (!r && o->flags & KVMEM_REGION_MAPPING)
+		r = km_mapping_kind(o, mapping);
+	else if (!r && o->flags & KVMEM_REGION_FD)
 		r = km_adopt_kind(o);
 	if (!r && !vm)
 		r = km_caps_create(-1, -1, 0, &own);
 	if (r)
 		return r;
-	r = km_plan_make(vm ? vm->caps : own, vm != NULL, o, plan);
+	r = km_plan_make(vm ? vm->caps : own, vm != NULL, o,
+			 o->flags & KVMEM_REGION_MAPPING ? mapping : NULL, plan);
 	kvmem_caps_free(own);
 	return r;
 }
@@ -31,10 +35,11 @@ int kvmem_region_plan(struct kvmem_vm *vm, const struct kvmem_region_opts *opts,
 {
 	struct kvmem_plan plan;
 	struct kvmem_region_opts o;
+	struct km_own mapping;
 	int r = km_result_check(ret_plan, sizeof(plan), "kvmem_plan");
 
 	if (!r)
-		r = make_plan(vm, opts, &o, &plan);
+		r = make_plan(vm, opts, &o, &mapping, &plan);
 	if (!r)
 		km_result_copy(ret_plan, &plan, sizeof(plan));
 	return r;
@@ -61,18 +66,33 @@ static void destroy(struct kvmem_region *r)
 	km_region_unmap(r, r->alias);
 	if (r->presence.words)
 		km_presence_destroy(&r->presence);
-	km_region_unmap(r, r->base);
+	if (!r->own_mapping)
+		km_region_unmap(r, r->base);
 	km_sys_close(r->private_fd);
 	km_sys_close(r->fd);
 	pthread_mutex_destroy(&r->lock);
 	km_sys_free(r);
 }
 
-static int map_region(struct kvmem_region *r)
+static int map_region(struct kvmem_region *r, const struct kvmem_region_opts *o)
 {
-	int64_t err = km_region_map(r, KM_MAPPING_GUEST, &r->base);
+	int64_t err = 0;
 
-	return err < 0 ? km_region_map_fail(r, "mapping it", err) : 0;
+	if (r->own_mapping)
+		r->base = o->mapping;
+	else
+		err = km_region_map(r, KM_MAPPING_GUEST, &r->base);
+	if (err < 0)
+		return km_region_map_fail(r, "mapping it", err);
+	km_registry_mapped(r);
+	return 0;
+}
+
+static int find_pages(struct kvmem_region *r)
+{
+	if (r->own_mapping && (r->own.limits || (r->fd < 0 && !r->ignore_existing)))
+		return km_mapping_presence(r);
+	return r->adopted && !r->ignore_existing ? km_adopt_presence(r) : 0;
 }
 
 static int build(struct kvmem_region *r, const struct kvmem_region_opts *o)
@@ -81,21 +101,23 @@ static int build(struct kvmem_region *r, const struct kvmem_region_opts *o)
 
 	/* What is refused is refused before the file is opened once more: closing that again would
 	 * drop the record locks that the process has on it. */
-	if (r->adopted) {
+	if (r->adopted)
 		r->fd_offset = o->fd_offset;
-		err = km_registry_add_given(r, o->fd);
-	}
+	if (r->adopted || r->own_mapping)
+		err = km_registry_add_given(r, r->adopted ? o->fd : -1, o->mapping);
 	if (!err)
 		err = km_region_make_files(r, o);
-	if (!err && !r->adopted)
+	if (!err && !r->registered)
 		km_registry_add(r);
 	if (!err)
-		err = map_region(r);
+		err = map_region(r, o);
 	if (!err)
-		err = km_presence_init(&r->presence, r->bytes >> r->page_shift);
-	if (!err && r->adopted && !r->ignore_existing)
-		err = km_adopt_presence(r);
-	return err;
+		err = km_presence_init_growing(&r->presence, r->bytes >> r->page_shift,
+					       r->room >> r->page_shift);
+	if (!err)
+		err = find_pages(r);
+	/* Last, as it cannot be undone. */
+	return err ? err : km_region_seal_given(r, o);
 }
 
 int kvmem_region_create(struct kvmem_vm *vm, const struct kvmem_region_opts *opts,
@@ -114,11 +136,14 @@ int kvmem_region_create(struct kvmem_vm *vm, const struct kvmem_region_opts *opt
 	r->fd = -1;
 	r->private_fd = -1;
 	pthread_mutex_init(&r->lock, NULL);
-	err = make_plan(vm, opts, &o, &r->plan);
+	err = make_plan(vm, opts, &o, &r->own, &r->plan);
 	if (!err) {
 		r->bytes = o.bytes;
+		r->room = o.reserve ? o.reserve : o.bytes;
 		r->flags = o.flags;
+		r->arg = o.arg;
 		r->adopted = o.flags & KVMEM_REGION_FD;
+		r->own_mapping = o.flags & KVMEM_REGION_MAPPING;
 		r->ignore_existing = o.content == KVMEM_CONTENT_IGNORE;
 		r->page_shift = (unsigned int)__builtin_ctzll(r->plan.page_size);
 		err = build(r, &o);
@@ -174,6 +199,17 @@ int kvmem_region_free(struct kvmem_region *region)
 
 /* ---- what it is ---- */
 
+int km_region_fill_check(const struct kvmem_region *r, const char *what)
+{
+	if (!r->own.limits)
+		return 0;
+	return km_fail(
+		EOPNOTSUPP,
+		"%s: pages of the region, a mapping that was given, can neither be filled nor "
+		"taken out: %s",
+		what, r->own.limits);
+}
+
 void *kvmem_region_base(const struct kvmem_region *region)
 {
 	if (region)
@@ -187,6 +223,11 @@ uint64_t kvmem_region_bytes(const struct kvmem_region *region)
 	return region ? region->bytes : 0;
 }
 
+void *kvmem_region_arg(const struct kvmem_region *region)
+{
+	return region ? region->arg : NULL;
+}
+
 uint64_t kvmem_region_page_size(const struct kvmem_region *region)
 {
 	return region ? km_region_page(region) : 0;
@@ -197,7 +238,10 @@ int kvmem_region_fd(const struct kvmem_region *region)
 	if (!region)
 		return km_fail(EINVAL, "kvmem_region_fd: region is NULL");
 	if (region->fd < 0)
-		return km_fail(ENODEV, "kvmem_region_fd: anonymous memory has no file descriptor");
+		return km_fail(ENODEV, "kvmem_region_fd: %s",
+			       region->own.limits
+				       ? "the region is a mapping that was given without one"
+				       : "anonymous memory has no file descriptor");
 	return region->fd;
 }
 

@@ -17,6 +17,7 @@
 
 #include "base/base.h"
 #include "region/exists.h"
+#include "region/mapping.h"
 #include "region/policy.h"
 #include "region/presence.h"
 #include "vm/vm.h"
@@ -26,13 +27,18 @@ struct km_watch; /* fill: the userfaultfds that watch the mapping, while a pager
 struct kvmem_region {
 	struct kvmem_vm *vm; /* may be NULL */
 	struct kvmem_plan plan;
-	uint64_t bytes;
+	_Atomic uint64_t bytes; /* grows: kvmem_region_grow() */
+	uint64_t room;		/* bytes of its file and its mappings: it can grow to them */
+	bool locked;		/* mlockall() was in force when it was mapped */
 	unsigned int page_shift;
 	int fd;		/* ours; -1 for anonymous memory */
 	int private_fd; /* guest_memfd of private pages beside fd's shared ones; else -1 */
 	uint64_t fd_offset;
-	uint32_t flags; /* KVMEM_REGION_* */
-	bool adopted;	/* the file was the caller's: of others' making, maybe of their user */
+	void *arg;	   /* the caller's word */
+	uint32_t flags;	   /* KVMEM_REGION_* */
+	bool adopted;	   /* the file was the caller's: of others' making, maybe of their user */
+	bool own_mapping;  /* the mapping is the caller's, and stays his */
+	struct km_own own; /* then: what it is */
 	bool own_description; /* fd shares its position and flags with nobody */
 	/* Adopted with KVMEM_CONTENT_IGNORE: what exists and the record does not know is no content.
 	 */
@@ -40,7 +46,8 @@ struct kvmem_region {
 	dev_t dev; /* of an adopted file */
 	ino_t ino;
 	bool registered;
-	struct kvmem_region *next, *prev; /* registry.c: those that have a file */
+	uintptr_t mapped;		  /* base, where registry.c may look at it */
+	struct kvmem_region *next, *prev; /* registry.c */
 	uint8_t *base;
 	struct km_presence presence;
 	pthread_mutex_t lock;	      /* policies, alias, pager, fillers */
@@ -48,6 +55,7 @@ struct kvmem_region {
 	uint8_t *alias;		      /* second mapping, never registered with a userfaultfd */
 	struct km_watch *watch;	      /* NULL: no pager has it; changes while nobody fills */
 	_Atomic unsigned int fillers; /* operations on its pages under way: see km_pages_enter() */
+	void *_Atomic tracked;	      /* dirty: its record of the region, while there is one */
 	_Atomic bool no_access;	      /* pages were poisoned by taking their access rights away */
 };
 
@@ -56,6 +64,20 @@ static inline uint64_t km_region_page(const struct kvmem_region *r)
 	return 1ull << r->page_shift;
 }
 
+static inline uint64_t km_region_room(const struct kvmem_region *r)
+{
+	return r->room;
+}
+
+/* What is stored is in a file, and stays there when pages are dropped from the mapping. */
+static inline bool km_region_is_shared(const struct kvmem_region *r)
+{
+	return r->own_mapping ? r->own.shared : r->fd >= 0;
+}
+
+/* -EOPNOTSUPP of a mapping given whose pages cannot be filled or taken out. */
+int km_region_fill_check(const struct kvmem_region *r, const char *what);
+
 /*
  * Where to store content so that no userfaultfd sees it: the mapping itself as long as no pager
  * has the region, then a second mapping of its file. NULL for anonymous memory under a pager
@@ -63,28 +85,45 @@ static inline uint64_t km_region_page(const struct kvmem_region *r)
  */
 int km_region_store(struct kvmem_region *r, uint8_t **ret_base);
 
-/* registry.c: of a file given, before it is opened: -EBUSY where another region holds its bytes. */
+/*
+ * registry.c: of a file (or -1) and a mapping given, before anything is made: -EBUSY where another
+ * region has these bytes. _mapped(): where the others find it from then on.
+ */
 void km_registry_add(struct kvmem_region *r);
-int km_registry_add_given(struct kvmem_region *r, int fd);
+int km_registry_add_given(struct kvmem_region *r, int fd, const void *mapping);
+void km_registry_mapped(struct kvmem_region *r);
 void km_registry_remove(struct kvmem_region *r);
 
 /* file.c: sets fd, private_fd and fd_offset. On failure what is open stays for who frees r. */
 int km_region_make_files(struct kvmem_region *r, const struct kvmem_region_opts *o);
+/* The file that the caller gave, if he wants that: when nothing else can fail. */
+int km_region_seal_given(const struct kvmem_region *r, const struct kvmem_region_opts *o);
 
-/* map.c: the whole region; -errno without detail, which _fail() makes and returns. */
+/* map.c: the whole room, with access to the bytes in use; -errno without detail, which _fail() makes and
+ * returns. */
 enum km_mapping {
 	KM_MAPPING_GUEST, /* the one that KVM and a userfaultfd see */
 	KM_MAPPING_ALIAS, /* a second one, beside it */
 };
-int64_t km_region_map(const struct kvmem_region *r, enum km_mapping which, uint8_t **ret);
+int64_t km_region_map(struct kvmem_region *r, enum km_mapping which, uint8_t **ret);
+/* Access to bytes of a mapping that had none, or none any more. Makes no page. */
+int64_t km_region_open(const struct kvmem_region *r, uint8_t *at, uint64_t bytes,
+		       enum km_mapping which);
+void km_region_close(uint8_t *at, uint64_t bytes);
+/* Huge pages for bytes of the region that no mapping has asked the kernel for yet. */
+int64_t km_region_reserve_huge(const struct kvmem_region *r, uint64_t offset, uint64_t bytes);
 void km_region_unmap(const struct kvmem_region *r, uint8_t *at); /* NULL: nothing */
 int km_region_map_fail(const struct kvmem_region *r, const char *what, int64_t err);
 
-/* What a region of these (checked) options will be, and the check of the options. */
+/* What a region of these (checked) options will be, and the check of the options. `own`: with
+ * KVMEM_REGION_MAPPING alone. */
 int km_plan_make(const struct kvmem_caps *caps, bool has_vm, const struct kvmem_region_opts *o,
-		 struct kvmem_plan *ret_plan);
+		 const struct km_own *own, struct kvmem_plan *ret_plan);
 int km_plan_opts(const struct kvmem_region_opts *opts, struct kvmem_region_opts *o);
 int km_region_detach_all(struct kvmem_region *r);
+/* Does a slot show part of the range to the guest, to be written? */
+bool km_region_is_writable(const struct kvmem_region *r, uint64_t offset, uint64_t bytes);
+bool km_region_is_attached(const struct kvmem_region *r);
 
 /* A file descriptor given: sets backing and page_size to what it is; and, mapped, which pages it
  * has. */

@@ -12,30 +12,6 @@
 
 #define MOST_EXTENTS 64u /* of a callback that are joined to a run */
 
-void km_source_get(struct kvmem_source *s)
-{
-	atomic_fetch_add_explicit(&s->users, 1, memory_order_relaxed);
-}
-
-void km_source_put(struct kvmem_source *s)
-{
-	atomic_fetch_sub_explicit(&s->users, 1, memory_order_release);
-}
-
-static struct kvmem_source *new_source(enum km_source_kind kind, uint64_t bytes)
-{
-	struct kvmem_source *s = km_sys_alloc(sizeof(*s));
-
-	if (!s) {
-		km_fail(ENOMEM, "source: no memory for its %zu bytes of state", sizeof(*s));
-		return NULL;
-	}
-	s->kind = kind;
-	s->bytes = bytes;
-	s->fd = -1;
-	return s;
-}
-
 /*
  * A description of our own: SEEK_DATA moves the file position, which a duplicate would share with
  * the caller, and a caller's O_DIRECT would bind every read to its alignment.
@@ -149,7 +125,7 @@ int kvmem_source_file(int fd, uint64_t offset, uint64_t bytes, uint32_t flags,
 	}
 	if (r)
 		goto err;
-	s = new_source(KM_SOURCE_FILE, bytes);
+	s = km_source_new(KM_SOURCE_FILE, bytes);
 	if (!s) {
 		r = -ENOMEM;
 		goto err;
@@ -177,7 +153,7 @@ int kvmem_source_memory(const void *base, uint64_t bytes, struct kvmem_source **
 			       "source: 0x%" PRIx64 " bytes of memory at %p: must be at least one "
 			       "and not wrap around",
 			       bytes, base);
-	s = new_source(KM_SOURCE_MEMORY, bytes);
+	s = km_source_new(KM_SOURCE_MEMORY, bytes);
 	if (!s)
 		return -ENOMEM;
 	s->base = base;
@@ -204,7 +180,7 @@ int kvmem_source_callback(const struct kvmem_source_ops *ops, void *arg, uint64_
 			       "source ops: read is NULL, and there is no other way to content");
 	if (!bytes)
 		return km_fail(EINVAL, "source: 0 bytes, must be at least one");
-	s = new_source(KM_SOURCE_CALLBACK, bytes);
+	s = km_source_new(KM_SOURCE_CALLBACK, bytes);
 	if (!s)
 		return -ENOMEM;
 	s->ops = o;
@@ -225,9 +201,12 @@ int kvmem_source_free(struct kvmem_source *s)
 		return r;
 	users = atomic_load_explicit(&s->users, memory_order_acquire);
 	if (users)
-		return km_fail(EBUSY, "source: %u populate calls or pager regions still use it",
-			       users);
-	if (s->kind == KM_SOURCE_CALLBACK && s->ops.close)
+		return km_fail(
+			EBUSY,
+			"kvmem_source_free: %u populate calls or regions of pagers use the source: "
+			"wait for the calls, kvmem_pager_remove() or kvmem_pager_free() first",
+			users);
+	if (s->ops.close)
 		s->ops.close(s->arg);
 	if (!(s->flags & KVMEM_SOURCE_BORROW))
 		km_sys_close(s->fd);
@@ -291,19 +270,13 @@ static int file_extent(struct kvmem_source *s, uint64_t offset, struct kvmem_ext
 	return 0;
 }
 
-/* Anything but 0 is a failure; what is no -errno becomes -EIO. */
-static int callback_errno(int r)
-{
-	return !r || (r < 0 && r >= -4095) ? r : -EIO;
-}
-
 static int callback_read(struct kvmem_source *s, uint64_t offset, void *buf, uint64_t bytes)
 {
 	struct km_callback cb;
 	int r;
 
 	km_callback_enter(&cb, "kvmem_source_ops.read", s, NULL);
-	r = callback_errno(s->ops.read(s->arg, offset, buf, bytes));
+	r = km_callback_errno(s->ops.read(s->arg, offset, buf, bytes));
 	km_callback_leave(&cb);
 	if (r)
 		return km_fail(-r,
@@ -326,7 +299,7 @@ static int callback_extent(struct kvmem_source *s, uint64_t offset, struct kvmem
 		return 0;
 	}
 	km_callback_enter(&cb, "kvmem_source_ops.extent", s, NULL);
-	r = callback_errno(s->ops.extent(s->arg, offset, &got));
+	r = km_callback_errno(s->ops.extent(s->arg, offset, &got));
 	km_callback_leave(&cb);
 	if (r)
 		return km_fail(-r, "source: the extent callback failed at offset 0x%" PRIx64 ": %m",
@@ -353,6 +326,7 @@ int km_source_extent(struct kvmem_source *s, uint64_t offset, struct kvmem_exten
 	case KM_SOURCE_FILE:
 		return file_extent(s, offset, e);
 	case KM_SOURCE_CALLBACK:
+	case KM_SOURCE_ASYNC:
 		return callback_extent(s, offset, e);
 	default:
 		e->kind = KVMEM_EXTENT_DATA;
@@ -368,7 +342,7 @@ int km_source_run(struct kvmem_source *s, uint64_t offset, uint64_t enough, stru
 	struct km_detail kept;
 	int r = km_source_extent(s, offset, e);
 
-	if (r || s->kind != KM_SOURCE_CALLBACK)
+	if (r || !s->ops.extent)
 		return r;
 	km_detail_save(&kept);
 	for (unsigned int i = 1; i < MOST_EXTENTS; i++) {
@@ -422,16 +396,24 @@ static int file_read(struct kvmem_source *s, uint64_t offset, unsigned char *buf
 }
 
 /* Data of one extent. */
-int km_source_read(struct kvmem_source *s, uint64_t offset, void *buf, uint64_t bytes)
+int km_source_read_looking(struct kvmem_source *s, uint64_t offset, void *buf, uint64_t bytes,
+			   const struct km_source_wait *wait)
 {
 	switch (s->kind) {
 	case KM_SOURCE_FILE:
 		return file_read(s, offset, buf, bytes);
 	case KM_SOURCE_CALLBACK:
 		return callback_read(s, offset, buf, bytes);
+	case KM_SOURCE_ASYNC:
+		return km_source_async_read(s, offset, buf, bytes, wait);
 	default:
 		return km_source_memory_read(s, offset, buf, bytes);
 	}
+}
+
+int km_source_read(struct kvmem_source *s, uint64_t offset, void *buf, uint64_t bytes)
+{
+	return km_source_read_looking(s, offset, buf, bytes, NULL);
 }
 
 int kvmem_source_read(struct kvmem_source *s, uint64_t offset, void *buf, uint64_t bytes)
@@ -442,7 +424,7 @@ int kvmem_source_read(struct kvmem_source *s, uint64_t offset, void *buf, uint64
 	if (!s || !buf)
 		return km_fail(EINVAL, "%s is NULL", s ? "buf" : "source");
 	r = km_range_check(offset, bytes, s->bytes, "read of a source");
-	if (r || s->kind != KM_SOURCE_CALLBACK || !s->ops.extent)
+	if (r || !s->ops.extent)
 		return r ? r : km_source_read(s, offset, buf, bytes);
 	while (bytes) {
 		struct kvmem_extent e = KVMEM_EXTENT_INIT;

@@ -15,7 +15,7 @@
 
 #include "base/base.h"
 
-enum km_source_kind { KM_SOURCE_FILE, KM_SOURCE_MEMORY, KM_SOURCE_CALLBACK };
+enum km_source_kind { KM_SOURCE_FILE, KM_SOURCE_MEMORY, KM_SOURCE_CALLBACK, KM_SOURCE_ASYNC };
 
 struct kvmem_source {
 	enum km_source_kind kind;
@@ -25,9 +25,15 @@ struct kvmem_source {
 	uint64_t offset;
 	uint32_t flags;
 	const uint8_t *base;	     /* MEMORY */
-	struct kvmem_source_ops ops; /* CALLBACK */
+	struct kvmem_source_ops ops; /* CALLBACK; ASYNC but for `read` */
 	void *arg;
+	int (*submit)(void *arg, struct kvmem_source_request *const *requests, size_t count);
+	void (*cancel)(void *arg, struct kvmem_source_request *request);
 };
+
+struct kvmem_source *km_source_new(enum km_source_kind kind, uint64_t bytes);
+/* Anything but 0 is a failure; what is no -errno becomes -EIO. */
+int km_callback_errno(int r);
 
 void km_source_get(struct kvmem_source *s);
 void km_source_put(struct kvmem_source *s);
@@ -46,6 +52,34 @@ int km_source_run(struct kvmem_source *s, uint64_t offset, uint64_t enough, stru
  * whatever becomes of a source in memory.
  */
 int km_source_read(struct kvmem_source *s, uint64_t offset, void *buf, uint64_t bytes);
+
+/* While answers are waited for: every KM_SOURCE_LOOK_NS; true: they are not wanted any more. */
+struct km_source_wait {
+	bool (*look)(void *arg);
+	void *arg;
+};
+
+#define KM_SOURCE_LOOK_NS 50000000u
+
+/* The same, for who has something else to look after. */
+int km_source_read_looking(struct kvmem_source *s, uint64_t offset, void *buf, uint64_t bytes,
+			   const struct km_source_wait *wait);
+
+/* ---- async.c ---- */
+
+/* What the caller's `submit` gets is the first part. done() ends it, in the thread that completes it. */
+struct km_source_request {
+	struct kvmem_source_request pub;
+	void (*done)(struct km_source_request *request, int result);
+};
+
+/* -errno: none of them is under way. At most 64. */
+int km_source_submit(struct kvmem_source *s, struct km_source_request *const *requests,
+		     size_t count);
+/* It is not needed any more; it is to be completed all the same. */
+void km_source_cancel(struct kvmem_source *s, struct km_source_request *request);
+int km_source_async_read(struct kvmem_source *s, uint64_t offset, uint8_t *buf, uint64_t bytes,
+			 const struct km_source_wait *wait);
 
 /* ---- memory.c ---- */
 

@@ -32,13 +32,6 @@ static int overlap_check(struct kvmem_vm *vm, const struct km_slot *new)
 	return 0;
 }
 
-struct km_slot *km_slot_find(const struct kvmem_vm *vm, uint32_t id)
-{
-	if (SPACE(id) >= KM_SLOT_SPACES || NUMBER(id) >= vm->max_slots || !vm->by_id[SPACE(id)])
-		return NULL;
-	return vm->by_id[SPACE(id)][NUMBER(id)];
-}
-
 static int id_check(const struct kvmem_vm *vm, uint32_t id)
 {
 	if (SPACE(id) >= KM_SLOT_SPACES)
@@ -62,7 +55,7 @@ static int make_room(struct kvmem_vm *vm, uint32_t space)
 
 	if (!vm->by_id[space])
 		vm->by_id[space] = km_sys_alloc(vm->max_slots * sizeof(*p));
-	if (!vm->by_id[space])
+	if (!vm->by_id[space] || km_views_reserve(&vm->views[space]))
 		return km_fail(ENOMEM, "slot table: no memory");
 	if (vm->slot_count < vm->slot_room)
 		return 0;
@@ -82,6 +75,7 @@ static void insert(struct kvmem_vm *vm, struct km_slot *s)
 		vm->slots[i] = vm->slots[i - 1];
 	vm->slots[i] = s;
 	vm->by_id[SPACE(s->id)][NUMBER(s->id)] = s;
+	km_views_add(&vm->views[SPACE(s->id)], s);
 }
 
 static void take_out(struct kvmem_vm *vm, struct km_slot *s)
@@ -93,6 +87,7 @@ static void take_out(struct kvmem_vm *vm, struct km_slot *s)
 	vm->slot_count--;
 	memmove(&vm->slots[i], &vm->slots[i + 1], (vm->slot_count - i) * sizeof(*vm->slots));
 	vm->by_id[SPACE(s->id)][NUMBER(s->id)] = NULL;
+	km_views_remove(&vm->views[SPACE(s->id)], s);
 }
 
 static int set_tracked(struct kvmem_vm *vm, struct km_slot *s)
@@ -104,6 +99,8 @@ static int set_tracked(struct kvmem_vm *vm, struct km_slot *s)
 	if (r < 0)
 		return r;
 	s->logged = r > 0;
+	if (s->adopted && !s->logged) /* KVM has it as it is to be */
+		return 0;
 	r = km_slot_set(vm, s, s->logged);
 	if (r && vm->hooks)
 		vm->hooks->attach_failed(vm->hooks_arg, s);
@@ -111,12 +108,13 @@ static int set_tracked(struct kvmem_vm *vm, struct km_slot *s)
 }
 
 /*
- * Which numbers the VMM has set itself is not known, and KVM does not tell them from other wrong
- * parameters: a number that exists with another size or address is EINVAL. So a number that is
- * refused is passed over; what is refused under every number is refused for its first reason.
+ * Which numbers the VMM has set itself is not known. KVM is asked first, as it would take a request for the very memory
+ * of a slot that it has for one to move it. A number that it refuses is passed over; what is refused under every number
+ * is refused for its first reason.
  */
-static int set_any(struct kvmem_vm *vm, struct km_slot *s)
+static int try_numbers(struct kvmem_vm *vm, struct km_slot *s, void *hva)
 {
+	uint64_t shown = vm->slot_count ? vm->slots[0]->gpa : s->gpa;
 	struct km_detail before, first;
 	int err = 0;
 
@@ -127,7 +125,10 @@ static int set_any(struct kvmem_vm *vm, struct km_slot *s)
 		if (km_slot_find(vm, n))
 			continue;
 		s->id = n;
-		r = set_tracked(vm, s);
+		if (km_slot_is_known(vm, n, shown, hva))
+			r = km_slot_refused(s, -EINVAL);
+		else
+			r = set_tracked(vm, s);
 		if (!r)
 			km_detail_restore(&before);
 		if (r != -EINVAL && r != -EBUSY)
@@ -143,6 +144,18 @@ static int set_any(struct kvmem_vm *vm, struct km_slot *s)
 	return err;
 }
 
+static int set_any(struct kvmem_vm *vm, struct km_slot *s)
+{
+	void *hva;
+	int r = (int)km_slot_ask_page(&hva);
+
+	if (r)
+		return r;
+	r = try_numbers(vm, s, hva);
+	km_sys_munmap(hva, km_sys_page_size());
+	return r;
+}
+
 static int add(struct kvmem_vm *vm, struct km_slot *s)
 {
 	bool any = s->id == KVMEM_SLOT_ANY;
@@ -155,6 +168,8 @@ static int add(struct kvmem_vm *vm, struct km_slot *s)
 		r = overlap_check(vm, s);
 	if (!r)
 		r = make_room(vm, SPACE(s->id));
+	if (!r && s->adopted)
+		r = km_slot_verify(vm, s);
 	if (!r)
 		r = any ? set_any(vm, s) : set_tracked(vm, s);
 	if (!r)
@@ -178,13 +193,66 @@ int km_slot_add(struct kvmem_vm *vm, const struct km_slot *want, struct km_slot 
 	return r;
 }
 
+int km_slot_adopt(struct kvmem_vm *vm, const struct km_slot *want)
+{
+	struct km_slot *s;
+
+	return km_slot_add(vm, want, &s);
+}
+
+int km_slot_readopt(struct kvmem_vm *vm, struct km_slot *s, bool keep_log)
+{
+	int r = km_slot_verify(vm, s);
+
+	if (!r)
+		r = km_slot_set(vm, s, s->logged || keep_log);
+	if (!r)
+		s->keep_log = keep_log;
+	return r;
+}
+
+int km_slot_log(struct kvmem_vm *vm, const struct km_slot *s, bool on)
+{
+	struct km_detail before;
+	int r = 0;
+
+	km_detail_save(&before);
+	if (s->adopted)
+		r = km_slot_verify(vm, s);
+	if ((r == -ENOENT || r == -EINVAL) && !on) {
+		km_detail_restore(&before);
+		return 0;
+	}
+	return r ? r : km_slot_set(vm, s, on || s->keep_log);
+}
+
+/* The flags that the VMM had given it. */
+static int give_back(struct kvmem_vm *vm, const struct km_slot *s)
+{
+	return s->logged && !s->keep_log ? km_slot_log(vm, s, false) : 0;
+}
+
+/* A slot of ours that the VMM has deleted is gone: KVM says EINVAL of what it does not have. */
+static int take_away(struct kvmem_vm *vm, const struct km_slot *s)
+{
+	struct km_detail before;
+	int r;
+
+	km_detail_save(&before);
+	r = km_slot_delete(vm, s);
+	if (r != -EINVAL || km_slot_verify(vm, s) != -ENOENT)
+		return r;
+	km_detail_restore(&before);
+	return 0;
+}
+
 int km_slot_remove(struct kvmem_vm *vm, struct km_slot *s)
 {
 	int r;
 
 	if (vm->hooks)
 		vm->hooks->detaching(vm->hooks_arg, s);
-	r = km_slot_delete(vm, s);
+	r = s->adopted ? give_back(vm, s) : take_away(vm, s);
 	if (r)
 		return r;
 	if (vm->hooks)
@@ -196,8 +264,10 @@ int km_slot_remove(struct kvmem_vm *vm, struct km_slot *s)
 
 void km_slots_free(struct kvmem_vm *vm)
 {
-	for (unsigned int i = 0; i < KM_SLOT_SPACES; i++)
+	for (unsigned int i = 0; i < KM_SLOT_SPACES; i++) {
 		km_sys_free(vm->by_id[i]);
+		km_views_free(&vm->views[i]);
+	}
 	km_sys_free(vm->slots);
 }
 

@@ -18,9 +18,13 @@ static int open_kvm(const struct kvmem_vm_opts *o)
 	if (fd == -EACCES || fd == -EPERM)
 		return km_fail(EACCES,
 			       "opening /dev/kvm: %m; give this user read and write access to it");
-	if (fd < 0) /* ENXIO: a node without a driver, as ENODEV is */
-		return km_fail(fd == -ENXIO ? ENODEV : (int)-fd,
-			       "opening /dev/kvm: %m; load kvm_intel or kvm_amd, or give kvm_fd");
+	if (fd == -ENXIO) /* a node without a driver, as ENODEV is */
+		fd = -ENODEV;
+	if (fd < 0)
+		return km_fail((int)-fd, "opening /dev/kvm: %m%s",
+			       fd == -ENOENT || fd == -ENODEV
+				       ? "; load kvm_intel or kvm_amd, or give kvm_fd"
+				       : "");
 	return (int)fd;
 }
 
@@ -34,6 +38,8 @@ static int opts_check(struct kvmem_vm_opts *o, const struct kvmem_vm_opts *opts)
 	if (!r && o->ring_entries & (o->ring_entries - 1))
 		r = km_fail(EINVAL, "kvmem_vm_opts.ring_entries %" PRIu32 " is not a power of two",
 			    o->ring_entries);
+	if (!r && o->reserved)
+		r = km_fail(EINVAL, "kvmem_vm_opts.reserved must be 0");
 	if (!r && o->manual_protect && !(o->flags & KVMEM_VM_MANUAL_PROTECT))
 		r = km_fail(
 			EINVAL,
@@ -172,6 +178,16 @@ int kvmem_vm_free(struct kvmem_vm *vm)
 int kvmem_vm_fd(const struct kvmem_vm *vm)
 {
 	return vm ? vm->fd : km_fail(EINVAL, "kvmem_vm_fd: vm is NULL");
+}
+
+int kvmem_vm_kvm_fd(const struct kvmem_vm *vm)
+{
+	if (!vm)
+		return km_fail(EINVAL, "kvmem_vm_kvm_fd: vm is NULL");
+	if (km_caps_kvm_fd(vm->caps) < 0)
+		return km_fail(ENODEV,
+			       "kvmem_vm_kvm_fd: the VM was adopted without KVMEM_VM_KVM_FD");
+	return km_caps_kvm_fd(vm->caps);
 }
 
 const struct kvmem_caps *kvmem_vm_caps(struct kvmem_vm *vm)

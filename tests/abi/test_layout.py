@@ -19,6 +19,8 @@ from pytap import main	# noqa: E402
 MACHINE = platform.machine()
 RECORD = Path(__file__).resolve().parent / f"layout.{MACHINE}"
 VERSION = "KVMEM_VERSION_"
+FIXED = ("kvmem_run", "kvmem_attachment", "kvmem_range", "kvmem_trace_entry",
+	"kvmem_source_request")  # elements of arrays, and what the library alone makes: their pages say that they never grow
 
 
 def generate():
@@ -54,7 +56,7 @@ class Layout(headers.TestCase):
 	def test_growable_structs_begin_with_size(self):
 		for line, after in zip(layout().splitlines(), layout().splitlines()[1:]):
 			name = line.split()[1] if line.startswith("struct ") else ""
-			if name not in ("", "kvmem_run"):
+			if name not in ("", *FIXED):
 				self.assertEqual(after.strip(), "size 0 4", name)
 
 	def test_no_struct_ends_in_padding(self):

@@ -278,6 +278,32 @@ static double harvest_by_library(void *arg)
 	return end - start;
 }
 
+/* Three readers, each of which gets all of it: harvest and commit of each. */
+static double harvest_by_three(void *arg)
+{
+	struct guest_arg *a = arg;
+	struct kvmem_reader *readers[3] = { kvmem_dirty_reader(a->m->dirty) };
+	struct kvmem_batch *batch;
+	double start, ns;
+	uint64_t pages;
+
+	for (unsigned int i = 1; i < 3; i++)
+		need(kvmem_dirty_reader_create(a->m->dirty, NULL, &readers[i]), "reader");
+	pages = guest_writes(a);
+	start = bench_now();
+	for (unsigned int i = 0; i < 3; i++) {
+		int64_t n = kvmem_reader_harvest(readers[i], &batch);
+
+		bench_check(n == (int64_t)pages && !kvmem_dirty_commit(a->m->dirty, batch),
+			    "other pages than were written: %s", kvmem_error_detail());
+		kvmem_batch_free(batch);
+	}
+	ns = bench_now() - start;
+	for (unsigned int i = 1; i < 3; i++)
+		need(kvmem_reader_free(readers[i]), "reader");
+	return ns;
+}
+
 static bool no_kvm(const char *name)
 {
 	if (!access("/dev/kvm", R_OK | W_OK))
@@ -337,6 +363,31 @@ static double mean_by_hand(void *arg)
 static double mean_by_library(void *arg)
 {
 	return mean_of(arg, BY_LIBRARY, harvest_by_library);
+}
+
+static double mean_by_three(void *arg)
+{
+	return mean_of(arg, BY_LIBRARY, harvest_by_three);
+}
+
+static void readers_row(void)
+{
+	uint64_t count = bench_quick() ? 4096 : 32768;
+	struct machine one, three;
+	struct guest_arg by_one = { &one, count, true, 0, 0, 0 };
+	struct guest_arg by_three = { &three, count, true, 0, 0, 0 };
+	struct bench_report r = {
+		.on = "one vCPU, 256 MiB, 32768 writes at random",
+		.unit = "ms",
+		.baseline = { "one reader: harvest and commit", mean_by_library, &by_one },
+		.ours = { "three readers, one after the other", mean_by_three, &by_three },
+		.rounds = BENCH_SHORT,
+		.note = "the kernel's reset is paid once",
+	};
+
+	if (no_kvm("dirty-readers"))
+		return;
+	bench_compare("dirty-readers", &r);
 }
 
 static void guest_row(const char *name, bool random)
@@ -574,6 +625,7 @@ static double empty_by_library(void *arg)
 		struct kvmem_batch *batch;
 
 		bench_check(!kvmem_dirty_harvest(m->dirty, &batch), "the ring is not empty");
+		kvmem_batch_free(batch);
 	}
 	return (bench_now() - start) / CALLS;
 }
@@ -635,5 +687,5 @@ static void api(void)
 }
 
 BENCH_MAIN({ "dirty-guest-sequential", guest_sequential },
-	   { "dirty-guest-random", guest_random_row }, { "dirty-few", few_pages },
-	   { "dirty-few-by-size", few_by_size }, { "api", api })
+	   { "dirty-guest-random", guest_random_row }, { "dirty-readers", readers_row },
+	   { "dirty-few", few_pages }, { "dirty-few-by-size", few_by_size }, { "api", api })

@@ -228,7 +228,7 @@ static void chunks(void)
 	for (unsigned int i = 0; i < 9; i++) {
 		struct fill_arg a = { .threads = 1,
 				      .method = KVMEM_FILL_POPULATE_COPY,
-				      .chunk = (16 << 10) << i };
+				      .chunk = (UINT64_C(16) << 10) << i };
 
 		x[i] = (double)(16 << i);
 		y[i] = bench_median(by_populate, &a) / 1e6;

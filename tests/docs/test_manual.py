@@ -66,7 +66,42 @@ class Manual(headers.TestCase):
 		for page in PARTS:
 			text = "".join(page.sections[s] for s in ("DESCRIPTION", "RETURN VALUE", "ERRORS"))
 			for function in synopsis(page):
-				self.assertIn(f"``{function}()``", text, page.name)
+				self.assertRegex(text, rf"``{function}\(\)``|(?m:^(?:\w+\(\), )*{function}\(\))",
+						 f"{page.name}: {function}")
+
+	def headings(self, page):
+		"""The headings of a DESCRIPTION."""
+		return re.findall(r"^(\S.*)\n-{3,}$", page.sections["DESCRIPTION"], re.M)
+
+	def test_every_function_has_a_heading(self):
+		"""Whoever looks a function up finds one place that is about it, and text there."""
+		for page in PARTS:
+			found = [f for h in self.headings(page) for f in re.findall(r"(\w+)\(\)", h)]
+			self.equal_sets(set(found), synopsis(page), ("DESCRIPTION", "SYNOPSIS"))
+			self.assertEqual(len(found), len(set(found)), f"{page.name}: two headings for one")
+			for body in re.findall(r"\(\)\n-{3,}\n\n(.*)\n", page.sections["DESCRIPTION"]):
+				self.assertRegex(body, r"^[A-Z]", page.name)
+
+	def callback_table(self):
+		"""{call: its cells} of the table in kvmem(7)."""
+		text = [p for p in PAGES if p.name == "kvmem"][0].sections["DESCRIPTION"]
+		table = re.search(r"^    call +pager popul.*\n    -+\n((?:    .+\n)+)", text, re.M).group(1)
+		return {row.split()[0]: row.split()[1:] for row in table.splitlines()}
+
+	def test_callback_table_is_the_tested_one(self):
+		"""tests/kernel/callbacks.c makes each of these calls from each callback but `foreign`."""
+		source = (TOP / "tests/kernel/callbacks.c").read_text(encoding="utf-8")
+		tested = {m.group(1): re.findall(r"\"(\w+)\"", m.group(2)) for m in
+			  re.finditer(r"{ \"(\w+)\", call_\w+, {([^}]*)} }", source)}
+		told = self.callback_table()
+		self.assertGreater(len(tested), 30)
+		for call, cells in told.items():
+			self.assertIn(f"kvmem_{call}", headers.functions())
+			if call in tested:
+				self.assertEqual(cells[:len(tested[call])], tested[call], call)
+			else:	# what waits, or may do harm, is not called
+				self.assertFalse({"yes", "no", "busy"} & set(cells[:-1]), call)
+		self.assertFalse(set(tested) - set(told), "not in kvmem(7)")
 
 	def test_every_field_and_constant_is_described(self):
 		for page in PARTS:
@@ -158,6 +193,24 @@ class Manual(headers.TestCase):
 			"SEE ALSO"]
 		for page in PARTS:
 			self.assertEqual(list(page.sections), want, page.name)
+
+	def test_recipes_are_programs(self):
+		"""Each recipe names programs that tests run, is short, and shows lines of theirs."""
+		built = (TOP / "examples/meson.build").read_text(encoding="utf-8")
+		text = [p for p in PAGES if p.name == "kvmem-recipes"][0].sections["DESCRIPTION"]
+		parts = re.split(r"^(\S.*)\n-{3,}$", text, flags=re.M)
+		self.assertGreater(len(parts), 20)
+		for title, body in zip(parts[1::2], parts[2::2]):
+			source = ""
+			for name in re.findall(r"``examples/(\w+)\.c``", body):
+				self.assertIn(f"  '{name}': [", built, title)
+				program = (TOP / f"examples/{name}.c").read_text(encoding="utf-8")
+				self.assertTrue(name == "dirty" or program.count("\n") <= 60, name)
+				source += program
+			shown = re.search(r"^::\n\n((?:    .*\n)+)", body, re.M)
+			self.assertTrue(source and shown, title)
+			for line in shown.group(1).splitlines():
+				self.assertIn(" ".join(line.split()), " ".join(source.split()), title)
 
 	def test_references_exist(self):
 		there = {(p.name, p.section) for p in PAGES}

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
@@ -266,6 +267,28 @@ TEST(k12_39_a_file_given_is_sealed_when_asked)
 	       CREATE(.flags = KVMEM_REGION_FD, .fd = other, .seals = KVMEM_SEAL_SHRINK));
 	close(fd);
 	close(other);
+}
+END
+
+/* A seal cannot be taken off again: what fails has added none. */
+static int has_no_room(void *arg)
+{
+	const struct rlimit limit = { 1 << 20, 1 << 20 };
+	int fd = *(int *)arg;
+
+	if (setrlimit(RLIMIT_AS, &limit))
+		return 1;
+	if (CREATE(.flags = KVMEM_REGION_FD, .fd = fd, .seals = KVMEM_SEAL_SHRINK) != -ENOMEM)
+		return 2;
+	return seals_of(fd);
+}
+
+TEST(what_is_refused_is_not_sealed)
+{
+	int fd = memfd(MFD_ALLOW_SEALING);
+
+	ck_assert_int_eq(harness_child(has_no_room, &fd), 0);
+	close(fd);
 }
 END
 
@@ -528,7 +551,7 @@ HARNESS_MAIN(T(k12_36_no_byte_of_a_refused_file_changes),
 	     T(k12_36_no_byte_of_a_refused_o_direct_file_changes),
 	     T(k12_36_adopting_moves_no_position), T(k12_37_no_descriptor_stays_open_across_exec),
 	     T(k12_38_o_append_is_not_inherited), T(k12_39_a_memfd_cannot_be_cut_short),
-	     T(k12_39_a_file_given_is_sealed_when_asked),
+	     T(k12_39_a_file_given_is_sealed_when_asked), T(what_is_refused_is_not_sealed),
 	     T(k14_48_a_file_sealed_against_writing_is_named),
 	     T(k12_40_record_locks_outlive_a_borrowed_image), T(k12_40_what_is_borrowed_stays_open),
 	     T(k12_40_record_locks_outlive_a_refused_call),

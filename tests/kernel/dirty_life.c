@@ -399,7 +399,7 @@ END
 
 TEST(wrong_file_descriptors)
 {
-	struct rig_opts o = { .mode = KVMEM_DIRTY_RING };
+	struct rig_opts o = { .mode = KVMEM_DIRTY_RING, .backing = KVMEM_BACKING_MEMFD };
 	unsigned int fds, maps;
 	struct rig rig;
 	int memfd;

@@ -38,11 +38,22 @@ static void open_region(struct rig *rig, const struct rig_opts *o)
 	ro.bytes = rig->bytes;
 	ro.needs = KVMEM_WANT_DIRTY;
 	ro.backing = o->backing;
+	ro.mapping = o->mapping;
+	ro.fd = o->fd;
+	ro.reserve = o->reserve;
+	ro.flags = (o->mapping ? KVMEM_REGION_MAPPING : 0) | (o->fd ? KVMEM_REGION_FD : 0);
 	ck_ok(kvmem_region_create(rig->vm, &ro, &rig->ram));
 	rig->base = kvmem_region_base(rig->ram);
-	ck_ok(kvmem_region_attach(rig->ram, 0, rig->bytes, RIG_GPA, KVMEM_SLOT_ANY, 0, NULL));
-	rig->copy = calloc(1, rig->bytes);
-	rig->seen = calloc(1, rig->bytes / RIG_PAGE);
+	if (o->own_slot) {
+		ck_assert_msg(!vmm_set_slot(rig->vmm, 5, 0, RIG_GPA, rig->bytes, rig->base), "%s",
+			      vmm_error());
+		ck_ok(kvmem_region_adopt_slot(rig->ram, 0, rig->bytes, RIG_GPA, 5, 0));
+	} else {
+		ck_ok(kvmem_region_attach(rig->ram, 0, rig->bytes, RIG_GPA, KVMEM_SLOT_ANY, 0,
+					  NULL));
+	}
+	rig->copy = calloc(1, o->reserve ? o->reserve : rig->bytes);
+	rig->seen = calloc(1, (o->reserve ? o->reserve : rig->bytes) / RIG_PAGE);
 	ck_assert(rig->copy && rig->seen);
 }
 
@@ -78,7 +89,8 @@ bool rig_open(struct rig *rig, const struct rig_opts *o)
 	open_tracker(rig, o);
 	ck_assert_msg(!vmm_create(kvmem_vm_fd(rig->vm), 0, &ops, &rig->vmm), "%s", vmm_error());
 	open_region(rig, o);
-	ck_assert_msg(!vmm_map(rig->vmm, RIG_GPA, rig->bytes), "%s", vmm_error());
+	ck_assert_msg(!vmm_map(rig->vmm, RIG_GPA, o->reserve ? o->reserve : rig->bytes), "%s",
+		      vmm_error());
 	for (unsigned int i = 0; i < rig->count; i++) {
 		ck_assert_msg(!vmm_vcpu_create(rig->vmm, i, &rig->vcpus[i]), "%s", vmm_error());
 		ck_ok(kvmem_dirty_add_vcpu(rig->dirty, vmm_vcpu_fd(rig->vcpus[i])));
@@ -148,8 +160,6 @@ uint64_t rig_sync(struct rig *rig)
 	int64_t r = kvmem_dirty_harvest(rig->dirty, &batch);
 
 	ck_ok(r);
-	if (!r)
-		return 0;
 	pages = kvmem_batch_pages(batch);
 	ck_assert_uint_eq(pages, (uint64_t)r);
 	ck_ok(kvmem_dirty_commit(rig->dirty, batch));

@@ -45,6 +45,10 @@ struct rig_opts {
 	uint32_t backing;
 	uint64_t reap_ns;
 	bool not_started;
+	void *mapping; /* the caller's, of `bytes`; then fd is its descriptor, or 0 */
+	int fd;
+	uint64_t reserve; /* that the region can grow to */
+	bool own_slot;	  /* set by the VMM, and told to the library */
 };
 
 /* False when the test is skipped for want of KVM or of dirty rings. */

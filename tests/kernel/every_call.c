@@ -121,6 +121,7 @@ static void close_all(void)
 	ck_assert_int_eq(kvmem_batch_next(t.batch, &run), 0);
 	kvmem_batch_free(t.batch);
 	ck_assert_int_eq(kvmem_dirty_harvest(t.dirty, &t.batch), 0);
+	kvmem_batch_free(t.batch);
 	ok(kvmem_dirty_stop(t.dirty));
 	ok(kvmem_dirty_free(t.dirty));
 	close(t.vcpu);
@@ -141,12 +142,22 @@ static int read_nothing(void *arg, uint64_t offset, void *buf, uint64_t bytes)
 	return 0;
 }
 
+static int answer_nothing(void *arg, struct kvmem_source_request *const *requests, size_t count)
+{
+	(void)arg;
+	(void)requests;
+	(void)count;
+	return -EIO;
+}
+
 static void null_of_memory(void)
 {
 	struct kvmem_source_ops ops = { .size = sizeof(ops), .read = read_nothing };
+	struct kvmem_source_async_ops async = { .size = sizeof(async), .submit = answer_nothing };
 	struct kvmem_plan plan = KVMEM_PLAN_INIT;
 	struct kvmem_placement place = KVMEM_PLACEMENT_INIT;
 	struct kvmem_extent extent = KVMEM_EXTENT_INIT;
+	struct kvmem_attachment attachment;
 	struct kvmem_source *s;
 	struct kvmem_region *r;
 	unsigned long node = 1;
@@ -159,10 +170,15 @@ static void null_of_memory(void)
 	NONE(kvmem_region_create(t.vm, &t.ro, NULL));
 	NONE(kvmem_region_get_plan(NULL, &plan));
 	NONE(kvmem_region_get_plan(t.ram, NULL));
+	NONE(kvmem_region_grow(NULL, PAGE));
+	NONE(kvmem_region_check_huge(NULL, 0, PAGE, 0));
 	NONE(kvmem_region_fd(NULL));
 	NONE(kvmem_region_private_fd(NULL));
 	NONE(kvmem_region_attach(NULL, 0, PAGE, GPA, KVMEM_SLOT_ANY, 0, NULL));
 	NONE(kvmem_region_detach(NULL, 5));
+	NONE(kvmem_region_adopt_slot(NULL, 0, PAGE, GPA, 5, 0));
+	NONE(kvmem_region_attachments(NULL, 0, PAGE, &attachment, 1));
+	NONE(kvmem_region_attachments(t.ram, 0, PAGE, NULL, 1));
 	NONE(kvmem_region_discard(NULL, 0, PAGE));
 	NONE(kvmem_region_mark_present(NULL, 0, PAGE));
 	NONE(kvmem_region_next_missing(NULL, 0, &run));
@@ -185,6 +201,11 @@ static void null_of_memory(void)
 	NONE(kvmem_source_callback(&ops, NULL, PAGE, NULL));
 	ops.read = NULL;
 	NONE(kvmem_source_callback(&ops, NULL, PAGE, &s));
+	NONE(kvmem_source_async(NULL, NULL, PAGE, &s));
+	NONE(kvmem_source_async(&async, NULL, PAGE, NULL));
+	async.submit = NULL;
+	NONE(kvmem_source_async(&async, NULL, PAGE, &s));
+	NONE(kvmem_source_complete(NULL, 0));
 	NONE(kvmem_source_extent(NULL, 0, &extent));
 	NONE(kvmem_source_extent(t.source, 0, NULL));
 	NONE(kvmem_source_read(NULL, 0, t.content, 1));
@@ -198,8 +219,11 @@ static void null_of_engines(void)
 	struct kvmem_pager_stats ps = KVMEM_PAGER_STATS_INIT;
 	struct kvmem_dirty_stats ds = KVMEM_DIRTY_STATS_INIT;
 	struct kvmem_vcpu_stats vs = KVMEM_VCPU_STATS_INIT;
+	struct kvmem_range range = { 0, PAGE };
+	struct kvmem_trace_entry entry;
 	struct kvmem_run run = { t.ram, 0, PAGE };
 	struct kvmem_dirty *d;
+	struct kvmem_reader *reader;
 	struct kvmem_batch *b;
 	uint64_t bits = 1;
 
@@ -215,8 +239,19 @@ static void null_of_engines(void)
 	NONE(kvmem_pager_set_source(NULL, t.ram, t.source, 0));
 	NONE(kvmem_pager_set_source(t.pager, NULL, t.source, 0));
 	NONE(kvmem_pager_set_source(t.pager, t.ram, NULL, 0));
-	NONE(kvmem_pager_prefetch(NULL, &run, 1));
-	NONE(kvmem_pager_prefetch(t.pager, NULL, 1));
+	NONE(kvmem_pager_prefetch(NULL, t.ram, &range, 1, NULL, NULL));
+	NONE(kvmem_pager_prefetch(t.pager, NULL, &range, 1, NULL, NULL));
+	NONE(kvmem_pager_prefetch(t.pager, t.ram, NULL, 1, NULL, NULL));
+	NONE(kvmem_ticket_wait(NULL, 0, NULL));
+	ck_assert_int_eq(kvmem_ticket_free(NULL), 0);
+	NONE(kvmem_pager_remove(NULL, t.ram, KVMEM_STOP_FILL));
+	NONE(kvmem_pager_remove(t.pager, NULL, KVMEM_STOP_FILL));
+	NONE(kvmem_pager_put(NULL, t.ram, 0, t.content, PAGE));
+	NONE(kvmem_pager_put(t.pager, NULL, 0, t.content, PAGE));
+	NONE(kvmem_pager_put(t.pager, t.ram, 0, NULL, PAGE));
+	NONE(kvmem_pager_trace_read(NULL, &entry, 1));
+	NONE(kvmem_pager_trace_read(t.pager, NULL, 1));
+	NONE(kvmem_region_mark_absent(NULL, 0, PAGE, 0));
 	NONE(kvmem_pager_fd(NULL));
 	NONE(kvmem_pager_handle(NULL));
 	NONE(kvmem_pager_wait(NULL, 0));
@@ -231,6 +266,18 @@ static void null_of_engines(void)
 	NONE(kvmem_dirty_ring_full(NULL, t.vcpu));
 	NONE(kvmem_dirty_harvest(NULL, &b));
 	NONE(kvmem_dirty_harvest(t.dirty, NULL));
+	NONE(kvmem_dirty_reader_create(NULL, NULL, &reader));
+	NONE(kvmem_dirty_reader_create(t.dirty, NULL, NULL));
+	NONE(kvmem_reader_harvest(NULL, &b));
+	NONE(kvmem_reader_harvest(kvmem_dirty_reader(t.dirty), NULL));
+	NONE(kvmem_reader_pending(NULL, NULL));
+	NONE(kvmem_reader_forget(NULL, t.ram, 0, PAGE));
+	NONE(kvmem_reader_forget(kvmem_dirty_reader(t.dirty), NULL, 0, PAGE));
+	NONE(kvmem_batch_return(NULL));
+	NONE(kvmem_dirty_mark(NULL, t.ram, 0, 1));
+	NONE(kvmem_dirty_mark(t.dirty, NULL, 0, 1));
+	NONE(kvmem_dirty_merge_gpa(NULL, 0, 0, PAGE, 12, &bits, 0));
+	NONE(kvmem_dirty_merge_gpa(t.dirty, 0, 0, PAGE, 12, NULL, 0));
 	NONE(kvmem_dirty_commit(NULL, t.batch));
 	REFUSED(EINVAL, "batch", kvmem_dirty_commit(t.dirty, NULL));
 	NONE(kvmem_batch_next(NULL, &run));
@@ -251,6 +298,7 @@ static void null_of_engines(void)
 
 TEST(null_to_every_function)
 {
+	struct kvmem_translation translation = KVMEM_TRANSLATION_INIT;
 	struct kvmem_cap_info info = KVMEM_CAP_INFO_INIT;
 
 	if (!open_all())
@@ -263,6 +311,9 @@ TEST(null_to_every_function)
 	NONE(kvmem_vm_create(NULL, NULL));
 	NONE(kvmem_vm_adopt(kvmem_vm_fd(t.vm), NULL, NULL));
 	ck_assert_int_eq(kvmem_vm_fd(NULL), -EINVAL);
+	NONE(kvmem_vm_kvm_fd(NULL));
+	NONE(kvmem_vm_translate(NULL, 0, GPA, 1, &translation));
+	NONE(kvmem_vm_translate(t.vm, 0, GPA, 1, NULL));
 	null_of_memory();
 	null_of_engines();
 	close_all();
@@ -274,12 +325,16 @@ TEST(null_where_there_is_no_code)
 {
 	ck_assert_ptr_null(kvmem_vm_caps(NULL));
 	ck_assert_ptr_null(kvmem_region_base(NULL));
+	ck_assert_ptr_null(kvmem_region_arg(NULL));
 	ck_assert_uint_eq(kvmem_region_bytes(NULL), 0);
 	ck_assert_uint_eq(kvmem_region_page_size(NULL), 0);
 	ck_assert_uint_eq(kvmem_source_bytes(NULL), 0);
 	ck_assert_uint_eq(kvmem_dirty_get_mode(NULL), KVMEM_DIRTY_AUTO);
 	ck_assert_str_eq(kvmem_dirty_get_reason(NULL), "");
 	ck_assert_uint_eq(kvmem_batch_pages(NULL), 0);
+	ck_assert_uint_eq(kvmem_batch_region_pages(NULL, NULL), 0);
+	ck_assert_ptr_null(kvmem_dirty_reader(NULL));
+	ck_assert_int_eq(kvmem_reader_free(NULL), 0);
 	kvmem_caps_free(NULL);
 	kvmem_batch_free(NULL);
 	ck_assert_int_eq(kvmem_vm_free(NULL), 0);

@@ -5,6 +5,7 @@
  * other bytes than its source has, and what fails says so by its code.
  */
 #include "harness.h"
+#include "prefetch.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -859,7 +860,7 @@ static int heal(int how)
 		struct kvmem_run run = { ram, SOME * PAGE, PAGE };
 		uint32_t state;
 
-		if (!kvmem_pager_prefetch(pager, &run, 1) &&
+		if (!prefetch_runs(pager, &run, 1) &&
 		    kvmem_region_next_run(ram, SOME * PAGE, &run, &state) == 1 &&
 		    state == KVMEM_PAGE_PRESENT)
 			return 0;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
 /* The pager on memory without a VM: content page by page, in every order and by every way. */
+#include "prefetch.h"
 #include "pager_lib.h"
 
 #include <fcntl.h>
@@ -191,7 +192,7 @@ TEST(prefetch_fills_what_it_is_given)
 	start_set(&s);
 	runs[0] = (struct kvmem_run){ s.ram, 8 * MIB, MIB };
 	runs[1] = (struct kvmem_run){ s.ram, 2 * MIB, MIB };
-	must(kvmem_pager_prefetch(s.pager, runs, 2));
+	must(prefetch_runs(s.pager, runs, 2));
 	ck_assert(harness_wait(filled, &s, 20));
 	ck_assert_int_eq(kvmem_region_next_missing(s.ram, 2 * MIB, &missing), 1);
 	ck_assert_uint_eq(missing.offset, 3 * MIB);
@@ -199,7 +200,7 @@ TEST(prefetch_fills_what_it_is_given)
 	ck_assert_uint_eq(stats_of(&s).faults_missing, 0);
 	check_all(&s);
 	runs[0].bytes = BYTES;
-	ck_assert_int_eq(kvmem_pager_prefetch(s.pager, runs, 2), -ERANGE);
+	ck_assert_int_eq(prefetch_runs(s.pager, runs, 2), -ERANGE);
 	must(kvmem_pager_stop(s.pager, KVMEM_STOP_HAND_BACK));
 	close_set(&s);
 }
@@ -418,7 +419,7 @@ TEST(what_is_in_the_file_is_mapped_before_it_faults)
 	start_set(&s);
 	runs[0] = (struct kvmem_run){ s.ram, 5 * MIB, MIB };
 	runs[1] = (struct kvmem_run){ s.ram, 4 * MIB, 2 * MIB }; /* half of it is mapped by then */
-	must(kvmem_pager_prefetch(s.pager, runs, 2));
+	must(prefetch_runs(s.pager, runs, 2));
 	handle_all(&s);
 	ck_assert_uint_eq(mapped_pages(&s), 2 * MIB / PAGE);
 	ck_assert(!memcmp(s.base + 4 * MIB, s.content + 4 * MIB, 2 * MIB));
@@ -694,7 +695,7 @@ static void *look(void *arg)
 	while (atomic_load(&look_on)) {
 		stats_of(s);
 		must(kvmem_region_discard(s->ram, 0, PAGE));
-		must(kvmem_pager_prefetch(s->pager, &run, 1));
+		must(prefetch_runs(s->pager, &run, 1));
 	}
 	return NULL;
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
 /* Fail closed: a source that fails, a descriptor that is closed; never zeros, never a hang. */
+#include "prefetch.h"
 #include "pager_lib.h"
 
 #include <dirent.h>
@@ -254,7 +255,7 @@ static int slow_read(void *arg, uint64_t offset, void *buf, uint64_t bytes)
 		harness_wait(stop_is_there, t, 20);
 	} else if (!worker && offset < bad.offset && bytes == PAGE && !t->stop_is_near) {
 		/* One by one now: their window has failed. */
-		kvmem_pager_prefetch(t->b.s.pager, &bad, 1);
+		prefetch_runs(t->b.s.pager, &bad, 1);
 		atomic_store(&t->stop_is_near, true);
 		harness_wait(is_set, &t->bad_is_claimed, 20);
 	} else if (!worker && offset > bad.offset) {
@@ -278,7 +279,7 @@ TEST(stop_waits_for_what_a_worker_gives_up)
 	t.b.s.opts.shards = 1;
 	start_set(&t.b.s);
 	last.region = t.b.s.ram;
-	must(kvmem_pager_prefetch(t.b.s.pager, &last, 1));
+	must(prefetch_runs(t.b.s.pager, &last, 1));
 	ck_assert_int_eq(kvmem_pager_stop(t.b.s.pager, KVMEM_STOP_FILL), -EIO);
 	ck_assert(t.bad_is_claimed);
 	ck_assert_int_ne(access_page(&t.b.s, BAD_PAGE), 0);
@@ -454,12 +455,11 @@ TEST(wrong_calls)
 	ck_assert_int_eq(kvmem_pager_wait(s.pager, 0), -ETIMEDOUT);
 	ck_assert_int_eq(kvmem_pager_fd(s.pager), -EINVAL);
 	ck_assert_int_eq(kvmem_pager_handle(s.pager), -EINVAL);
-	ck_assert_int_eq(kvmem_pager_prefetch(s.pager, NULL, 1), -EINVAL);
-	ck_assert_int_eq(kvmem_pager_prefetch(s.pager, &run, 1), -ENOENT);
+	ck_assert_int_eq(kvmem_pager_prefetch(s.pager, s.ram, NULL, 1, NULL, NULL), -EINVAL);
 	run.region = s.ram;
-	ck_assert_int_eq(kvmem_pager_prefetch(s.pager, &run, 1), -EINVAL); /* 0 bytes */
-	ck_assert_int_eq(kvmem_pager_prefetch(other, &run, 1), -ENOENT);
-	must(kvmem_pager_prefetch(s.pager, NULL, 0));
+	ck_assert_int_eq(prefetch_runs(s.pager, &run, 1), -EINVAL); /* 0 bytes */
+	ck_assert_int_eq(prefetch_runs(other, &run, 1), -ENOENT);
+	must(kvmem_pager_prefetch(s.pager, s.ram, NULL, 0, NULL, NULL));
 	st.size = 4;
 	ck_assert_int_eq(kvmem_pager_get_stats(s.pager, &st), -EINVAL);
 	ck_assert_int_eq(kvmem_pager_get_stats(s.pager, NULL), -EINVAL);
@@ -471,7 +471,7 @@ TEST(wrong_calls)
 	must(kvmem_pager_stop(s.pager, KVMEM_STOP_FILL));
 	ck_assert_int_eq(kvmem_pager_start(s.pager), -EBUSY);
 	run.bytes = PAGE;
-	ck_assert_int_eq(kvmem_pager_prefetch(s.pager, &run, 1), -EINVAL);
+	ck_assert_int_eq(prefetch_runs(s.pager, &run, 1), -EINVAL);
 	must(kvmem_pager_free(other));
 	must(kvmem_pager_free(NULL));
 	close_set(&s);

@@ -3,6 +3,7 @@
  * Kinds of faults that a pager must not have: pages where mappings meet, events without an answer,
  * poison that stays, content that comes back after a removal, counts behind the wake.
  */
+#include "prefetch.h"
 #include "pager_lib.h"
 #include "toucher.h"
 
@@ -58,7 +59,7 @@ TEST(k4_15_filled_in_advance_where_mappings_meet)
 		start_set(&s);
 		divide(&s, i / 2);
 		all.region = s.ram;
-		must(kvmem_pager_prefetch(s.pager, &all, 1));
+		must(prefetch_runs(s.pager, &all, 1));
 		must(kvmem_pager_wait(s.pager, 60 * 1000000000ll));
 		check_all(&s);
 		must(kvmem_pager_stop(s.pager, KVMEM_STOP_FILL));
@@ -395,7 +396,7 @@ TEST(k7_24_prefetch_heals)
 		if (!open_poisoned(&b, kinds[k]))
 			return;
 		run.region = b.s.ram;
-		must(kvmem_pager_prefetch(b.s.pager, &run, 1));
+		must(prefetch_runs(b.s.pager, &run, 1));
 		ck_assert(harness_wait(is_present, &b, 20));
 		expect_healed(&b);
 		end_poisoned(&b);
@@ -474,7 +475,7 @@ TEST(k8_25_removed_while_it_is_read)
 		ck_assert_int_eq(pthread_create(&l.remover, NULL, remove_window, &l), 0);
 		run.region = l.s.ram;
 		if (i < 6)
-			must(kvmem_pager_prefetch(l.s.pager, &run, 1));
+			must(prefetch_runs(l.s.pager, &run, 1));
 		else
 			(void)*(volatile uint8_t *)l.s.base;
 		pthread_join(l.remover, NULL);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
 /* What a pager must not lose, hang or make zero; each test is named after the kind of fault that it is about. */
+#include "prefetch.h"
 #include "pager_lib.h"
 #include "toucher.h"
 
@@ -97,7 +98,7 @@ TEST(k4_15_a_prefetch_across_two_mappings)
 			divide(&s, (enum divide)how);
 			must(kvmem_pager_start(s.pager));
 			run = (struct kvmem_run){ s.ram, 6 * MIB, 4 * MIB };
-			must(kvmem_pager_prefetch(s.pager, &run, 1));
+			must(prefetch_runs(s.pager, &run, 1));
 			ck_assert(harness_wait(prefetched, &s, 20));
 			must(kvmem_pager_stop(s.pager, KVMEM_STOP_FILL));
 			check_all(&s);
@@ -656,7 +657,7 @@ static void heal(struct set *s, struct talker *t, enum heal how)
 		must(kvmem_populate(s->ram, 0, s->source, NULL, NULL));
 		break;
 	case HEAL_PREFETCH:
-		must(kvmem_pager_prefetch(s->pager, &run, 1));
+		must(prefetch_runs(s->pager, &run, 1));
 		ck_assert(harness_wait(is_healed, s, 20));
 		break;
 	case HEAL_DISCARD:

@@ -412,7 +412,33 @@ TEST(k9_27_progress_does_not_wait_for_its_own_populate)
 }
 END
 
-HARNESS_MAIN(T(k4_15_populate_across_split_mappings),
+/* ---- a source that ends where addresses do ---- */
+
+static int reads_zero(void *arg, uint64_t offset, void *buf, uint64_t bytes)
+{
+	(void)arg;
+	(void)offset;
+	memset(buf, 7, bytes);
+	return 0;
+}
+
+TEST(a_source_of_nearly_all_bytes_there_are)
+{
+	struct kvmem_source_ops ops = KVMEM_SOURCE_OPS_INIT;
+	struct set s;
+
+	if (!open_set(&s, KVMEM_BACKING_MEMFD, MIB))
+		return;
+	ops.read = reads_zero;
+	must(kvmem_source_callback(&ops, NULL, UINT64_MAX, &s.source));
+	must(populate(&s, 8 * PAGE, 4 * PAGE, 0));
+	ck_assert_uint_eq(s.base[8 * PAGE], 7);
+	ck_assert_uint_eq(s.base[12 * PAGE], 0);
+	close_set(&s);
+}
+END
+
+HARNESS_MAIN(T(a_source_of_nearly_all_bytes_there_are), T(k4_15_populate_across_split_mappings),
 	     T(k5_18_populate_serves_who_waits_after_hand_back), T(k7_24_populate_heals_poison),
 	     T(k11_33_unannounced_pages_of_a_memfd_and_of_anonymous_memory),
 	     T(k11_33_unannounced_pages_of_a_guest_memfd),

@@ -9,6 +9,8 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -168,6 +170,58 @@ TEST(without_a_vm)
 	ck_assert_uint_eq(pages_there(), 1);
 	ok(kvmem_region_free(ram));
 	failed(EOPNOTSUPP, "belongs to a VM", CREATE(.backing = KVMEM_BACKING_GUEST_MEMFD));
+}
+END
+
+/* "VmFlags: rd wr ... hg": MADV_HUGEPAGE has been said of the mapping that begins at base. */
+static bool is_advised(void)
+{
+	FILE *f = fopen("/proc/self/smaps", "re");
+	char line[512], *dash;
+	unsigned long start, end;
+	bool mine = false, ret = false;
+
+	ck_assert_ptr_nonnull(f);
+	while (fgets(line, sizeof(line), f)) {
+		start = strtoul(line, &dash, 16);
+		if (dash > line && *dash == '-') {
+			end = strtoul(dash + 1, NULL, 16);
+			mine = start <= (uintptr_t)base && (uintptr_t)base < end;
+		}
+		if (mine && !strncmp(line, "VmFlags:", 8))
+			ret = strstr(line, " hg") != NULL;
+	}
+	fclose(f);
+	return ret;
+}
+
+TEST(k9_3_huge_pages_are_asked_of_the_kernel)
+{
+	struct kvmem_plan plan = KVMEM_PLAN_INIT;
+
+	vm = NULL;
+	SKIP_IF(access("/sys/kernel/mm/transparent_hugepage/enabled", R_OK), "thp",
+		"a kernel without transparent huge pages");
+	ok(CREATE(.bytes = 4 * SIZE_2M));
+	ok(kvmem_region_get_plan(ram, &plan));
+	ck_assert_uint_eq(plan.backing, KVMEM_BACKING_ANONYMOUS);
+	ck_assert(is_advised());
+	ok(kvmem_region_check_huge(ram, 0, 4 * SIZE_2M, 0));
+	ok(kvmem_region_free(ram));
+	/* And of what grows, before it has grown. */
+	ok(CREATE(.bytes = SIZE_2M, .reserve = 4 * SIZE_2M));
+	ok(kvmem_region_grow(ram, 4 * SIZE_2M));
+	base += 3 * SIZE_2M;
+	ck_assert(is_advised());
+	base[0] = 1;
+	ok(kvmem_region_free(ram));
+	ok(CREATE(.backing = KVMEM_BACKING_ANONYMOUS));
+	ck_assert(!is_advised());
+	ok(kvmem_region_free(ram));
+	ok(CREATE(.backing = KVMEM_BACKING_MEMFD, .wants = KVMEM_WANT_THP));
+	ok(kvmem_region_get_plan(ram, &plan));
+	ck_assert_int_eq(is_advised(), !!(plan.granted & KVMEM_WANT_THP));
+	ok(kvmem_region_free(ram));
 }
 END
 
@@ -570,8 +624,8 @@ TEST(no_private_memory_on_an_ordinary_vm)
 END
 
 HARNESS_MAIN(T(every_backing_reads_zero_and_keeps_what_is_written), T(nothing_is_left_behind),
-	     T(plans_come_true), T(without_a_vm), T(bad_sizes),
-	     T(a_guest_memfd_is_in_one_direct_slot_at_most),
+	     T(plans_come_true), T(without_a_vm), T(k9_3_huge_pages_are_asked_of_the_kernel),
+	     T(bad_sizes), T(a_guest_memfd_is_in_one_direct_slot_at_most),
 	     T(a_guest_memfd_of_another_vm_is_refused), T(adopted_files_keep_their_pages),
 	     T(a_guest_memfd_of_another_user_is_refused), T(files_of_other_kinds),
 	     T(vms_of_other_kinds), T(discarded_pages_are_zero_and_gone),

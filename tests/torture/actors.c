@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
 /* The actors that stand for the VMM's own threads: everything that is done to memory from the host. */
 #include "actors.h"
+#include "prefetch.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -58,7 +59,10 @@ void merge_span(struct round *round, const struct span *span)
 		return;
 	memset(bitmap, 0xff, sizeof(bitmap));
 	pthread_rwlock_rdlock(&round->dirty_gate);
-	if (round->tracking)
+	if (round->tracking && span->first % 2)
+		must(kvmem_dirty_mark(round->dirty, span->area->region,
+				      (uint64_t)span->first * PAGE, (uint64_t)span->count * PAGE));
+	else if (round->tracking)
 		must(kvmem_dirty_merge(round->dirty, span->area->region,
 				       (uint64_t)span->first * PAGE, (uint64_t)span->count * PAGE,
 				       12, bitmap));
@@ -159,6 +163,32 @@ static void populate(struct thread *thread)
 	op_end(thread, r);
 }
 
+/* With a ticket, which is waited for a while, or not at all. */
+static void prefetch_and_wait(struct thread *thread, const struct span *span)
+{
+	struct kvmem_range range = { (uint64_t)span->first * PAGE, (uint64_t)span->count * PAGE };
+	struct kvmem_ticket_result result = KVMEM_TICKET_RESULT_INIT;
+	uint32_t pages = span->count / span->area->unit;
+	struct kvmem_ticket *ticket;
+	int r = kvmem_pager_prefetch(thread->round->pager, span->area->region, &range, 1, NULL,
+				     &ticket);
+
+	if (r && thread->round->pager_state != PAGER_RUNNING)
+		return;
+	must(r);
+	r = kvmem_ticket_wait(ticket, (int64_t)below(&thread->rng, 3000000), &result);
+	if (r != -ETIMEDOUT && result.pages + result.pages_failed < pages)
+		fail(span->area, span->first, "a ticket of %u pages is done with %llu and %llu",
+		     pages, (unsigned long long)result.pages,
+		     (unsigned long long)result.pages_failed);
+	if (r && r != -ETIMEDOUT && r != -EREMOTEIO && r != -ECANCELED)
+		must(r);
+	if (!r != (!result.pages_failed && r != -ETIMEDOUT))
+		fail(span->area, span->first, "a ticket says %d, and %llu pages failed", r,
+		     (unsigned long long)result.pages_failed);
+	must(kvmem_ticket_free(ticket));
+}
+
 static void prefetch(struct thread *thread)
 {
 	struct round *round = thread->round;
@@ -178,10 +208,15 @@ static void prefetch(struct thread *thread)
 	pthread_rwlock_rdlock(&round->pager_gate);
 	if (round->pager_state != PAGER_NONE) {
 		begin(thread, OP_PREFETCH, &span, n);
-		r = kvmem_pager_prefetch(round->pager, runs, n);
-		if (round->pager_state == PAGER_RUNNING)
-			must(r);
-		op_end(thread, r);
+		if (one_in(&thread->rng, 3)) {
+			prefetch_and_wait(thread, &span);
+			op_end(thread, 0);
+		} else {
+			r = prefetch_runs(round->pager, runs, n);
+			if (round->pager_state == PAGER_RUNNING)
+				must(r);
+			op_end(thread, r);
+		}
 	}
 	pthread_rwlock_unlock(&round->pager_gate);
 }
@@ -290,6 +325,9 @@ static const struct {
 	{ OP_PREFETCH, 10, prefetch },
 	{ OP_WAIT, 3, wait_pager },
 	{ OP_DISCARD, 12, discard },
+	{ OP_ABSENT, 10, mark_absent },
+	{ OP_PUT, 10, put_pages },
+	{ OP_ROTATE, 1, rotate },
 	{ OP_DONTNEED, 12, dontneed },
 	{ OP_REMOVE, 8, remove_range },
 	{ OP_PUNCH, 10, punch },
@@ -297,6 +335,7 @@ static const struct {
 	{ OP_LOCK, 4, lock_range },
 	{ OP_PROTECT, 4, protect },
 	{ OP_POLICY, 4, policy },
+	{ OP_GROW, 3, grow },
 	{ OP_REATTACH, 6, reattach },
 	{ OP_POISON, 4, poison },
 	{ OP_SLOW, 1, slow },

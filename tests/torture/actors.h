@@ -23,6 +23,9 @@ int populate_whole(struct thread *thread, const struct span *span);
 
 /* memory_ops.c */
 void discard(struct thread *thread);
+void mark_absent(struct thread *thread);
+void put_pages(struct thread *thread);
+void rotate(struct thread *thread);
 void dontneed(struct thread *thread);
 void remove_range(struct thread *thread);
 void punch(struct thread *thread);
@@ -30,6 +33,7 @@ void advise(struct thread *thread);
 void lock_range(struct thread *thread);
 void protect(struct thread *thread);
 void policy(struct thread *thread);
+void grow(struct thread *thread);
 
 /* pieces.c */
 void reattach(struct thread *thread);

@@ -211,8 +211,6 @@ static int64_t sync_words(struct round *round, struct ring_lap *lap)
 	struct kvmem_run run;
 	int64_t pages = must(kvmem_dirty_harvest(round->dirty, &batch));
 
-	if (!pages)
-		return 0;
 	must(kvmem_dirty_commit(round->dirty, batch));
 	while (must(kvmem_batch_next(batch, &run)) == 1)
 		for (uint64_t page = run.offset / PAGE; page < (run.offset + run.bytes) / PAGE;

@@ -2,7 +2,8 @@
 /*
  * The thread that harvests, commits and copies, as a migration does. A page that was claimed before a harvest
  * begins, so that nobody writes it, must be in the copy with its last content once the batch is copied: it
- * was reported when it was written last, or later.
+ * was reported when it was written last, or later. Another thread has readers that come and go, and take from the
+ * log what the harvester is to get all the same.
  */
 #include "torture.h"
 
@@ -36,6 +37,29 @@ void harvest_open(struct round *round)
 			copies[i].valid[page] = area->page[page].base != BASE_EITHER;
 		}
 	}
+}
+
+/* With a filter that names all regions, or without; or the one that every tracker has. */
+void reader_open(struct round *round)
+{
+	struct kvmem_reader_opts o = KVMEM_READER_OPTS_INIT;
+	struct kvmem_region *regions[MAX_AREAS];
+
+	round->reader = kvmem_dirty_reader(round->dirty);
+	if (!allowed(OP_READER) || one_in(&round->rng, 2))
+		return;
+	o.regions = regions;
+	for (unsigned int i = 0; i < round->areas; i++)
+		regions[i] = round->area[i].region;
+	o.region_count = one_in(&round->rng, 2) ? round->areas : 0;
+	must(kvmem_dirty_reader_create(round->dirty, &o, &round->reader));
+}
+
+void reader_close(struct round *round)
+{
+	if (round->reader && round->reader != kvmem_dirty_reader(round->dirty))
+		must(kvmem_reader_free(round->reader));
+	round->reader = NULL;
 }
 
 void harvest_close(struct round *round)
@@ -147,21 +171,32 @@ static int64_t harvest(struct thread *thread, struct busy_ring *ring, bool may_g
 	if (ring)
 		busy_ring_arm(ring, &thread->rng);
 	op_begin(thread, OP_HARVEST, NULL, 0, 0, 0);
-	pages = must(kvmem_dirty_harvest(round->dirty, &batch));
+	pages = must(kvmem_reader_harvest(round->reader, &batch));
 	op_end(thread, pages);
-	if (!pages)
+	if (!pages && one_in(&thread->rng, 2)) {
+		kvmem_batch_free(batch);
 		return 0;
+	}
 	if (may_give_back && allowed(OP_UNCOMMITTED) && one_in(&thread->rng, 20)) {
 		op_begin(thread, OP_UNCOMMITTED, NULL, 0, 0, (uint64_t)pages);
 		kvmem_batch_free(batch);
 		op_end(thread, 0);
 		return -1;
 	}
+	if (may_give_back && allowed(OP_PENDING) && one_in(&thread->rng, 8)) {
+		op_begin(thread, OP_PENDING, NULL, 0, 0, 0);
+		op_end(thread, must(kvmem_reader_pending(round->reader, NULL)));
+	}
 	if (may_give_back && one_in(&thread->rng, 4))
 		usleep((useconds_t)below(&thread->rng, 300));
 	op_begin(thread, OP_COMMIT, NULL, 0, 0, (uint64_t)pages);
 	r = must(kvmem_dirty_commit(round->dirty, batch));
 	op_end(thread, r);
+	if (may_give_back && allowed(OP_RETURN) && one_in(&thread->rng, 20)) {
+		op_begin(thread, OP_RETURN, NULL, 0, 0, (uint64_t)pages);
+		op_end(thread, must(kvmem_batch_return(batch)));
+		return -1;
+	}
 	op_begin(thread, OP_AUDIT, NULL, 0, 0, (uint64_t)pages);
 	copy_batch(round, batch, (uint64_t)pages);
 	if (one_in(&thread->rng, 8))
@@ -246,6 +281,81 @@ void harvester(struct thread *thread)
 			restart(thread);
 	}
 	busy_ring_close(ring);
+}
+
+/* ---- the others ---- */
+
+static void other_batch(struct thread *thread, struct kvmem_reader *reader)
+{
+	struct kvmem_batch *batch;
+	struct kvmem_run run;
+	uint64_t sum = 0;
+	int64_t pages = must(kvmem_reader_harvest(reader, &batch));
+
+	if (one_in(&thread->rng, 4)) {
+		kvmem_batch_free(batch);
+		return;
+	}
+	usleep((useconds_t)below(&thread->rng, 400));
+	must(kvmem_dirty_commit(thread->round->dirty, batch));
+	while (must(kvmem_batch_next(batch, &run)) == 1)
+		sum += run.bytes / PAGE;
+	if (sum != (uint64_t)pages)
+		fail(NULL, -1, "another reader: harvest said %lld pages, the runs have %llu",
+		     (long long)pages, (unsigned long long)sum);
+	if (one_in(&thread->rng, 4))
+		must(kvmem_batch_return(batch));
+	else
+		kvmem_batch_free(batch);
+}
+
+static void forget_some(struct thread *thread, struct kvmem_reader *reader)
+{
+	struct area *area = &thread->round->area[below(&thread->rng, thread->round->areas)];
+	uint32_t first = (uint32_t)below(&thread->rng, area->pages);
+	uint32_t n = (uint32_t)between(&thread->rng, 1, area->pages - first);
+
+	op_begin(thread, OP_FORGET, area, first, n, 0);
+	op_end(thread, must(kvmem_reader_forget(reader, area->region, (uint64_t)first * PAGE,
+						(uint64_t)n * PAGE)));
+}
+
+static void use_reader(struct thread *thread)
+{
+	struct kvmem_reader_opts o = KVMEM_READER_OPTS_INIT;
+	struct round *round = thread->round;
+	struct kvmem_region *only = round->area[below(&thread->rng, round->areas)].region;
+	unsigned int uses = (unsigned int)below(&thread->rng, 12);
+	struct kvmem_reader *reader;
+
+	o.flags = one_in(&thread->rng, 3) ? KVMEM_READER_FIRST_ALL : 0;
+	o.regions = &only;
+	o.region_count = one_in(&thread->rng, 2);
+	must(kvmem_dirty_reader_create(round->dirty, &o, &reader));
+	for (unsigned int i = 0; i < uses; i++) {
+		if (one_in(&thread->rng, 3))
+			must(kvmem_reader_pending(reader, one_in(&thread->rng, 2) ? only : NULL));
+		else if (allowed(OP_FORGET) && one_in(&thread->rng, 3))
+			forget_some(thread, reader);
+		else
+			other_batch(thread, reader);
+	}
+	must(kvmem_reader_free(reader));
+}
+
+void other_reader(struct thread *thread)
+{
+	struct round *round = thread->round;
+
+	while (go_on(thread)) {
+		pthread_rwlock_rdlock(&round->dirty_gate);
+		op_begin(thread, OP_READER, NULL, 0, 0, 0);
+		if (round->tracking)
+			use_reader(thread);
+		op_end(thread, 0);
+		pthread_rwlock_unlock(&round->dirty_gate);
+		usleep((useconds_t)below(&thread->rng, 20000));
+	}
 }
 
 void harvest_last(struct thread *thread)

@@ -26,6 +26,99 @@ void discard(struct thread *thread)
 	end(thread, &span, 0);
 }
 
+static bool any_bad(const struct span *span)
+{
+	for (uint32_t i = span->first; i < span->first + span->count; i++)
+		if (span->area->page[i].bad)
+			return true;
+	return false;
+}
+
+static void make_absent(struct thread *thread, struct span *span)
+{
+	begin(thread, OP_ABSENT, span, 0);
+	must(kvmem_region_mark_absent(span->area->region, (uint64_t)span->first * PAGE,
+				      (uint64_t)span->count * PAGE, KVMEM_ABSENT_ATTACHED));
+	for (uint32_t i = span->first; i < span->first + span->count; i++) {
+		struct page *p = &span->area->page[i];
+
+		p->seed = 0;
+		p->base = BASE_SOURCE;
+		p->exists = 0;
+		p->generation = span->area->generation;
+	}
+	end(thread, span, 0);
+}
+
+/* Their source's content again, whatever was written over it. */
+void mark_absent(struct thread *thread)
+{
+	struct round *round = thread->round;
+	struct span span;
+
+	pthread_rwlock_rdlock(&round->pager_gate);
+	if (round->pager_state == PAGER_RUNNING &&
+	    claim_some(thread, CLAIM_EXCLUSIVE, CLAIM_UNITS, 40, &span)) {
+		if (span.area->paged && !any_bad(&span))
+			make_absent(thread, &span);
+		else
+			unclaim(&span);
+	}
+	pthread_rwlock_unlock(&round->pager_gate);
+}
+
+/* What absent pages would get from their source, before anybody asks for it. */
+void put_pages(struct thread *thread)
+{
+	static _Thread_local unsigned char buffer[BUFFER_PAGES * PAGE];
+	struct round *round = thread->round;
+	struct span span;
+
+	pthread_rwlock_rdlock(&round->pager_gate);
+	if (round->pager_state == PAGER_RUNNING &&
+	    claim_some(thread, CLAIM_SHARED, CLAIM_UNITS, BUFFER_PAGES, &span)) {
+		if (span.area->paged && span.count <= BUFFER_PAGES) {
+			begin(thread, OP_PUT, &span, 0);
+			source_was_read(span.area->source, source_offset_of(span.area, span.first),
+					(uint64_t)span.count * PAGE);
+			for (uint32_t i = 0; i < span.count; i++)
+				source_content(span.area->source,
+					       source_offset_of(span.area, span.first + i),
+					       buffer + (size_t)i * PAGE, PAGE);
+			must(kvmem_pager_put(round->pager, span.area->region,
+					     (uint64_t)span.first * PAGE, buffer,
+					     (uint64_t)span.count * PAGE));
+			end(thread, &span, 0);
+		} else {
+			unclaim(&span);
+		}
+	}
+	pthread_rwlock_unlock(&round->pager_gate);
+}
+
+/* A region leaves the pager, filled, and comes back, under guests that go on. */
+void rotate(struct thread *thread)
+{
+	struct round *round = thread->round;
+	struct area *area = &round->area[below(&thread->rng, round->areas)];
+	int r;
+
+	pthread_rwlock_wrlock(&round->pager_gate);
+	if (round->pager_state == PAGER_RUNNING && area->paged &&
+	    !(round->pager_flags & KVMEM_PAGER_NO_THREADS)) {
+		op_begin(thread, OP_ROTATE, area, 0, 0, 0);
+		r = kvmem_pager_remove(round->pager, area->region, KVMEM_STOP_FILL);
+		if (r != -EREMOTEIO)
+			must(r);
+		do /* another thread may be discarding */
+			r = kvmem_pager_add(round->pager, area->region, area->source->handle,
+					    area->source_offset, 0);
+		while (r == -EBUSY);
+		op_end(thread, must(r));
+	}
+	pthread_rwlock_unlock(&round->pager_gate);
+}
+
 enum after { KEEPS, ZEROES };
 
 /* What becomes of a page that had content, and of one that was absent, by the kernel's rules and the manual. */
@@ -216,4 +309,50 @@ void policy(struct thread *thread)
 		must(r);
 	op_end(thread, r);
 	pthread_mutex_unlock(&area->policy_lock);
+}
+
+/* ---- growth ---- */
+
+/* What is added is zero, whatever the source has, and keeps what is written to it. */
+static void check_grown(struct area *area, uint32_t from, uint32_t to)
+{
+	for (uint32_t page = area->pages; page < to; page++) {
+		uint64_t *word = (void *)(area->memory + (size_t)page * PAGE + 8 * (page % 500));
+		uint64_t want = page < from ? page : 0;
+
+		if (page < from && page % 7 && from - page > 8)
+			continue;
+		if (*word != want)
+			fail(area, page, "page %u, added later, holds %llu and not %llu", page,
+			     (unsigned long long)*word, (unsigned long long)want);
+		*word = page;
+	}
+}
+
+/* While a pager answers faults: elsewhere what is added is absent, and the next source would fill it. */
+void grow(struct thread *thread)
+{
+	struct round *round = thread->round;
+	struct span span = some_pages(thread, 1);
+	struct area *area = span.area;
+	uint32_t from, to;
+
+	pthread_rwlock_rdlock(&round->pager_gate);
+	pthread_mutex_lock(&area->policy_lock);
+	from = (uint32_t)(kvmem_region_bytes(area->region) / PAGE);
+	to = from + (uint32_t)between(&thread->rng, 1, 40) * area->unit;
+	if (round->pager_state == PAGER_RUNNING && !(round->pager_flags & KVMEM_PAGER_NO_THREADS) &&
+	    area->paged && to <= area->room) {
+		int r;
+
+		begin(thread, OP_GROW, &span, to);
+		r = kvmem_region_grow(area->region, (uint64_t)to * PAGE);
+		if (r != -ENOMEM || area->unit == 1)
+			must(r);
+		if (!r)
+			check_grown(area, from, to);
+		op_end(thread, r);
+	}
+	pthread_mutex_unlock(&area->policy_lock);
+	pthread_rwlock_unlock(&round->pager_gate);
 }

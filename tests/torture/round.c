@@ -144,6 +144,8 @@ static void start_actors(struct round *round)
 	start_actor("host1", host_actor, NULL);
 	if (round->dirty && round->tracking)
 		start_actor("harvester", harvester, NULL);
+	if (round->dirty && round->tracking && allowed(OP_READER) && one_in(&round->rng, 2))
+		start_actor("reader", other_reader, NULL);
 	atomic_store(&report->storming, 1);
 }
 
@@ -251,7 +253,8 @@ static void check_complete(struct round *round)
 	if (stats.pages_missing)
 		fail(NULL, -1, "stopped with all filled, but %llu pages count as missing",
 		     (unsigned long long)stats.pages_missing);
-	if (round->completes != 1)
+	if (!round->completes ||
+	    (round->completes > 1 && !allowed(OP_ABSENT) && !allowed(OP_ROTATE)))
 		fail(NULL, -1, "stopped with all filled, and `complete` came %d times",
 		     round->completes);
 }

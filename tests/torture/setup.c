@@ -92,6 +92,7 @@ void open_tracker(struct round *round)
 void dirty_start(struct round *round)
 {
 	harvest_open(round);
+	reader_open(round);
 	must(kvmem_dirty_start(round->dirty));
 	round->tracking = true;
 }
@@ -118,6 +119,32 @@ static uint32_t some_backing(struct round *round)
 	return backings[below(&round->rng, sizeof(backings) / sizeof(backings[0]))];
 }
 
+/* Half of them: the region is then over our mapping. */
+static void map_ourselves(struct round *round, struct area *area, struct kvmem_region_opts *o)
+{
+	int flags = area->own_fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
+	void *at;
+
+	if (one_in(&round->rng, 2))
+		return;
+	at = mmap(NULL, o->bytes, PROT_READ | PROT_WRITE, flags, area->own_fd, 0);
+	if (at == MAP_FAILED)
+		fail(NULL, -1, "mmap: %s", strerror(errno));
+	area->own_map = at;
+	o->mapping = at;
+	o->flags |= KVMEM_REGION_MAPPING;
+}
+
+static void drop_own(struct area *area)
+{
+	if (area->own_map && munmap(area->own_map, (size_t)area->pages * PAGE))
+		fail(area, -1, "our own mapping is gone: %s", strerror(errno));
+	if (area->own_fd >= 0)
+		close(area->own_fd);
+	area->own_map = NULL;
+	area->own_fd = -1;
+}
+
 static int create_region(struct round *round, struct area *area, bool tracked)
 {
 	struct kvmem_region_opts o = KVMEM_REGION_OPTS_INIT;
@@ -134,11 +161,16 @@ static int create_region(struct round *round, struct area *area, bool tracked)
 		o.flags = KVMEM_REGION_FD;
 		o.fd = area->own_fd;
 	}
-	r = kvmem_region_create(round->vm, &o, &area->region);
-	if (r && area->own_fd >= 0) {
-		close(area->own_fd);
-		area->own_fd = -1;
+	if (area->backing == KVMEM_BACKING_ANONYMOUS || area->own_fd >= 0)
+		map_ourselves(round, area, &o);
+	area->room = area->pages;
+	if (!o.flags) {
+		area->room += (uint32_t)below(&round->rng, 3) * 400 * area->unit;
+		o.reserve = (uint64_t)area->room * PAGE;
 	}
+	r = kvmem_region_create(round->vm, &o, &area->region);
+	if (r)
+		drop_own(area);
 	return r;
 }
 
@@ -187,8 +219,8 @@ static void open_sources(struct round *round, struct area *area)
 		area->sources[i] = &round->source[area->index][i];
 	}
 	area->source = area->sources[0];
-	describe("; area %d: %u pages of %u, %s source%s of %llu from %llu%s", area->index,
-		 area->pages, area->backing,
+	describe("; area %d: %u pages of %u%s, %s source%s of %llu from %llu%s", area->index,
+		 area->pages, area->backing, area->own_map ? " mapped by us" : "",
 		 kind == SOURCE_CALLBACK ? "callback"
 		 : kind == SOURCE_MEMORY ? "memory"
 					 : "file",
@@ -306,6 +338,7 @@ void round_close(struct round *round, struct thread *thread)
 			must(kvmem_dirty_stop(round->dirty));
 		for (unsigned int i = 0; i < round->vcpus && one_in(&round->rng, 2); i++)
 			must(kvmem_dirty_remove_vcpu(round->dirty, vmm_vcpu_fd(round->vcpu[i])));
+		reader_close(round);
 		must(kvmem_dirty_free(round->dirty));
 	}
 	for (unsigned int i = 0; i < round->areas && dirty_first; i++)
@@ -317,8 +350,7 @@ void round_close(struct round *round, struct thread *thread)
 		source_close(&round->source[i][0]);
 		source_close(&round->source[i][1]);
 		area_model_close(&round->area[i]);
-		if (round->area[i].own_fd >= 0)
-			close(round->area[i].own_fd);
+		drop_own(&round->area[i]);
 	}
 	op_end(thread, 0);
 }
@@ -385,7 +417,8 @@ static void on_complete(void *arg)
 {
 	struct round *round = arg;
 
-	if (atomic_fetch_add(&round->completes, 1))
+	/* Pages that are marked absent, and regions that come, are missing once more. */
+	if (atomic_fetch_add(&round->completes, 1) && !allowed(OP_ABSENT) && !allowed(OP_ROTATE))
 		fail(NULL, -1, "`complete` of a pager came twice");
 }
 
@@ -400,6 +433,7 @@ static void choose_pager(struct round *round, struct kvmem_pager_opts *o)
 						   : 0;
 	o->fail = one_in(&round->rng, 2) ? on_fail : NULL;
 	o->complete = on_complete;
+	o->trace_entries = one_in(&round->rng, 3) ? 1u << between(&round->rng, 4, 12) : 0;
 	o->arg = round;
 	round->completes = 0;
 	describe("; pager: %u x %u%s%s, around %llu%s", o->shards, o->workers,
@@ -470,6 +504,8 @@ static void populate_area(struct thread *thread, struct area *area)
 bool pager_open(struct round *round, struct thread *thread)
 {
 	struct kvmem_pager_opts o = KVMEM_PAGER_OPTS_INIT;
+	struct area *late[MAX_AREAS];
+	unsigned int late_count = 0;
 	bool first = !round->pagers++, wanted = !first || !one_in(&round->rng, 5), any = false;
 	int r;
 
@@ -483,7 +519,10 @@ bool pager_open(struct round *round, struct thread *thread)
 	for (unsigned int i = 0; i < round->areas; i++) {
 		struct area *area = &round->area[i];
 
-		if (wanted && (first || area->paged) && add_area(round, thread, area, first))
+		if (any && area->backing == round->area[0].backing && (first || area->paged) &&
+		    one_in(&round->rng, 2))
+			late[late_count++] = area; /* under the running pager */
+		else if (wanted && (first || area->paged) && add_area(round, thread, area, first))
 			any = true;
 		else if (first)
 			populate_area(thread, area);
@@ -495,6 +534,8 @@ bool pager_open(struct round *round, struct thread *thread)
 		return false;
 	}
 	must(kvmem_pager_start(round->pager));
+	for (unsigned int i = 0; i < late_count; i++)
+		add_area(round, thread, late[i], first);
 	atomic_store(&round->pager_state, PAGER_RUNNING);
 	event_loop_start(round);
 	return true;

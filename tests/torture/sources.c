@@ -114,6 +114,15 @@ bool source_may_be_read(const struct source *source, uint64_t offset, uint64_t b
 	return true;
 }
 
+void source_was_read(struct source *source, uint64_t offset, uint64_t bytes)
+{
+	for (uint64_t page = offset / PAGE;
+	     source->kind == SOURCE_CALLBACK && page * PAGE < offset + bytes &&
+	     page * PAGE < source->bytes;
+	     page++)
+		atomic_store(&source->read_done[page], 1);
+}
+
 void source_fail(struct source *source, unsigned int actor, uint64_t offset, uint64_t bytes)
 {
 	atomic_store(&source->bad[actor].from, offset);
@@ -126,6 +135,132 @@ void source_recover(struct source *source, unsigned int actor)
 }
 
 /* ---- open and close ---- */
+
+/* ---- answers that come later ---- */
+
+#define MOST_REQUESTS 8192u
+
+struct server {
+	struct source *source;
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	pthread_t threads[2];
+	struct rng rng;
+	bool end;
+	unsigned int count;
+	struct kvmem_source_request *queue[MOST_REQUESTS];
+};
+
+/* Any of those that wait; NULL: none does. With the lock held. */
+static struct kvmem_source_request *take_any(struct server *s)
+{
+	uint64_t i = s->count ? below(&s->rng, s->count) : 0;
+	struct kvmem_source_request *r = s->count ? s->queue[i] : NULL;
+
+	if (r)
+		s->queue[i] = s->queue[--s->count];
+	return r;
+}
+
+static void answer(struct source *source, struct kvmem_source_request *r)
+{
+	must(kvmem_source_complete(r, read_source(source, r->offset, r->buf, r->bytes)));
+}
+
+static void *serve(void *arg)
+{
+	struct server *s = arg;
+
+	pthread_mutex_lock(&s->lock);
+	while (!s->end) {
+		struct kvmem_source_request *r = take_any(s);
+
+		if (!r) {
+			pthread_cond_wait(&s->changed, &s->lock);
+			continue;
+		}
+		pthread_mutex_unlock(&s->lock);
+		answer(s->source, r);
+		pthread_mutex_lock(&s->lock);
+	}
+	pthread_mutex_unlock(&s->lock);
+	return NULL;
+}
+
+static int on_submit(void *arg, struct kvmem_source_request *const *requests, size_t n)
+{
+	struct source *source = arg;
+	struct server *s = source->server;
+
+	for (size_t i = 0; i < n; i++) {
+		bool at_once;
+
+		atomic_fetch_add_explicit(&report->done[OP_ASYNC], 1, memory_order_relaxed);
+		pthread_mutex_lock(&s->lock);
+		at_once = one_in(&s->rng, 8) || s->count == MOST_REQUESTS;
+		if (!at_once)
+			s->queue[s->count++] = requests[i];
+		pthread_cond_signal(&s->changed);
+		pthread_mutex_unlock(&s->lock);
+		if (at_once)
+			answer(source, requests[i]);
+	}
+	return 0;
+}
+
+/* Found, it is answered so; else a thread is at it. */
+static void on_cancel(void *arg, struct kvmem_source_request *request)
+{
+	struct server *s = ((struct source *)arg)->server;
+	bool found = false;
+
+	pthread_mutex_lock(&s->lock);
+	for (unsigned int i = 0; i < s->count && !found; i++)
+		if (s->queue[i] == request) {
+			s->queue[i] = s->queue[--s->count];
+			found = true;
+		}
+	pthread_mutex_unlock(&s->lock);
+	if (found)
+		must(kvmem_source_complete(request, -ECANCELED));
+}
+
+static void open_async(struct source *source, struct rng *rng)
+{
+	struct kvmem_source_async_ops ops = KVMEM_SOURCE_ASYNC_OPS_INIT;
+	struct server *s = calloc(1, sizeof(*s));
+
+	if (!s) {
+		fail(NULL, -1, "no memory for a server");
+		return;
+	}
+	source->server = s;
+	s->source = source;
+	s->rng = rng_of(below(rng, UINT32_MAX), 1);
+	pthread_mutex_init(&s->lock, NULL);
+	pthread_cond_init(&s->changed, NULL);
+	for (unsigned int i = 0; i < 2; i++)
+		if (pthread_create(&s->threads[i], NULL, serve, s))
+			fail(NULL, -1, "no thread for a server");
+	ops.submit = on_submit;
+	ops.cancel = on_cancel;
+	ops.extent = source->holes ? extent_of : NULL;
+	source->read_done = calloc(source->bytes / PAGE + 2, 1);
+	must(kvmem_source_async(&ops, source, source->bytes, &source->handle));
+}
+
+static void close_async(struct server *s)
+{
+	if (!s)
+		return;
+	pthread_mutex_lock(&s->lock);
+	s->end = true;
+	pthread_cond_broadcast(&s->changed);
+	pthread_mutex_unlock(&s->lock);
+	for (unsigned int i = 0; i < 2; i++)
+		pthread_join(s->threads[i], NULL);
+	free(s);
+}
 
 static void open_callback(struct source *source)
 {
@@ -169,7 +304,10 @@ void source_open(struct source *source, enum source_kind kind, uint64_t seed, ui
 	source->holes = kind != SOURCE_MEMORY && one_in(rng, 2);
 	switch (kind) {
 	case SOURCE_CALLBACK:
-		open_callback(source);
+		if (allowed(OP_ASYNC) && one_in(rng, 2))
+			open_async(source, rng);
+		else
+			open_callback(source);
 		break;
 	case SOURCE_MEMORY:
 		source->content = malloc(bytes);
@@ -188,6 +326,7 @@ void source_close(struct source *source)
 	if (!source->handle)
 		return;
 	must(kvmem_source_free(source->handle));
+	close_async(source->server);
 	free((void *)source->read_done);
 	free(source->content);
 	if (source->fd >= 0)

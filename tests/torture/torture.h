@@ -57,12 +57,17 @@
 	X(LOCK, "lock") \
 	X(PROTECT, "protect") \
 	X(POLICY, "policy") \
+	X(GROW, "grow") \
 	X(QUERY, "query") \
 	X(REATTACH, "reattach") \
 	X(POISON, "poison") \
 	X(SLOW, "slow") \
+	X(ASYNC, "async") \
 	X(RAGGED, "ragged") \
 	X(MARK, "mark") \
+	X(ABSENT, "absent") \
+	X(PUT, "put") \
+	X(ROTATE, "rotate") \
 	X(FORK, "fork") \
 	X(WAIT, "wait") \
 	X(EVENT_LOOP, "event-loop") \
@@ -72,6 +77,10 @@
 	X(COMMIT, "commit") \
 	X(AUDIT, "audit") \
 	X(UNCOMMITTED, "uncommitted") \
+	X(RETURN, "return") \
+	X(PENDING, "pending") \
+	X(FORGET, "forget") \
+	X(READER, "reader") \
 	X(RESTART, "restart") \
 	X(RING_FULL, "ring-full") \
 	X(URING, "uring") \
@@ -223,6 +232,7 @@ struct source {
 	_Atomic uint8_t *read_done; /* a byte a page: a read that returned 0 has covered it */
 	unsigned char *content;
 	int fd;
+	struct server *server; /* answers later; NULL: the callback does */
 };
 
 void source_open(struct source *source, enum source_kind kind, uint64_t seed, uint64_t bytes,
@@ -231,6 +241,8 @@ void source_close(struct source *source);
 /* What the source holds; beyond its end, zeros. */
 void source_content(const struct source *source, uint64_t offset, void *to, uint64_t bytes);
 /* False: the library cannot have read these bytes yet. */
+/* Somebody else has brought its content. */
+void source_was_read(struct source *source, uint64_t offset, uint64_t bytes);
 bool source_may_be_read(const struct source *source, uint64_t offset, uint64_t bytes);
 void source_fail(struct source *source, unsigned int actor, uint64_t offset, uint64_t bytes);
 void source_recover(struct source *source, unsigned int actor);
@@ -266,8 +278,10 @@ struct area {
 	struct kvmem_region *region;
 	uint32_t backing;
 	unsigned char *memory;
-	int fd;		      /* -1: none */
-	int own_fd;	      /* of an adopted file */
+	int fd;	       /* -1: none */
+	int own_fd;    /* of an adopted file */
+	void *own_map; /* the mapping is ours, or NULL */
+	uint32_t room; /* pages that it can grow to; what is beyond `pages` is nobody else's */
 	uint32_t pages, unit; /* pages that are discarded together */
 	bool tracked;
 	uint64_t gpa;
@@ -349,6 +363,7 @@ struct round {
 	unsigned int retries;	     /* how often `fail` asks for another try */
 	_Atomic int completes;	     /* how often this pager said that nothing is missing */
 	struct kvmem_dirty *dirty;
+	struct kvmem_reader *reader; /* the harvester's: the tracker's own, or another one */
 	pthread_rwlock_t dirty_gate; /* read: the tracker is not restarted meanwhile */
 	bool tracking;
 	_Atomic int populated; /* all pages have content: no pager and nothing to populate */
@@ -409,6 +424,9 @@ void event_loop_start(struct round *round);
 void event_loop_stop(struct round *round);
 void merge_span(struct round *round, const struct span *span);
 void harvester(struct thread *thread);
+void other_reader(struct thread *thread);
+void reader_open(struct round *round);
+void reader_close(struct round *round);
 void harvest_open(struct round *round);
 void harvest_close(struct round *round);
 /* The last harvest, with all actors parked: every page must be as the copy. */

@@ -50,6 +50,7 @@ struct fake_kvm {
 	unsigned int writes_in_reset; /* of vCPU 0, to pages of slot 0 from 300 on */
 	unsigned int slot_good;	      /* so many slots are set before slot_errno */
 	bool rings_on;
+	bool overruns;		      /* a vCPU is not stopped when its ring is full */
 	uint32_t interrupt_after;     /* a reset is interrupted when it has counted so many, ... */
 	unsigned int interrupt_times; /* ... so often */
 	bool pml;		      /* rings need 512 entries more */
@@ -57,6 +58,8 @@ struct fake_kvm {
 	bool no_wp_async;	      /* before Linux 6.7 */
 	bool user_mode_only;	      /* the userfaultfd sees no faults of KVM */
 	bool wp_on;		      /* some page is write-protected by it */
+	bool registered;
+	bool late_waiter; /* met the protection before its off, and sleeps since; unregistering does not wake it */
 	unsigned int fail_clear_at;
 	/* seen by the test */
 	struct kvm_enable_cap enabled;

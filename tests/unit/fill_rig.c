@@ -36,7 +36,7 @@ void rig_init(struct rig *g, enum rig_kind kind, unsigned int order)
 	g->want = calloc(1, BYTES);
 	g->content = calloc(1, BYTES);
 	make_content(g->content);
-	r->bytes = BYTES;
+	r->bytes = r->room = BYTES;
 	r->page_shift = 12 + order;
 	r->fd = r->private_fd = -1;
 	if (kind == RIG_MEMFD) {

@@ -223,7 +223,13 @@ TEST(harvest_commit_read_and_no_other_order)
 
 	open_ring();
 	ck_assert_int_eq(kvmem_dirty_harvest(dirty, &batch), 0);
-	ck_assert_ptr_null(batch);
+	ck_assert_ptr_nonnull(batch);
+	ck_assert_uint_eq(kvmem_batch_pages(batch), 0);
+	ck_fails(kvmem_batch_next(batch, &run), EPERM, "commit");
+	ck_fails(kvmem_dirty_harvest(dirty, &other), EBUSY, "kvmem_batch_free");
+	ck_assert_int_eq(kvmem_dirty_commit(dirty, batch), 0);
+	expect_end();
+	kvmem_batch_free(batch);
 	fk_write(0, 0, 3);
 	fk_write(0, 0, 4);
 	fk_write(0, 1, 511);
@@ -442,6 +448,7 @@ static void interrupt_everywhere(uint32_t total, uint64_t stride)
 			ck_assert(!fk.slots[0].open[p]);
 		kvmem_batch_free(batch);
 		ck_assert_int_eq(kvmem_dirty_harvest(dirty, &batch), 0);
+		kvmem_batch_free(batch);
 		ck_assert_uint_eq(stats().short_resets, after < total);
 		ck_assert_uint_eq(stats().pages_kept, 0);
 		close_all();
@@ -471,6 +478,7 @@ TEST(k1_3_of_anonymous_memory_too)
 	for (uint64_t p = 0; p < 924; p++)
 		ck_assert(!fk.slots[0].open[p]);
 	ck_assert_int_eq(kvmem_dirty_harvest(dirty, &batch), 0);
+	kvmem_batch_free(batch);
 	close_all();
 }
 END
@@ -492,6 +500,7 @@ TEST(k1_3_of_anonymous_memory_without_asynchronous_protection)
 	for (uint64_t p = 0; p < 60; p++)
 		ck_assert(!fk.slots[0].open[p]);
 	ck_assert_int_eq(kvmem_dirty_harvest(dirty, &batch), 0);
+	kvmem_batch_free(batch);
 	close_all();
 }
 END
@@ -517,6 +526,7 @@ TEST(k1_3_what_cannot_be_protected_is_reported_until_it_is)
 	fk.uffd_errno = 0;
 	ck_assert_int_eq(sync_with(99), 64);
 	ck_assert_int_eq(kvmem_dirty_harvest(dirty, &batch), 0);
+	kvmem_batch_free(batch);
 	fk_write(0, 0, 99);
 	ck_assert_int_eq(sync_with(99), 1);
 	close_all();
@@ -1054,6 +1064,7 @@ TEST(k1_6_pages_in_doubt_of_a_slot_that_is_detached)
 	expect_run(&fk.a, 107, 1);
 	kvmem_batch_free(batch);
 	ck_assert_int_eq(kvmem_dirty_harvest(dirty, &batch), 0);
+	kvmem_batch_free(batch);
 	close_all();
 }
 END
@@ -1135,11 +1146,13 @@ TEST(k2_9_bitmap_leaves_on_what_the_vmm_has_on)
 			start_all();
 			ck_assert_uint_eq(fk.manual_now, bits);
 			ck_assert_int_eq(kvmem_dirty_harvest(dirty, &batch), 0);
+			kvmem_batch_free(batch);
 			fk_write(0, 0, 70);
 			ck_assert_int_eq(sync_with(70), 1);
 			fk_write(0, 0, 70);
 			ck_assert_int_eq(sync_with(70), 1);
 			ck_assert_int_eq(kvmem_dirty_harvest(dirty, &batch), 0);
+			kvmem_batch_free(batch);
 			close_all();
 			ck_assert_uint_eq(fk.manual_now, bits);
 		}
@@ -1148,6 +1161,7 @@ TEST(k2_9_bitmap_leaves_on_what_the_vmm_has_on)
 	start_all();
 	ck_assert_uint_eq(fk.manual_now, 3);
 	ck_assert_int_eq(kvmem_dirty_harvest(dirty, &batch), 0);
+	kvmem_batch_free(batch);
 	close_all();
 	adopted(true, 1); /* with leave it is added to, and restored */
 	ck_assert_int_eq(
@@ -1242,7 +1256,7 @@ TEST(k2_13_an_old_batch_is_no_handle_of_the_new_one)
 	kvmem_batch_free(old);
 	ck_assert_int_eq(kvmem_dirty_harvest(dirty, &batch), 1);
 	kvmem_batch_free(old);
-	ck_fails(kvmem_dirty_commit(dirty, old), EINVAL, "not the batch that is out");
+	ck_fails(kvmem_dirty_commit(dirty, old), EINVAL, "not a batch that is out");
 	ck_fails(kvmem_batch_next(old, &(struct kvmem_run){ 0 }), EINVAL, "freed");
 	ck_assert_uint_eq(kvmem_batch_pages(old), 0);
 	ck_assert_int_eq(kvmem_dirty_commit(dirty, batch), 0);
@@ -1306,6 +1320,7 @@ TEST(k3_14_changes_before_the_region_is_attached)
 	fake.fail_at = 0;
 	ck_fails(kvmem_dirty_harvest(dirty, &batch), ENOMEM, "take all of it as changed");
 	ck_assert_int_eq(kvmem_dirty_harvest(dirty, &batch), 0);
+	kvmem_batch_free(batch);
 	close_all();
 }
 END
@@ -1397,7 +1412,9 @@ TEST(k1_3_a_doubt_that_is_younger_than_the_entry)
 	fk.interrupt_after = 1;
 	fk.interrupt_times = 1;
 	ck_assert_int_eq(km_dirty_reset(dirty, false), 0);
-	km_doubt_report(dirty, true);
+	km_doubt_report(dirty, false);
+	for (size_t i = 0; i < dirty->region_count; i++) /* given out */
+		km_dmap_clear(&dirty->regions[i]->of[0]->batch);
 	pthread_rwlock_unlock(&fk.vm.lock);
 	ck_assert(fk.slots[0].open[7]);
 	ck_assert_uint_eq(dirty->doubt_count, 1);

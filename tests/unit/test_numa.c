@@ -99,7 +99,7 @@ static void fresh(uint32_t backing)
 			 0);
 	held = backing == KVMEM_BACKING_MEMFD;
 	region.base = base;
-	region.bytes = BYTES;
+	region.bytes = region.room = BYTES;
 	region.page_shift = 12;
 	region.plan.backing = backing;
 	pthread_mutex_init(&region.lock, NULL);

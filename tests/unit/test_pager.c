@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
 /* The pager over a userfaultfd that is played: what it asks of the kernel, and what it makes of each answer. */
 #include "harness.h"
+#include "prefetch.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -217,7 +218,7 @@ static void make_region(bool file)
 	k.ioctls = ALL_IOCTLS;
 	for (unsigned int i = 0; i < BYTES; i++)
 		k.content[i] = (uint8_t)(i / PAGE * 7 + i % 251 + 1);
-	k.region.bytes = BYTES;
+	k.region.bytes = k.region.room = BYTES;
 	k.region.page_shift = 12;
 	k.region.plan.page_size = PAGE;
 	k.region.plan.slot_form = KVMEM_SLOT_HVA;
@@ -795,15 +796,15 @@ TEST(a_prefetch_is_queued_whole_or_not_at_all)
 	for (unsigned int at = 1; at <= 3; at++) {
 		fake.fail_at = atomic_load(&fake.calls) + at;
 		fake.fail_errno = ENOMEM;
-		ck_assert_int_eq(kvmem_pager_prefetch(k.pager, &run, 1), -ENOMEM);
+		ck_assert_int_eq(prefetch_runs(k.pager, &run, 1), -ENOMEM);
 		ck_assert_str_eq(fake.failed, "alloc");
 		for (unsigned int i = 0; i < 2; i++)
-			ck_assert_ptr_null(k.pager->backlogs[i].prefetch);
+			ck_assert_ptr_null(k.pager->backlogs[i].now.first);
 	}
 	fake.fail_at = 0;
-	ck_assert_int_eq(kvmem_pager_prefetch(k.pager, &run, 1), 0);
-	ck_assert_uint_eq(k.pager->backlogs[0].prefetch_count, 2);
-	ck_assert_uint_eq(k.pager->backlogs[1].prefetch_count, 1);
+	ck_assert_int_eq(prefetch_runs(k.pager, &run, 1), 0);
+	ck_assert_uint_eq(k.pager->backlogs[0].now.count, 2);
+	ck_assert_uint_eq(k.pager->backlogs[1].now.count, 1);
 	for (unsigned int i = 0; i < 4; i++)
 		kvmem_pager_handle(k.pager);
 	ck_assert_uint_eq(stats().pages_prefetch, 16);
@@ -938,11 +939,12 @@ TEST(nothing_leaks_whichever_call_fails)
 }
 END
 
-static int64_t no_thread(pthread_t *ret, const char *name, void *(*fn)(void *), void *arg)
+static int64_t no_thread(struct km_thread *ret, const char *name, const struct km_sys_thread *how,
+			 void *(*fn)(void *), void *arg)
 {
 	if (fake.count.thread_create > 3)
 		return -EAGAIN;
-	return km_real_thread_create(ret, name, fn, arg);
+	return km_real_thread_create(ret, name, how, fn, arg);
 }
 
 static int64_t play_epoll_wait(int ep, struct epoll_event *ev, int max, int timeout_ms)
@@ -969,6 +971,80 @@ TEST(threads_that_cannot_be_made)
 	ck_assert_int_eq(kvmem_pager_add(k.pager, &k.region, k.source, 0, 0), 0);
 	ck_assert_int_eq(kvmem_pager_start(k.pager), -EAGAIN);
 	ck_assert_int_eq(kvmem_pager_stop(k.pager, KVMEM_STOP_FILL), -EINVAL);
+	fake.thread_create = NULL;
+	ck_assert_int_eq(kvmem_pager_start(k.pager), 0);
+	ck_assert_int_eq(kvmem_pager_stop(k.pager, KVMEM_STOP_FILL), 0);
+	for (unsigned int i = 0; i < PAGES; i++)
+		expect_content(i);
+	ck_assert_int_eq(kvmem_pager_free(k.pager), 0);
+	drop_region();
+}
+END
+
+static struct {
+	_Atomic unsigned int asked;
+	unsigned int cancelled;
+	bool answers;
+} later;
+
+static void answer_later(struct kvmem_source_request *r)
+{
+	memcpy(r->buf, k.content + r->offset, r->bytes);
+	ck_assert_int_eq(kvmem_source_complete(r, 0), 0);
+}
+
+static int submit_later(void *arg, struct kvmem_source_request *const *requests, size_t count)
+{
+	(void)arg;
+	for (size_t i = 0; i < count; i++)
+		if (later.answers)
+			answer_later(requests[i]);
+	atomic_fetch_add(&later.asked, (unsigned int)count);
+	return 0;
+}
+
+static void cancel_later(void *arg, struct kvmem_source_request *request)
+{
+	(void)arg;
+	later.cancelled++;
+	ck_assert_int_eq(kvmem_source_complete(request, -ECANCELED), 0);
+}
+
+/* The second worker is not to be had, when the filler has asked for something. */
+static int64_t no_second_worker(struct km_thread *ret, const char *name,
+				const struct km_sys_thread *how, void *(*fn)(void *), void *arg)
+{
+	if (strcmp(name, "kvmem-pager/1"))
+		return km_real_thread_create(ret, name, how, fn, arg);
+	for (int i = 0; i < 10000 && !atomic_load(&later.asked); i++)
+		km_real_poll(NULL, 0, 1);
+	return -EAGAIN;
+}
+
+TEST(a_start_that_fails_takes_back_what_it_has_asked_for)
+{
+	struct kvmem_source_async_ops ops = KVMEM_SOURCE_ASYNC_OPS_INIT;
+	struct kvmem_pager_opts o = KVMEM_PAGER_OPTS_INIT;
+
+	make_region(true);
+	ck_assert_int_eq(kvmem_source_free(k.source), 0);
+	memset(&later, 0, sizeof(later));
+	ops.submit = submit_later;
+	ops.cancel = cancel_later;
+	ck_assert_int_eq(kvmem_source_async(&ops, NULL, BYTES, &k.source), 0);
+	play();
+	fake.thread_create = no_second_worker;
+	fake.epoll_wait = play_epoll_wait;
+	o.workers = 2;
+	o.flags = KVMEM_PAGER_BACKGROUND;
+	ck_assert_int_eq(kvmem_pager_create(&o, &k.pager), 0);
+	ck_assert_int_eq(kvmem_pager_add(k.pager, &k.region, k.source, 0, 0), 0);
+	ck_assert_int_eq(kvmem_pager_start(k.pager), -EAGAIN);
+	ck_assert_uint_gt(later.asked, 0);
+	ck_assert_uint_eq(later.cancelled, later.asked);
+	for (unsigned int i = 0; i < PAGES; i++)
+		expect_state(i, KM_ABSENT);
+	later.answers = true;
 	fake.thread_create = NULL;
 	ck_assert_int_eq(kvmem_pager_start(k.pager), 0);
 	ck_assert_int_eq(kvmem_pager_stop(k.pager, KVMEM_STOP_FILL), 0);
@@ -1016,4 +1092,5 @@ HARNESS_MAIN(T(registers_for_missing_and_minor), T(refuses_what_no_userfaultfd_s
 	     T(a_prefetch_is_queued_whole_or_not_at_all),
 	     T(memory_without_copy_is_stored_and_continued), T(windows_double_with_the_sequence),
 	     T(a_page_counts_once), T(a_closed_descriptor_is_replaced_by_the_spare),
-	     T(nothing_leaks_whichever_call_fails), T(threads_that_cannot_be_made), T(quantiles))
+	     T(nothing_leaks_whichever_call_fails), T(threads_that_cannot_be_made),
+	     T(a_start_that_fails_takes_back_what_it_has_asked_for), T(quantiles))

@@ -431,9 +431,10 @@ TEST(many_threads_fill_each_page_once)
 }
 END
 
-static int64_t no_threads(pthread_t *ret, const char *name, void *(*fn)(void *), void *arg)
+static int64_t no_threads(struct km_thread *ret, const char *name, const struct km_sys_thread *how,
+			  void *(*fn)(void *), void *arg)
 {
-	(void)ret, (void)name, (void)fn, (void)arg;
+	(void)ret, (void)name, (void)how, (void)fn, (void)arg;
 	return -EAGAIN;
 }
 
@@ -579,7 +580,7 @@ TEST(bad_arguments)
 	BAD(0, -EINVAL, .flags = 2);
 	BAD(0, -EINVAL, .method = 5);
 	BAD(0, -EINVAL, .file_method = 4);
-	BAD(0, -EINVAL, .reserved = 1);
+	BAD(0, -EINVAL, .vcpu_fd = 1);
 	BAD(0, -EINVAL, .threads = 257);
 	BAD(0, -EINVAL, .chunk_bytes = PAGE);
 	BAD(0, -EINVAL, .size = 8);

@@ -354,6 +354,46 @@ TEST(no_ring_means_pread)
 }
 END
 
+static unsigned int workers_asked;
+
+static int64_t counts_workers(struct io_uring *ring, unsigned int most)
+{
+	(void)ring;
+	workers_asked = most;
+	return ring_errno ? -ring_errno : km_real_uring_workers(ring, most);
+}
+
+/* The kernel's threads are limited before anything is read, or there is no ring. */
+TEST(threads_of_a_ring_are_limited)
+{
+	struct rig g;
+	int fd;
+
+	NEED_RING();
+	fd = file_init(&g, KVMEM_FILE_URING, DIR_ON_DISK);
+	fake.uring_workers = counts_workers;
+	g.opts.threads = 1;
+	ring_errno = 0;
+	ck_assert_int_eq(rig_populate(&g, 0), 0);
+	ck_assert_uint_eq(fake.count.uring_workers, 0);
+	rig_expect(&g);
+	close(fd);
+	rig_free(&g);
+	fd = file_init(&g, KVMEM_FILE_URING, DIR_ON_DISK);
+	fake.uring_workers = counts_workers;
+	g.opts.threads = 1;
+	g.opts.uring_workers = 2;
+	ring_errno = EINVAL;
+	ck_assert_int_eq(rig_populate(&g, 0), -EOPNOTSUPP);
+	ring_errno = 0;
+	ck_assert_int_eq(rig_populate(&g, 0), 0);
+	ck_assert_uint_eq(workers_asked, 2);
+	rig_expect(&g);
+	close(fd);
+	rig_free(&g);
+}
+END
+
 TEST(a_ring_that_takes_nothing_means_pread)
 {
 	struct rig g;
@@ -435,6 +475,6 @@ HARNESS_MAIN(T(io_uring_brings_the_file_in), T(unaligned_ranges_of_a_file),
 	     T(o_direct_reads_a_cold_file), T(a_cached_file_is_copied),
 	     T(cached_bytes_go_straight_in_unless_rich_in_zeros),
 	     T(without_o_direct_the_ring_reads_through_the_cache), T(a_refused_read_falls_back),
-	     T(no_ring_means_pread), T(a_ring_that_takes_nothing_means_pread),
-	     T(reads_in_flight_are_waited_for_even_so), T(ways_that_exclude_each_other),
-	     T(a_file_that_shrinks_under_way))
+	     T(no_ring_means_pread), T(threads_of_a_ring_are_limited),
+	     T(a_ring_that_takes_nothing_means_pread), T(reads_in_flight_are_waited_for_even_so),
+	     T(ways_that_exclude_each_other), T(a_file_that_shrinks_under_way))

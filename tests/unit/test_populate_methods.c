@@ -297,7 +297,7 @@ static void pager_init(struct rig *g, enum rig_kind kind, unsigned int order)
 		.set = &pager_set,
 		.region = &g->r,
 		.addr = (uintptr_t)g->r.base,
-		.pages = BYTES >> g->r.page_shift,
+		.room = BYTES >> g->r.page_shift,
 		.shift = g->r.page_shift,
 		.stripe = BYTES >> g->r.page_shift,
 		.ioctls = UINT64_MAX,

@@ -134,9 +134,54 @@ TEST(k11_33_a_fresh_region_costs_one_call)
 		fake.calls = 0;
 		ck_assert_int_eq(km_pages_unannounced(&g.r, 0, PAGES, 0, "test"), 0);
 		ck_assert_uint_eq(fake.count.fstat + fake.count.mincore, 1);
-		ck_assert_uint_eq(fake.calls, kind == RIG_ANON ? 2 : 1); /* and a buffer for it */
+		/* And a buffer for it; and whether there is swap, which mincore() passes over. */
+		ck_assert_uint_eq(fake.calls, kind == RIG_ANON ? 4 : 1);
 		rig_free(&g);
 	}
+}
+END
+
+static uint64_t swapped_page;
+
+static int64_t open_swaps(const char *path, int flags)
+{
+	return strcmp(path, "/proc/swaps") ? km_real_open(path, flags) : 10000;
+}
+
+static int64_t read_swaps(int fd, void *buf, size_t len)
+{
+	static const char text[] = "Filename Type Size Used Priority\n/dev/sda2 partition 8 8 -2\n";
+
+	if (fd != 10000)
+		return km_real_read(fd, buf, len);
+	memcpy(buf, text, sizeof(text));
+	return sizeof(text) - 1;
+}
+
+static int64_t pagemap(int fd, void *buf, size_t len, uint64_t off)
+{
+	int64_t n = km_real_pread(fd, buf, len, off);
+
+	if (n > 0 && off / 8 <= swapped_page && swapped_page < (off + len) / 8)
+		((uint64_t *)buf)[swapped_page - off / 8] = 1ull << 62;
+	return n;
+}
+
+/* A guest ran without a pager, and the kernel has swapped out what it wrote. */
+TEST(k9_1_a_page_in_swap_is_unannounced_content)
+{
+	struct rig g;
+
+	rig_init(&g, RIG_ANON, 0);
+	rig_memory_source(&g);
+	fake.open = open_swaps;
+	fake.read = read_swaps;
+	fake.pread = pagemap;
+	swapped_page = (uintptr_t)g.r.base / PAGE + 9;
+	ck_assert_int_eq(rig_populate(&g, 0), -EEXIST);
+	ck_assert_ptr_nonnull(strstr(kvmem_error_detail(), "1 pages"));
+	ck_assert_uint_eq(km_presence_missing(&g.r.presence), g.r.presence.pages);
+	rig_free(&g);
 }
 END
 
@@ -361,6 +406,7 @@ END
 
 HARNESS_MAIN(T(k11_33_unannounced_pages_are_refused_with_their_number),
 	     T(k11_33_unannounced_pages_are_kept_or_overwritten),
+	     T(k9_1_a_page_in_swap_is_unannounced_content),
 	     T(k11_33_a_hole_is_zero_over_what_was_there),
 	     T(k11_33_an_adopted_file_of_which_nothing_counts),
 	     T(k11_33_a_fresh_region_costs_one_call),

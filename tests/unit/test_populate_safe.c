@@ -285,10 +285,11 @@ END
 
 static _Atomic bool threads_made;
 
-static int64_t hungry_thread(pthread_t *ret, const char *name, void *(*fn)(void *), void *arg)
+static int64_t hungry_thread(struct km_thread *ret, const char *name,
+			     const struct km_sys_thread *how, void *(*fn)(void *), void *arg)
 {
 	atomic_store(&threads_made, true);
-	return km_real_thread_create(ret, name, fn, arg);
+	return km_real_thread_create(ret, name, how, fn, arg);
 }
 
 static void *no_more_memory(size_t len)

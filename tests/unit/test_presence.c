@@ -294,13 +294,15 @@ static void whole(void *arg)
 	atomic_fetch_add((_Atomic unsigned int *)arg, 1);
 }
 
+static const struct km_presence_listener listen_whole = { whole, whole };
+
 TEST(k9_26_the_last_publisher_tells_that_nothing_is_missing)
 {
 	_Atomic unsigned int told = 0;
 
 	fresh();
 	km_presence_notify(&map); /* nobody listens */
-	km_presence_listen(&map, whole, &told);
+	km_presence_listen(&map, &listen_whole, &told);
 	ck_assert_uint_eq(km_presence_claim(&map, 0, PAGES), PAGES);
 	ck_assert_uint_eq(km_presence_publish(&map, 0, PAGES - 3, KM_PRESENT), 0);
 	ck_assert_uint_eq(km_presence_publish(&map, PAGES - 3, 1, KM_POISONED), 0);
@@ -600,6 +602,8 @@ static void on_told(void *arg)
 	atomic_fetch_add(&told_whole, 1);
 }
 
+static const struct km_presence_listener listen_on_told = { on_told, on_told };
+
 /* Somebody is told each time. */
 static void race_for_the_last(void (*prepare)(void), void (*one)(void), void (*other)(void))
 {
@@ -609,7 +613,7 @@ static void race_for_the_last(void (*prepare)(void), void (*one)(void), void (*o
 	ck_assert_int_eq(pthread_create(&t, NULL, other_actor, NULL), 0);
 	for (unsigned int n = 1; n <= LAST_ROUNDS; n++) {
 		ck_assert_int_eq(km_presence_init(&map, 2), 0);
-		km_presence_listen(&map, on_told, NULL);
+		km_presence_listen(&map, &listen_on_told, &map);
 		prepare();
 		atomic_store(&told_whole, 0);
 		atomic_store(&last.round, n);

@@ -97,11 +97,11 @@ TEST(each_backing)
 		fresh(backings[i]);
 		base = kvmem_region_base(ram);
 		ck_assert_int_eq(kvmem_region_get_plan(ram, &p), 0);
-		ck_assert_uint_eq(p.backing, backings[i] ? backings[i] : KVMEM_BACKING_GUEST_MEMFD);
+		ck_assert_uint_eq(p.backing, backings[i] ? backings[i] : KVMEM_BACKING_ANONYMOUS);
 		ck_assert_uint_eq(kvmem_region_bytes(ram), BYTES);
 		ck_assert_uint_eq(kvmem_region_page_size(ram), PAGE);
 		ck_assert_uint_eq(base[0] | base[BYTES - 1], 0);
-		if (backings[i] == KVMEM_BACKING_ANONYMOUS) {
+		if (p.backing == KVMEM_BACKING_ANONYMOUS) {
 			failed(ENODEV, "anonymous", kvmem_region_fd(ram));
 		} else {
 			ck_assert_int_eq(fcntl(kvmem_region_fd(ram), F_GETFD), FD_CLOEXEC);
@@ -414,6 +414,88 @@ TEST(k14_47_wherever_the_kernel_maps_it_it_is_aligned)
 }
 END
 
+static unsigned int advised;
+
+static int64_t watch_advice(void *addr, size_t len, int advice)
+{
+	advised += advice == MADV_HUGEPAGE;
+	return advice == MADV_HUGEPAGE ? -EINVAL : km_real_madvise(addr, len, advice);
+}
+
+/* Said of every mapping that the library makes, and of no other; a kernel without is no failure. */
+TEST(k9_3_huge_pages_are_asked_for)
+{
+	void *own = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	fresh_vm();
+	fake.madvise = watch_advice;
+	advised = 0;
+	ck_assert_int_eq(CREATE(.bytes = 4 << 20), 0);
+	ck_assert_uint_eq(advised, 1);
+	ck_assert_int_eq(kvmem_region_free(ram), 0);
+	ck_assert_int_eq(CREATE(.backing = KVMEM_BACKING_ANONYMOUS), 0);
+	ck_assert_int_eq(kvmem_region_free(ram), 0);
+	ck_assert_int_eq(
+		CREATE(.flags = KVMEM_REGION_MAPPING, .mapping = own, .wants = KVMEM_WANT_THP), 0);
+	ck_assert_uint_eq(advised, 1);
+	ck_assert_uint_eq(ram->plan.granted, 0);
+	ck_assert_ptr_nonnull(strstr(ram->plan.reasons, "MADV_HUGEPAGE"));
+	ck_assert_int_eq(kvmem_region_free(ram), 0);
+	munmap(own, BYTES);
+	ck_assert_int_eq(kvmem_vm_free(vm), 0);
+	expect_no_leak();
+}
+END
+
+static const char *shmem_text;
+
+static int64_t shmem_open(const char *path, int flags)
+{
+	if (!strcmp(path, "/sys/kernel/mm/transparent_hugepage/shmem_enabled"))
+		return 10000;
+	return strstr(path, "hugepages-2048kB") ? -ENOENT : km_real_open(path, flags);
+}
+
+static int64_t shmem_read(int fd, void *buf, size_t len)
+{
+	if (fd != 10000)
+		return km_real_read(fd, buf, len);
+	strncpy(buf, shmem_text, len);
+	return (int64_t)strlen(shmem_text);
+}
+
+TEST(k9_3_where_kvm_maps_huge_pages)
+{
+	const uint64_t huge = 2 << 20;
+
+	fresh_vm();
+	ck_assert_int_eq(CREATE(.bytes = 4 * huge), 0);
+	ck_assert_int_eq(kvmem_region_check_huge(ram, 0, 4 * huge, 0), 0);
+	ck_assert_int_eq(kvmem_region_check_huge(ram, 0, 4 * huge, 7 * huge), 0);
+	ck_assert_int_eq(kvmem_region_check_huge(ram, PAGE, 3 * huge, huge + PAGE), 0);
+	failed(EINVAL, "attach at 0x201000", kvmem_region_check_huge(ram, PAGE, 3 * huge, huge));
+	failed(EINVAL, "attach at 0x400000", kvmem_region_check_huge(ram, 0, huge, huge + PAGE));
+	failed(ERANGE, "no whole huge page", kvmem_region_check_huge(ram, PAGE, huge, PAGE));
+	failed(ERANGE, "no whole huge page", kvmem_region_check_huge(ram, 0, huge - PAGE, 0));
+	failed(ERANGE, "beyond", kvmem_region_check_huge(ram, huge, 4 * huge, huge));
+	failed(EINVAL, "gpa", kvmem_region_check_huge(ram, 0, huge, 1));
+	failed(EINVAL, "offset", kvmem_region_check_huge(ram, 1, huge, 0));
+	failed(EINVAL, "NULL", kvmem_region_check_huge(NULL, 0, huge, 0));
+	ck_assert_int_eq(kvmem_region_free(ram), 0);
+	ck_assert_int_eq(CREATE(.backing = KVMEM_BACKING_MEMFD, .bytes = huge), 0);
+	fake.open = shmem_open;
+	fake.read = shmem_read;
+	shmem_text = "always within_size [advise] never deny force\n";
+	failed(EOPNOTSUPP, "base pages", kvmem_region_check_huge(ram, 0, huge, 0));
+	shmem_text = "[always] within_size advise never deny force\n";
+	ck_assert_int_eq(kvmem_region_check_huge(ram, 0, huge, 0), 0);
+	done();
+	fresh(KVMEM_BACKING_GUEST_MEMFD);
+	failed(EOPNOTSUPP, "base pages", kvmem_region_check_huge(ram, 0, BYTES, 0));
+	done();
+}
+END
+
 TEST(files_that_are_neither)
 {
 	char name[] =
@@ -591,6 +673,7 @@ HARNESS_MAIN(T(each_backing), T(the_guest_memfd_is_made_with_what_was_found),
 	     T(k12_38_o_append_that_cannot_be_undone_is_refused),
 	     T(k12_39_a_seal_that_the_kernel_lacks_is_named),
 	     T(k14_47_wherever_the_kernel_maps_it_it_is_aligned), T(discard_by_state),
+	     T(k9_3_huge_pages_are_asked_for), T(k9_3_where_kvm_maps_huge_pages),
 	     T(a_discard_that_fails_keeps_the_record), T(anonymous_memory_is_given_back_too),
 	     T(mark_present), T(next_missing), T(stores_go_where_no_pager_sees_them),
 	     T(null_arguments))

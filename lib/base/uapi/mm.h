@@ -49,6 +49,7 @@ struct km_procmap_query {
 
 #define KM_PROCMAP_QUERY	      _IOWR('f', 17, struct km_procmap_query)
 #define KM_PROCMAP_QUERY_VMA_READABLE 0x01u
+#define KM_PROCMAP_QUERY_VMA_WRITABLE 0x02u
 #define KM_PROCMAP_QUERY_VMA_SHARED   0x08u
 
 #endif
