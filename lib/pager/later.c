@@ -153,10 +153,8 @@ static void page_failed(struct km_later *l, int err)
 		action = km_fail_ask(l->pager, l->paged, l->first, fail_why(l->why), err,
 				     ++l->attempt);
 	}
-	if (is_given_up(l)) /* since then */
-		action = KVMEM_FAIL_LEAVE;
 	if (action == KVMEM_FAIL_RETRY) {
-		ask_again(l);
+		ask_again(l); /* what is given up meanwhile is given up there */
 		return;
 	}
 	if (!is_given_up(l))

@@ -152,22 +152,25 @@ void km_views_free(struct km_views *vs)
  * what is compared: guests' addresses are random, and each would be mispredicted every other time. */
 static size_t find(struct km_view *v, size_t count, uint64_t gpa)
 {
+	_Atomic uint64_t *gpas = v->gpas;
 	size_t i = 0;
 
 	while (count > 1) {
 		size_t half = count / 2;
 
-		i = GET(v->gpas[i + half]) <= gpa ? i + half : i;
+		i = GET(gpas[i + half]) <= gpa ? i + half : i;
 		count -= half;
 	}
 	return i;
 }
 
-/* Slots side by side, for guest and host, of one region and with the same flags, are one run of bytes. */
-static uint64_t run_end(struct km_view *v, size_t i, size_t count, uint64_t want_end)
+/*
+ * Slots side by side, for guest and host, of one region and with the same flags, are one run of bytes: how far the one
+ * goes that slot i, which ends at `end`, is in.
+ */
+static uint64_t run_end(struct km_view *v, size_t i, size_t count, uint64_t end, uint64_t want_end)
 {
 	struct entry *e = &v->entries[i];
-	uint64_t end = GET(e->end);
 
 	for (size_t n = i + 1; end < want_end && n < count; n++) {
 		struct entry *f = &v->entries[n];
@@ -178,7 +181,7 @@ static uint64_t run_end(struct km_view *v, size_t i, size_t count, uint64_t want
 			break;
 		end = GET(f->end);
 	}
-	return end < want_end ? end : want_end;
+	return end;
 }
 
 /* To the next slot's first byte, where gpa lies in none. */
@@ -190,10 +193,11 @@ static uint64_t hole(struct km_view *v, size_t i, size_t count, uint64_t gpa)
 }
 
 /* What is stored in t is worth something only while the view was not changed. */
-static bool look_up(struct km_view *v, uint64_t gpa, uint64_t bytes, struct kvmem_translation *t)
+static inline __attribute__((always_inline)) bool look_up(struct km_view *v, uint64_t gpa, uint64_t bytes,
+			   struct kvmem_translation *t)
 {
 	size_t count = v ? GET(v->count) : 0, i = count ? find(v, count, gpa) : 0;
-	uint64_t first = count ? GET(v->gpas[i]) : 0, in = gpa - first;
+	uint64_t first = count ? GET(v->gpas[i]) : 0, in = gpa - first, end, want_end;
 	struct entry *e;
 
 	if (!count || gpa < first || gpa >= GET(v->entries[i].end)) {
@@ -201,37 +205,43 @@ static bool look_up(struct km_view *v, uint64_t gpa, uint64_t bytes, struct kvme
 		return false;
 	}
 	e = &v->entries[i];
+	end = GET(e->end);
+	/* An address beyond the last is no gpa: what is asked for ends there. */
+	want_end = bytes > UINT64_MAX - gpa ? UINT64_MAX : gpa + bytes;
+	if (end < want_end)
+		end = run_end(v, i, count, end, want_end);
 	t->slot = GET(e->id);
 	t->region = GET(e->region);
 	t->arg = GET(e->arg);
 	t->offset = GET(e->offset) + in;
-	/* An address beyond the last is no gpa: what is asked for ends there. */
-	t->bytes = run_end(v, i, count, bytes > UINT64_MAX - gpa ? UINT64_MAX : gpa + bytes) - gpa;
+	t->bytes = km_min(end, want_end) - gpa;
 	t->host = (void *)(uintptr_t)(GET(e->host) + in);
 	t->flags = GET(e->flags);
 	return true;
 }
 
-bool km_vm_look_up(struct kvmem_vm *vm, uint32_t space, uint64_t gpa, uint64_t bytes,
-		   struct kvmem_translation *ret)
+static inline __attribute__((always_inline)) bool look_up_now(struct km_views *vs, uint64_t gpa, uint64_t bytes,
+			       struct kvmem_translation *t)
 {
-	struct km_views *vs = &vm->views[space];
 	uint64_t seq;
 	bool found;
 
 	do {
 		seq = GET(vs->seq);
-		found = look_up(GET(vs->view[seq & 1]), gpa, bytes, ret);
+		found = look_up(GET(vs->view[seq & 1]), gpa, bytes, t);
 	} while (GET(vs->seq) != seq);
 	return found;
 }
 
-int kvmem_vm_translate(struct kvmem_vm *vm, uint32_t space, uint64_t gpa, uint64_t bytes,
-		       struct kvmem_translation *ret_translation)
+bool km_vm_look_up(struct kvmem_vm *vm, uint32_t space, uint64_t gpa, uint64_t bytes,
+		   struct kvmem_translation *ret)
 {
-	struct kvmem_translation t = { .size = sizeof(t) };
-	int r;
+	return look_up_now(&vm->views[space], gpa, bytes, ret);
+}
 
+static int check(struct kvmem_vm *vm, uint32_t space, uint64_t bytes,
+		 const struct kvmem_translation *result)
+{
 	if (!vm)
 		return km_fail(EINVAL, "kvmem_vm_translate: vm is NULL");
 	if (space >= KM_SLOT_SPACES)
@@ -241,15 +251,31 @@ int kvmem_vm_translate(struct kvmem_vm *vm, uint32_t space, uint64_t gpa, uint64
 			       space);
 	if (!bytes)
 		return km_fail(EINVAL, "kvmem_vm_translate: bytes is 0");
-	r = km_result_check(ret_translation, sizeof(t), "kvmem_translation");
+	return km_result_check(result, sizeof(*result), "kvmem_translation");
+}
+
+/* By value: a `t` whose address nobody takes stays in registers until it is stored, once, in the result. */
+static int give_larger(struct kvmem_translation *ret, struct kvmem_translation t)
+{
+	km_result_copy(ret, &t, sizeof(t));
+	return 0;
+}
+
+int kvmem_vm_translate(struct kvmem_vm *vm, uint32_t space, uint64_t gpa, uint64_t bytes,
+		       struct kvmem_translation *ret_translation)
+{
+	struct kvmem_translation t = { .size = sizeof(t) };
+	bool usual = vm && space < KM_SLOT_SPACES && bytes && ret_translation &&
+		     ret_translation->size == sizeof(t);
+	int r = usual ? 0 : check(vm, space, bytes, ret_translation);
+
 	if (r)
 		return r;
-	if (!km_vm_look_up(vm, space, gpa, bytes, &t))
+	if (!look_up_now(&vm->views[space], gpa, bytes, &t))
 		return km_fail(ENOENT, "kvmem_vm_translate: no slot holds guest address 0x%" PRIx64,
 			       gpa);
-	if (ret_translation->size == sizeof(t)) /* the usual case, without calls */
-		*ret_translation = t;
-	else
-		km_result_copy(ret_translation, &t, sizeof(t));
+	if (!usual)
+		return give_larger(ret_translation, t);
+	*ret_translation = t;
 	return 0;
 }

@@ -121,7 +121,8 @@ static int create(const struct own *o, struct kvmem_vm *vm, uint64_t needs, uint
 
 /* ---- dirty alone ---- */
 
-static void track_at(const struct own *o, enum kind kind, uint32_t mode, bool own_slot)
+/* false: no such guest here, and the skip is noted. */
+static bool track_at(const struct own *o, enum kind kind, uint32_t mode, bool own_slot)
 {
 	struct rig rig;
 	char before[4096], after[4096];
@@ -134,7 +135,7 @@ static void track_at(const struct own *o, enum kind kind, uint32_t mode, bool ow
 						.mapping = o->at,
 						.fd = o->fd,
 						.own_slot = own_slot }))
-		return;
+		return false;
 	ck_assert_ptr_eq(rig.base, o->at);
 	for (unsigned int round = 0; round < 2; round++) {
 		rig_write(&rig, 0, 10, 300, true);
@@ -149,6 +150,7 @@ static void track_at(const struct own *o, enum kind kind, uint32_t mode, bool ow
 	rig_close(&rig);
 	shape(o->at, after, sizeof(after));
 	ck_assert_str_eq(before, after);
+	return true;
 }
 
 static void track(enum kind kind, uint32_t mode, bool own_slot)
@@ -266,8 +268,8 @@ TEST(k9_1_beside_a_userfaultfd_of_the_vmms)
 		ck_ok(kvmem_pager_free(pager));
 		ck_ok(kvmem_source_free(source));
 		ck_ok(kvmem_region_free(ram));
-		track_at(&o, kinds[i / 2], i % 2 ? KVMEM_DIRTY_RING : KVMEM_DIRTY_BITMAP, true);
-		ck_assert_uint_gt(own_uffd.answered, 0);
+		if (track_at(&o, kinds[i / 2], i % 2 ? KVMEM_DIRTY_RING : KVMEM_DIRTY_BITMAP, true))
+			ck_assert_uint_gt(own_uffd.answered, 0);
 		close_own_uffd();
 		unmap_own(&o);
 	}
