@@ -111,8 +111,10 @@ TEST(a_pager_is_freed_before_what_it_serves)
 	SKIP_IF(r == -EPERM || r == -ENOSYS || r == -EOPNOTSUPP, "uffd", "%s",
 		kvmem_error_detail());
 	must(r);
-	if (!open_vm(KVMEM_WANT_PAGING))
+	if (!open_vm(KVMEM_WANT_PAGING)) {
+		must(kvmem_pager_free(pager));
 		return;
+	}
 	must(kvmem_pager_add(pager, ram, source, 0, 0));
 	must(kvmem_pager_prefetch(pager, ram, &all, 1, NULL, &ticket));
 	must(kvmem_pager_start(pager));
