@@ -9,8 +9,8 @@
 #include <unistd.h>
 
 #define MIB   (1ull << 20)
-#define FIRST (4 * MIB)
-#define ROOM  (16 * MIB)
+#define FIRST (2 * MIB)
+#define ROOM  (8 * MIB)
 
 static struct kvmem_pager *pager;
 static struct kvmem_source *source;

@@ -163,22 +163,28 @@ static void track(enum kind kind, uint32_t mode, bool own_slot)
 	unmap_own(&o);
 }
 
-TEST(k9_1_every_mapping_can_be_tracked)
+/* Emulated guests take seconds each: there, each kind of memory has one log with a slot of the library's, and the
+ * other log with a slot of the VMM's. */
+static void track_all(bool own_slot)
 {
 	for (enum kind kind = 0; kind < KINDS; kind++) {
-		track(kind, KVMEM_DIRTY_BITMAP, false);
-		track(kind, KVMEM_DIRTY_RING, false);
+		if (!harness_emulated() || kind % 2 == own_slot)
+			track(kind, KVMEM_DIRTY_BITMAP, own_slot);
+		if (!harness_emulated() || kind % 2 != own_slot)
+			track(kind, KVMEM_DIRTY_RING, own_slot);
 	}
+}
+
+TEST(k9_1_every_mapping_can_be_tracked)
+{
+	track_all(false);
 }
 END
 
 /* A VMM that has all of its own, and wants to know what was written. */
 TEST(k9_1_and_so_can_the_vmms_own_slot_over_it)
 {
-	for (enum kind kind = 0; kind < KINDS; kind++) {
-		track(kind, KVMEM_DIRTY_BITMAP, true);
-		track(kind, KVMEM_DIRTY_RING, true);
-	}
+	track_all(true);
 }
 END
 

@@ -77,6 +77,8 @@ def _arguments(argv):
 	p.add_argument("--report", type=Path, help="write all results to this file, as JSON")
 	p.add_argument("--show", action="store_true",
 		       help="print what the programs say, as TAP comments")
+	p.add_argument("--prepare", action="store_true",
+		       help="fetch and build the kernels, and run nothing")
 	p.add_argument("--no-expect", action="store_true",
 		       help="do not compare with tests/rig/expect")
 	opts = p.parse_args(own)
@@ -225,8 +227,22 @@ def _summary(report):
 		    f"{report.count('skip')} skipped")
 
 
+def _prepare(opts):
+	"""A kernel that cannot be had now is complained of when it is to run."""
+	install(PACKAGES)
+	tables, archive = Tables(), Archive(opts.cache, opts.mirror)
+	for name in kernels.expand(opts.kernel, tables):
+		try:
+			kernels.get(name, opts.cache, archive, tables, opts.jobs)
+		except (RigError, OSError) as e:
+			say(f"{name}: {e}")
+	return 0
+
+
 def main(argv):
 	opts = _arguments(argv)
+	if opts.prepare:
+		return _prepare(opts)
 	report = Report(lambda line: print(line, flush=True))
 	try:
 		install(PACKAGES)
