@@ -760,7 +760,7 @@ static int open_uffd(int flags)
 
 static void *waits_for_all(void *arg)
 {
-	return (void *)(intptr_t)kvmem_pager_wait(arg, 20000000000);
+	return (void *)(intptr_t)kvmem_pager_wait(arg, -1);
 }
 
 TEST(who_waits_goes_on_when_the_last_region_leaves)
