@@ -725,11 +725,10 @@ END
 TEST(a_region_is_removed_while_a_thread_waits_for_it)
 {
 	struct kvmem_region *more;
-	pthread_t reader, remover;
+	pthread_t reader;
 	void *word;
 	struct set s;
 
-	(void)remover;
 	if (!open_set(&s, KVMEM_BACKING_MEMFD, PAGES * PAGE))
 		return;
 	use_slow(&s);
@@ -747,6 +746,64 @@ TEST(a_region_is_removed_while_a_thread_waits_for_it)
 	ck_assert_uint_eq((uint64_t)(uintptr_t)word, word_of(7, 0));
 	check_region(more, &s, PAGES);
 	must(kvmem_region_free(more));
+	end_set(&s);
+}
+END
+
+struct removal {
+	struct kvmem_pager *pager;
+	struct kvmem_region *region;
+	int r;
+};
+
+static void *removes(void *arg)
+{
+	struct removal *m = arg;
+
+	m->r = kvmem_pager_remove(m->pager, m->region, KVMEM_STOP_HAND_BACK);
+	return NULL;
+}
+
+/* Nothing is asked for any more. */
+static bool is_leaving(void *arg)
+{
+	const struct kvmem_range list = { 0, PAGE };
+	const struct removal *m = arg;
+
+	return kvmem_pager_prefetch(m->pager, m->region, &list, 1, NULL, NULL) < 0;
+}
+
+/* What a thread of the pager has begun is completed while the memory is registered: it does not store into a region
+ * that has been handed back. */
+TEST(a_region_is_removed_while_a_page_of_it_is_read)
+{
+	const struct kvmem_range list = { 0, PAGE };
+	struct removal m = { 0 };
+	struct kvmem_run run;
+	pthread_t remover;
+	uint32_t state;
+	struct set s;
+
+	if (!open_set(&s, KVMEM_BACKING_MEMFD, PAGES * PAGE))
+		return;
+	use_slow(&s);
+	start_set(&s);
+	m.pager = s.pager;
+	m.region = another(&s);
+	must(kvmem_pager_add(s.pager, m.region, s.source, 0, 0));
+	atomic_store(&slow.held, 1);
+	must(kvmem_pager_prefetch(s.pager, m.region, &list, 1, NULL, NULL));
+	wait_for_readers(1);
+	ck_assert_int_eq(pthread_create(&remover, NULL, removes, &m), 0);
+	ck_assert(harness_wait(is_leaving, &m, 10));
+	usleep(20000); /* it waits now, and must not do more */
+	atomic_store(&slow.held, 0);
+	pthread_join(remover, NULL);
+	must(m.r);
+	must(kvmem_region_next_run(m.region, 0, &run, &state));
+	ck_assert_uint_eq(state, KVMEM_PAGE_PRESENT);
+	check_region(m.region, &s, 1);
+	must(kvmem_region_free(m.region));
 	end_set(&s);
 }
 END
@@ -960,5 +1017,6 @@ HARNESS_MAIN(T(pages_marked_absent_are_filled_again), T(complete_comes_once_more
 	     T(who_waits_goes_on_when_the_last_region_leaves),
 	     T(regions_leave_while_others_go_through_the_list), T(a_trace_says_who_asked_for_what),
 	     T(a_region_is_added_under_a_running_pager_and_removed),
-	     T(a_region_is_removed_while_a_thread_waits_for_it), T(userfaultfds_of_the_caller),
+	     T(a_region_is_removed_while_a_thread_waits_for_it),
+	     T(a_region_is_removed_while_a_page_of_it_is_read), T(userfaultfds_of_the_caller),
 	     T(threads_as_the_caller_wants_them))
