@@ -71,14 +71,14 @@ static bool nothing(const struct kvmem_region *r, uint64_t page, uint64_t count)
 
 /* ---- what came along with others ---- */
 
-static bool block_is_shared(struct look *l, uint64_t first)
+/* Of a block that the region has in part, what came first may lie outside. */
+static bool block_is_shared(struct look *l, uint64_t first, uint64_t count)
 {
-	bool exists[FOLIO_PAGES], filled = false;
+	bool exists[FOLIO_PAGES], filled = count < FOLIO_PAGES;
 
-	if (first + FOLIO_PAGES > l->r->presence.pages ||
-	    km_exists_get(&l->exists, first, FOLIO_PAGES, exists) < 0)
+	if (km_exists_get(&l->exists, first, (unsigned int)count, exists) < 0)
 		return false;
-	for (unsigned int i = 0; i < FOLIO_PAGES; i++) {
+	for (uint64_t i = 0; i < count; i++) {
 		if (!exists[i])
 			return false;
 		filled |= km_presence_get(&l->r->presence, first + i) == KM_PRESENT;
@@ -89,22 +89,25 @@ static bool block_is_shared(struct look *l, uint64_t first)
 /*
  * A page filled by the library can bring the rest of a huge page with it, all zeros. Such
  * neighbours are as absent as they were: they lie in a block that exists as a whole, beside pages
- * that are PRESENT, and hold zeros.
+ * that are PRESENT, and hold zeros. So do those at the region's ends that a neighbour of the region
+ * brought, in the same file or in the same mapping.
  */
 static bool came_along(struct look *l, uint64_t page)
 {
 	const struct kvmem_region *r = l->r;
 	uint64_t base = r->fd >= 0 ? r->fd_offset : (uintptr_t)r->base;
 	uint64_t skew = (base >> r->page_shift) % FOLIO_PAGES;
-	uint64_t block = (page + skew) / FOLIO_PAGES;
+	uint64_t block = (page + skew) / FOLIO_PAGES, first, end;
 	uint8_t content[4096];
 
 	/* Under a watch a look at a page that we have claimed would wait for ourselves. */
-	if (r->watch || km_region_page(r) != sizeof(content) || block * FOLIO_PAGES < skew)
+	if (r->watch || km_region_page(r) != sizeof(content))
 		return false;
 	if (block != l->block) {
+		first = block * FOLIO_PAGES > skew ? block * FOLIO_PAGES - skew : 0;
+		end = km_min((block + 1) * FOLIO_PAGES - skew, r->presence.pages);
 		l->block = block;
-		l->block_shared = block_is_shared(l, block * FOLIO_PAGES - skew);
+		l->block_shared = block_is_shared(l, first, end - first);
 	}
 	return l->block_shared && !km_copy(content, r->base + (page << r->page_shift), 4096) &&
 	       km_is_zero(content, sizeof(content));

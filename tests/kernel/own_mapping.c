@@ -480,6 +480,67 @@ TEST(k9_1_populate_fills_what_is_not_there)
 }
 END
 
+/*
+ * The mapping begins and ends within huge pages. Who touches his own memory beside it gets a huge page, and brings
+ * pages of zeros into the region: nobody has written them, and they are filled.
+ */
+static void beside_huge_pages(bool paged)
+{
+	const uint64_t huge = 512 * PAGE, front = 57 * PAGE, bytes = front + huge + 100 * PAGE;
+	struct kvmem_region_opts ro = KVMEM_REGION_OPTS_INIT;
+	uint8_t *all = mmap(NULL, 4 * huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
+			    0);
+	uint8_t *base = (uint8_t *)(((uintptr_t)all + huge - 1) & ~(huge - 1)), *content;
+	unsigned char first = 0, last = 0;
+	struct kvmem_pager *pager = NULL;
+	struct kvmem_source *source;
+	struct kvmem_region *ram;
+
+	ck_assert_ptr_ne(all, MAP_FAILED);
+	if (paged && kvmem_pager_create(NULL, &pager)) {
+		munmap(all, 4 * huge);
+		SKIP("uffd", "%s", kvmem_error_detail());
+	}
+	madvise(all, 4 * huge, MADV_HUGEPAGE);
+	ro.bytes = bytes;
+	ro.mapping = base + huge - front;
+	ro.flags = KVMEM_REGION_MAPPING;
+	ck_ok(kvmem_region_create(NULL, &ro, &ram));
+	base[0] = 1;
+	base[3 * huge - 1] = 1;
+	ck_assert_int_eq(mincore(ro.mapping, PAGE, &first), 0);
+	ck_assert_int_eq(mincore((uint8_t *)ro.mapping + bytes - PAGE, PAGE, &last), 0);
+	content = malloc(bytes);
+	memset(content, 0x39, bytes);
+	ck_ok(kvmem_source_memory(content, bytes, &source));
+	if (paged) {
+		ck_ok(kvmem_pager_add(pager, ram, source, 0, 0));
+		ck_ok(kvmem_pager_start(pager));
+	} else {
+		ck_ok(kvmem_populate(ram, 0, source, NULL, NULL));
+	}
+	ck_assert_int_eq(memcmp(ro.mapping, content, bytes), 0);
+	ck_assert_uint_eq(base[0], 1);
+	ck_assert_uint_eq(base[3 * huge - 1], 1);
+	if (paged) {
+		ck_ok(kvmem_pager_stop(pager, KVMEM_STOP_FILL));
+		ck_ok(kvmem_pager_free(pager));
+	}
+	ck_ok(kvmem_region_free(ram));
+	ck_ok(kvmem_source_free(source));
+	free(content);
+	munmap(all, 4 * huge);
+	if (!(first & last & 1))
+		harness_note("this kernel made no huge pages");
+}
+
+TEST(k9_1_a_neighbour_brings_huge_pages)
+{
+	beside_huge_pages(false);
+	beside_huge_pages(true);
+}
+END
+
 /* ---- fork, and what the caller does to his mapping ---- */
 
 /* A child has its copy of the memory, or none of it; the parent's pager goes on. */
@@ -559,5 +620,5 @@ END
 HARNESS_MAIN(T(k9_1_every_mapping_can_be_tracked), T(k9_1_and_so_can_the_vmms_own_slot_over_it),
 	     T(k9_1_beside_a_userfaultfd_of_the_vmms), T(k9_1_the_vmms_slot_is_paged),
 	     T(k9_1_a_guest_memfd_that_the_vmm_has_mapped),
-	     T(k9_1_populate_fills_what_is_not_there), T(k9_1_children_do_not_matter),
-	     T(k9_1_a_part_of_a_mapping))
+	     T(k9_1_populate_fills_what_is_not_there), T(k9_1_a_neighbour_brings_huge_pages),
+	     T(k9_1_children_do_not_matter), T(k9_1_a_part_of_a_mapping))
