@@ -10,7 +10,10 @@ from pathlib import Path
 
 TOP = Path(__file__).resolve().parent.parent
 INCLUDE = TOP / "include"
-NAMES = sorted(p.name for p in (INCLUDE / "kvmem").glob("*.h"))
+# Of libraries of their own, on top of libkvmem.
+OTHERS = {"image.h": "kvmem-image"}
+EVERY = sorted(p.name for p in (INCLUDE / "kvmem").glob("*.h"))
+NAMES = [n for n in EVERY if n not in OTHERS]
 BUILD = Path(os.environ.get("KVMEM_BUILD", TOP / "build")).resolve()
 CC = shlex.split(os.environ.get("CC", "cc"))
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
@@ -40,8 +43,8 @@ def prototypes(name):
 	return found
 
 
-def functions():
-	return {f: p for name in NAMES for f, p in prototypes(name).items()}
+def functions(names=tuple(NAMES)):
+	return {f: p for name in names for f, p in prototypes(name).items()}
 
 
 def structs(name):

@@ -43,6 +43,12 @@
 #define KVMEM_API
 #endif
 
+#if defined(__GNUC__)
+#define KVMEM_PRINTF_(text, first) __attribute__((format(printf, text, first)))
+#else
+#define KVMEM_PRINTF_(text, first)
+#endif
+
 KVMEM_BEGIN_DECLS
 
 #define KVMEM_VERSION_MAJOR 0
@@ -64,6 +70,15 @@ KVMEM_API const char *kvmem_version(void);
  * the first failure. A call that succeeds leaves it alone. May be called from any thread.
  */
 KVMEM_API const char *kvmem_error_detail(void);
+
+/**
+ * kvmem_error_set() - for a library on top of this one: say what failed, as this library does.
+ *
+ * The sentence becomes kvmem_error_detail() of this thread; format is as for printf(3), and %m is the text of
+ * err, a positive errno value. Returns -err. Callbacks of the caller's may use it too. May be called from any
+ * thread.
+ */
+KVMEM_API int kvmem_error_set(int err, const char *format, ...) KVMEM_PRINTF_(2, 3);
 
 KVMEM_END_DECLS
 

@@ -13,19 +13,38 @@
 
 static _Thread_local char detail[sizeof(struct km_detail)];
 
-int km_fail(int err, const char *fmt, ...)
+static int set(int err, const char *fmt, va_list ap)
 {
 	char text[sizeof(detail)]; /* an argument may be the detail itself */
 	int saved = errno;
-	va_list ap;
 
 	errno = err;
-	va_start(ap, fmt);
 	vsnprintf(text, sizeof(text), fmt, ap);
-	va_end(ap);
 	errno = saved;
 	memcpy(detail, text, sizeof(detail));
 	return -err;
+}
+
+int km_fail(int err, const char *fmt, ...)
+{
+	va_list ap;
+	int r;
+
+	va_start(ap, fmt);
+	r = set(err, fmt, ap);
+	va_end(ap);
+	return r;
+}
+
+int kvmem_error_set(int err, const char *format, ...)
+{
+	va_list ap;
+	int r;
+
+	va_start(ap, format);
+	r = set(err, format, ap);
+	va_end(ap);
+	return r;
 }
 
 const char *kvmem_error_detail(void)

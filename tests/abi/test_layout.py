@@ -20,17 +20,18 @@ MACHINE = platform.machine()
 RECORD = Path(__file__).resolve().parent / f"layout.{MACHINE}"
 VERSION = "KVMEM_VERSION_"
 FIXED = ("kvmem_run", "kvmem_attachment", "kvmem_range", "kvmem_trace_entry",
-	"kvmem_source_request")  # elements of arrays, and what the library alone makes: their pages say that they never grow
+	"kvmem_source_request", "kvmem_image_id")  # elements of arrays, and what the library alone makes: their pages say that they never grow
 
 
 def generate():
-	lines = ["#include <kvmem/kvmem.h>", "#include <stdio.h>", "int main(void)", "{"]
-	for name in headers.NAMES:
+	lines = ["#include <kvmem/kvmem.h>", *(f"#include <kvmem/{n}>" for n in headers.OTHERS),
+		 "#include <stdio.h>", "int main(void)", "{"]
+	for name in headers.EVERY:
 		for struct, fields in headers.structs(name).items():
 			lines.append(f'\tprintf("struct {struct} %zu\\n", sizeof(struct {struct}));')
 			lines += [f'\tprintf("\\t{f} %zu %zu\\n", offsetof(struct {struct}, {f}), '
 				  f"sizeof(((struct {struct} *)0)->{f}));" for f in fields]
-	for name in headers.NAMES:
+	for name in headers.EVERY:
 		for c in headers.enumerators(name) + headers.constants(name):
 			if not c.startswith(VERSION):
 				lines.append(f'\tprintf("{c} %lld\\n", (long long){c});')

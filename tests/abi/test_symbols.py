@@ -25,6 +25,7 @@ FORBIDDEN = re.compile(
 	r"on_exit|(secure_)?getenv|setenv|putenv|environ|signal|sigaction|sigwait\w*|signalfd|raise|"
 	r"system|popen|fork|vfork|exec\w+|sleep|usleep|nanosleep|setlocale)$")
 CONSTRUCTOR = re.compile(r"^\.(init_array|ctors|preinit_array|fini_array|dtors|init|fini)\b")
+ON_TOP = re.compile(r"^(libc|libkvmem|libxxhash|ld-linux[-\w]*)\.so\.\d+$")
 NEEDED = re.compile(r"^(libc|libm|libpthread|liburing|libnuma|ld-linux[-\w]*)\.so\.\d+$")
 
 
@@ -68,7 +69,7 @@ class Symbols(headers.TestCase):
 		"""Those that take a number or nothing apart."""
 		source = (TOP / "tests/kernel/every_call.c").read_text(encoding="utf-8")
 		tried = set(re.findall(r"\b(kvmem_\w+)\((?:[^;]*\b)?NULL\b", source))
-		numbers = {"kvmem_version", "kvmem_error_detail", "kvmem_cap_name",
+		numbers = {"kvmem_version", "kvmem_error_detail", "kvmem_error_set", "kvmem_cap_name",
 			   "kvmem_fill_method_name", "kvmem_file_method_name"}
 		self.equal_sets(set(headers.functions()), (tried | numbers) & set(headers.functions()),
 				("the headers", "every_call.c"))
@@ -132,6 +133,37 @@ class Library(headers.TestCase):
 	def test_stack_is_not_executable(self):
 		stack = re.search(r"GNU_STACK.*", output(["readelf", "-lW", SHARED]))
 		self.assertNotIn("E", stack.group(0).split()[6])
+
+
+class OnTop(headers.TestCase):
+	"""Libraries on top of libkvmem: what they export, and what they need."""
+
+	def each(self):
+		for header, name in headers.OTHERS.items():
+			folder = BUILD / "lib" / name.removeprefix("kvmem-")
+			if not folder.exists():
+				self.skipTest(f"lib{name} was not built")
+			yield header, name, folder / f"lib{name}.so"
+
+	def test_headers_declare_what_is_exported(self):
+		for header, _, lib in self.each():
+			names = {n for kind, n, _ in nm("-D", "--defined-only", lib) if kind != "A"}
+			self.equal_sets(headers.functions([header]), names, (header, lib.name))
+
+	def test_they_print_and_end_nothing(self):
+		for _, _, lib in self.each():
+			names = {n for kind, n, _ in nm("-D", "--undefined-only", lib)}
+			self.assertEqual(sorted(n for n in names if FORBIDDEN.match(n)), [], lib.name)
+			self.assertTrue({n for n in names if n.startswith("kvmem_")} <=
+					set(headers.functions()), lib.name)
+
+	def test_they_need_only_what_they_are_documented_to(self):
+		for _, name, lib in self.each():
+			text = output(["readelf", "-dW", lib])
+			needed = re.findall(r"\(NEEDED\).*\[(.*)\]", text)
+			self.assertIn("libkvmem.so.0", needed)
+			self.assertEqual([n for n in needed if not ON_TOP.match(n)], [])
+			self.assertRegex(text, rf"\(SONAME\).*\[lib{name}\.so\.0\]")
 
 
 if __name__ == "__main__":

@@ -90,8 +90,30 @@ class Installed(headers.TestCase):
 		files = {f for f in files if not f.startswith("share/man/")}
 		lib = {f"lib/{n}" for n in ("libkvmem.a", "libkvmem.so", "libkvmem.so.0",
 					    f"libkvmem.so.{self.version()}", "pkgconfig/kvmem.pc")}
-		self.equal_sets(files, lib | {f"include/kvmem/{n}" for n in headers.NAMES},
+		there = set(headers.NAMES)
+		for header, name in headers.OTHERS.items():
+			if (self.prefix / f"lib/lib{name}.so").exists():	# with what it needs
+				there.add(header)
+				lib |= {f"lib/{n}" for n in (f"lib{name}.a", f"lib{name}.so", f"lib{name}.so.0",
+							     f"lib{name}.so.{self.version()}",
+							     f"pkgconfig/{name}.pc")}
+		self.equal_sets(files, lib | {f"include/kvmem/{n}" for n in there},
 				("the prefix", "what should be there"))
+
+	def test_libraries_on_top(self):
+		"""One program each, by the flags of its own pkg-config file."""
+		env = dict(self.env, LD_LIBRARY_PATH=str(self.prefix / "lib"))
+		for header, name in headers.OTHERS.items():
+			if not (self.prefix / f"lib/pkgconfig/{name}.pc").exists():
+				self.skipTest(f"lib{name} is not installed")
+			src, exe = self.tmp / f"{name}.c", self.tmp / name
+			function = sorted(headers.functions([header]))[0]
+			src.write_text(f"#include <kvmem/{header}>\nint main(void)\n{{\n"
+				       f"\treturn (void (*)(void)){function} == (void (*)(void))0;\n}}\n",
+				       encoding="ascii")
+			output([*CC, *WARNINGS, src, "-o", exe,
+				*output(["pkg-config", "--cflags", "--libs", name], env=self.env).split()])
+			output([exe], env=env)
 
 	def version(self):
 		return re.search(r"version: '([\d.]+)'", (TOP / "meson.build").read_text()).group(1)

@@ -407,6 +407,7 @@ static void look(struct machine *m)
 	VOID(kvmem_vm_kvm_fd, m->vm);
 	VOID(kvmem_version);
 	VOID(kvmem_error_detail);
+	VOID(kvmem_error_set, EINVAL, "the last failure");
 }
 
 static void look_at_caps(const struct kvmem_caps *caps)

@@ -1,0 +1,249 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+#ifndef KVMEM_IMAGE_H
+#define KVMEM_IMAGE_H
+
+/*
+ * Guests' memory in files: libkvmem-image, a library of its own on top of libkvmem.
+ *
+ * An image is two files. The data are a raw sparse file of the regions in their order, each page at its offset. What
+ * they mean is in the index beside it, NAME.kvmem: which pages are data, zero, or those of the parent, their
+ * checksums, the regions, and blobs of the VMM. docs/image-format.md has it byte by byte.
+ *
+ * Offsets are bytes into the image: region 0 from 0 on, each further one behind the one before.
+ */
+
+#include <kvmem/base.h>
+#include <kvmem/source.h>
+
+KVMEM_BEGIN_DECLS
+
+struct kvmem_image;
+struct kvmem_image_writer;
+
+#define KVMEM_IMAGE_NAME_MAX 31 /* bytes of the name of a region or blob */
+#define KVMEM_IMAGE_ID_TEXT  33 /* an id as 32 hexadecimal digits, and '\0' */
+
+struct kvmem_image_id {
+	uint8_t bytes[16];
+};
+
+struct kvmem_image_region {
+	uint32_t size;
+	uint32_t flags;	   /* the VMM's own */
+	uint64_t gpa;	   /* where the guest sees it; UINT64_MAX: not said */
+	uint64_t bytes;	   /* a non-zero multiple of 4096 */
+	uint64_t offset;   /* bytes into the image; a result, not looked at when an image is made */
+	uint64_t reserved; /* 0 */
+	char name[KVMEM_IMAGE_NAME_MAX + 1];
+};
+
+#define KVMEM_IMAGE_REGION_INIT KVMEM_INIT_(struct kvmem_image_region)
+
+/* ---- opening ---- */
+
+#define KVMEM_IMAGE_RAW_FULL (1u << 0) /* no index: a raw file whose holes are zero */
+#define KVMEM_IMAGE_RAW_DIFF (1u << 1) /* no index: a raw file whose holes are the parent's */
+
+struct kvmem_image_open_opts {
+	uint32_t size;
+	uint32_t flags; /* KVMEM_IMAGE_RAW_* */
+	struct kvmem_image
+		*parent; /* of KVMEM_IMAGE_RAW_DIFF; it stays the caller's, and open as long */
+	const struct kvmem_image_region
+		*regions; /* of a raw file; NULL: one, as long as the file */
+	uint32_t region_count;
+	uint32_t reserved; /* 0 */
+};
+
+#define KVMEM_IMAGE_OPEN_OPTS_INIT KVMEM_INIT_(struct kvmem_image_open_opts)
+
+/**
+ * kvmem_image_open() - open the image whose index is `path`, for reading.
+ *
+ * Reads the index's head and maps the rest, whatever the memory's size and the number of parents: pages are
+ * looked up and checked when they are read. With KVMEM_IMAGE_RAW_*, path is a raw file without an index, e.g. of
+ * Firecracker's; nothing checks its content. The image and each of its parents that has been read from are
+ * locked (flock, shared) until it is closed, so that who replaces or deletes images can see that they are in use.
+ * Errors: -EINVAL, -ENOENT, -EACCES, -EBADMSG (damaged, or not an image), -EOPNOTSUPP (it has features that this
+ * library does not know), -EBUSY (it is being deleted), -ENOMEM, -EMFILE. May be called from any thread.
+ */
+KVMEM_API int kvmem_image_open(const char *path, const struct kvmem_image_open_opts *opts,
+			       struct kvmem_image **ret_image);
+
+/**
+ * kvmem_image_close() - close it. NULL is allowed.
+ *
+ * Errors: -EBUSY while one of its sources, a writer, or an image on top of it is there. One thread at a time per
+ * object.
+ */
+KVMEM_API int kvmem_image_close(struct kvmem_image *image);
+
+struct kvmem_image_info {
+	uint32_t size;
+	uint32_t flags;			  /* KVMEM_IMAGE_DIFF, KVMEM_IMAGE_RAW_* */
+	struct kvmem_image_id id, parent; /* zero: raw; none */
+	uint64_t bytes;			  /* of all regions */
+	uint64_t bytes_data;		  /* of pages stored in this image itself */
+	uint64_t bytes_parent;		  /* of pages stored in its parents */
+	uint64_t bytes_zero;
+	uint64_t created_ns; /* since 1970 */
+	uint32_t regions;
+	uint32_t blobs;
+	uint32_t depth; /* parents that there are */
+	uint32_t reserved;
+};
+
+#define KVMEM_IMAGE_DIFF      (1u << 8) /* made as a difference to a parent */
+#define KVMEM_IMAGE_INFO_INIT KVMEM_INIT_(struct kvmem_image_info)
+
+/** kvmem_image_get_info() - what it is. The bytes by kind are 0 of a raw file. May be called from any thread. */
+KVMEM_API int kvmem_image_get_info(const struct kvmem_image *image,
+				   struct kvmem_image_info *ret_info);
+
+/** kvmem_image_get_region() - region `index` of it. Errors: -EINVAL, -ERANGE (there are not so many). */
+KVMEM_API int kvmem_image_get_region(const struct kvmem_image *image, uint32_t index,
+				     struct kvmem_image_region *ret_region);
+
+/**
+ * kvmem_image_read_blob() - what the VMM stored under `name` with the memory.
+ *
+ * Returns its length; at most `bytes` of it are stored in buf, which may be NULL when bytes is 0. Errors: -EINVAL,
+ * -ENOENT, -EBADMSG (damaged). May be called from any thread.
+ */
+KVMEM_API int64_t kvmem_image_read_blob(const struct kvmem_image *image, const char *name,
+					void *buf, uint64_t bytes);
+
+/** kvmem_image_blob_name() - the name of blob `index`, borrowed; NULL when there are not so many. */
+KVMEM_API const char *kvmem_image_blob_name(const struct kvmem_image *image, uint32_t index);
+
+/**
+ * kvmem_image_source() - the content of region `index`, for kvmem_populate() and kvmem_pager_add().
+ *
+ * Pages of parents come from there. A page whose checksum is wrong is -EBADMSG, and is never given out. The image
+ * stays open as long as the source is there. Errors: -EINVAL, -ERANGE, -ENOMEM. May be called from any thread.
+ */
+KVMEM_API int kvmem_image_source(struct kvmem_image *image, uint32_t index,
+				 struct kvmem_source **ret_source);
+
+/**
+ * kvmem_image_read() - bytes of it into buf, checked.
+ *
+ * Errors: -EINVAL, -ERANGE, -EBADMSG (damaged: nothing of buf counts), -ENOENT, -ESTALE (a parent is not there, or is
+ * another one), -EIO. May be called from any thread.
+ */
+KVMEM_API int kvmem_image_read(struct kvmem_image *image, uint64_t offset, void *buf,
+			       uint64_t bytes);
+
+enum kvmem_image_kind {
+	KVMEM_IMAGE_ZERO = 0,
+	KVMEM_IMAGE_DATA = 1,	/* stored in this image */
+	KVMEM_IMAGE_PARENT = 2, /* stored in one of its parents */
+};
+
+struct kvmem_image_run {
+	uint32_t size;
+	uint32_t kind;	 /* enum kvmem_image_kind */
+	uint64_t offset; /* bytes into the image */
+	uint64_t bytes;
+	uint32_t layer; /* of DATA and PARENT: 0 is the oldest parent */
+	uint32_t reserved;
+};
+
+#define KVMEM_IMAGE_RUN_INIT KVMEM_INIT_(struct kvmem_image_run)
+
+/**
+ * kvmem_image_next_run() - the run of pages of one kind and layer that the page at `from` begins.
+ *
+ * What lies behind it may be of the same kind. Returns 1, or 0 at the end of the image. Errors: -EINVAL, -ERANGE,
+ * -EBADMSG, and those of opening a parent. May be called from any thread.
+ */
+KVMEM_API int kvmem_image_next_run(struct kvmem_image *image, uint64_t from,
+				   struct kvmem_image_run *ret_run);
+
+struct kvmem_image_progress {
+	uint32_t size;
+	uint32_t reserved;
+	uint64_t done; /* bytes */
+	uint64_t total;
+};
+
+/**
+ * kvmem_image_verify() - read all of it, index, blobs and pages, those of parents among them, against the checksums.
+ *
+ * progress (may be NULL) is called now and then; non-zero cancels. Returns 0, or the first error: -EBADMSG with the
+ * offset in the detail, -ECANCELED, or those of kvmem_image_read(). -EOPNOTSUPP of a raw file: it has no
+ * checksums. May be called from any thread.
+ */
+KVMEM_API int kvmem_image_verify(struct kvmem_image *image,
+				 int (*progress)(void *arg,
+						 const struct kvmem_image_progress *progress),
+				 void *arg);
+
+/* ---- writing ---- */
+
+#define KVMEM_IMAGE_NO_SYNC \
+	(1u << 0) /* fast, and after a crash of the machine anything may be left */
+#define KVMEM_IMAGE_REPLACE \
+	(1u << 1) /* an image of this name is replaced in one step, at the commit */
+
+struct kvmem_image_create_opts {
+	uint32_t size;
+	uint32_t flags;				  /* KVMEM_IMAGE_NO_SYNC, KVMEM_IMAGE_REPLACE */
+	const struct kvmem_image_region *regions; /* NULL with a parent: as it has them */
+	uint32_t region_count;
+	uint32_t reserved; /* 0 */
+	/* Pages that nothing is written to are its; NULL: they are zero. It stays the caller's, and open as long. */
+	struct kvmem_image *parent;
+};
+
+#define KVMEM_IMAGE_CREATE_OPTS_INIT KVMEM_INIT_(struct kvmem_image_create_opts)
+
+/**
+ * kvmem_image_create() - begin to write an image whose data are `path` and whose index is `path`.kvmem.
+ *
+ * Nothing of it has a name until kvmem_image_commit(). With a parent, its index has to be reachable from the folder of
+ * `path` by the path that the parent was opened with. Errors: -EINVAL, -EEXIST (there is such an image, or a file where
+ * its data go, and not KVMEM_IMAGE_REPLACE), -ENOENT, -EACCES, -EOPNOTSUPP (the parent is a raw file), -ENOSPC,
+ * -ENOMEM. May be called from any thread.
+ */
+KVMEM_API int kvmem_image_create(const char *path, const struct kvmem_image_create_opts *opts,
+				 struct kvmem_image_writer **ret_writer);
+
+/**
+ * kvmem_image_write() - whole pages of content: offset and bytes are multiples of 4096.
+ *
+ * Pages of zeros are found and not stored. A page may be written again; what was written last counts. Errors: -EINVAL,
+ * -ERANGE, -ENOSPC, -EFBIG, -EIO, -ENOMEM; after one of the last four the pages of this call are undefined until they
+ * are written again. May be called from any thread, several at a time on pages of their own.
+ */
+KVMEM_API int kvmem_image_write(struct kvmem_image_writer *writer, uint64_t offset, const void *buf,
+				uint64_t bytes);
+
+/** kvmem_image_write_zero() - whole pages that are zero, also where the parent has content. As kvmem_image_write(). */
+KVMEM_API int kvmem_image_write_zero(struct kvmem_image_writer *writer, uint64_t offset,
+				     uint64_t bytes);
+
+/**
+ * kvmem_image_write_blob() - something of the VMM's that belongs to the memory, e.g. device state, under a name.
+ *
+ * At most 64 of them, each at most 1 GiB. Errors: -EINVAL, -EEXIST (the name is taken), -ENOSPC (too many), -ENOMEM.
+ * May be called from any thread.
+ */
+KVMEM_API int kvmem_image_write_blob(struct kvmem_image_writer *writer, const char *name,
+				     const void *buf, uint64_t bytes);
+
+/**
+ * kvmem_image_commit() - the image is complete: it is there from now on, and the writer is gone.
+ *
+ * Data and index are on the disk before the index has its name, unless KVMEM_IMAGE_NO_SYNC. On failure the writer is
+ * gone as well, and what was there before is there still. ret_id may be NULL. Errors: -EINVAL, -EEXIST (somebody else
+ * made it meanwhile), -ENOSPC, -EIO, -EDQUOT. One thread at a time per object.
+ */
+KVMEM_API int kvmem_image_commit(struct kvmem_image_writer *writer, struct kvmem_image_id *ret_id);
+
+/** kvmem_image_abort() - give it up: nothing is left of it. NULL is allowed. One thread at a time per object. */
+KVMEM_API void kvmem_image_abort(struct kvmem_image_writer *writer);
+
+KVMEM_END_DECLS
+
+#endif

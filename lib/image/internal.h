@@ -1,0 +1,203 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later OR MIT */
+#ifndef KI_INTERNAL_H
+#define KI_INTERNAL_H
+
+/*
+ * libkvmem-image, on the public interface of libkvmem alone. Its parts, each calling only those above it:
+ *
+ *	files.c		paths, whole reads and writes, files without a name until they get one
+ *	opts.c		the rule of growable structs
+ *	sums.c		checksums
+ *	index.c		one index file: its head and tables, believed only after they were checked
+ *	regions.c	tables of regions
+ *	layers.c	the parents of an image, opened when something of them is needed
+ *	raw.c		files without an index
+ *	image.c		an image: opened, looked up, closed
+ *	read.c		content, checked; runs; verify
+ *	source.c	its content as a source
+ *	store.c		the index of a new image
+ *	writer.c	an image that is being made, and its commit
+ */
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include <kvmem/image.h>
+
+#include "image/format.h"
+
+/* -err, with one sentence about it. (clang's analyzer does not see that it never returns 0.) */
+#ifdef __clang_analyzer__
+#define ki_fail(err, ...) ((void)kvmem_error_set(err, __VA_ARGS__), -1)
+#else
+#define ki_fail kvmem_error_set
+#endif
+
+static inline uint64_t ki_min(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+/* ---- files.c ---- */
+
+#define KI_SUFFIX ".kvmem"
+
+/* The folder of a path, opened, and the name in it. */
+struct ki_place {
+	int dir;
+	char name[256];
+};
+
+int ki_place_open(const char *call, int dir, const char *path, struct ki_place *ret);
+void ki_place_close(struct ki_place *p);
+
+/* All of it; a file that ends before is -EBADMSG. *_at: from and to one place. -errno with the detail set. */
+int ki_read_at(int fd, uint64_t at, void *buf, uint64_t bytes, const char *what);
+int ki_write_at(int fd, uint64_t at, const void *buf, uint64_t bytes, const char *what);
+
+/* A file in dir that has no name, or one that nobody expects. */
+struct ki_new_file {
+	int fd;
+	int dir;
+	char temporary[64]; /* "": it has no name yet */
+};
+
+int ki_new_file(int dir, const char *what, struct ki_new_file *ret);
+/* Its name from now on; replace: in place of whatever is there. */
+int ki_new_file_name(struct ki_new_file *f, const char *name, bool replace);
+/* Closed; and gone, if it never got its name. */
+void ki_new_file_end(struct ki_new_file *f);
+
+/* ---- opts.c: as kvmem/base.h says ---- */
+
+int ki_opts_copy(void *dst, size_t known, const void *src, const char *what);
+int ki_result_check(const void *dst, size_t known, const char *what);
+void ki_result_copy(void *dst, const void *src, size_t known);
+
+/* ---- sums.c ---- */
+
+struct ki_sum ki_sum(const void *bytes, size_t n);
+uint64_t ki_sum64(const void *bytes, size_t n);
+uint32_t ki_page_sum(const void *page);
+bool ki_sum_equal(struct ki_sum a, struct ki_sum b);
+bool ki_is_zero(const void *bytes, size_t n);
+
+/* ---- index.c ---- */
+
+struct ki_index {
+	int fd;
+	struct ki_super super;
+	struct ki_region *regions;
+	struct ki_layer *layers;
+	char *names;
+	struct ki_blob *blobs;
+	uint64_t *parts;
+};
+
+static inline uint64_t ki_spans(uint64_t bytes)
+{
+	return (bytes + KI_SPAN - 1) >> KI_SPAN_SHIFT;
+}
+
+/* Takes fd, also when it fails. `path` is for sentences. */
+int ki_index_read(int fd, const char *path, struct ki_index *ret);
+/* The superblock alone: of a parent, whose tables nobody needs. */
+int ki_index_read_super(int fd, const char *path, struct ki_super *ret);
+void ki_index_close(struct ki_index *x);
+/* Where the block of a span is. */
+int ki_index_block(const struct ki_index *x, uint64_t span, struct ki_block *ret);
+
+/* ---- regions.c ---- */
+
+/* Those that a caller gives: checked, copied, with their offsets; and how long they are together. */
+int ki_regions_copy(const char *call, const struct kvmem_image_region *regions, uint32_t count,
+		    struct kvmem_image_region **ret, uint64_t *ret_bytes);
+int ki_regions_stored(const struct ki_index *x, struct kvmem_image_region **ret);
+
+/* ---- layers.c ---- */
+
+struct ki_layers {
+	int dir;	   /* of the image's index: names are from there */
+	_Atomic int *data; /* descriptors, -1: not opened yet; of the image itself the last one */
+	pthread_mutex_t lock;
+};
+
+/* 0: open and locked; the descriptor is the image's. */
+int ki_layer_data(struct kvmem_image *image, uint32_t layer, int *ret_fd);
+/* Its index, opened and compared; the caller's. */
+int ki_layer_index(struct kvmem_image *image, uint32_t layer);
+/* The data of an index in the folder dir, locked. */
+int ki_data_open(int dir, const struct ki_super *super, const char *path);
+
+/* ---- image.c ---- */
+
+struct kvmem_image {
+	char *path;
+	uint32_t flags;		/* KVMEM_IMAGE_RAW_* */
+	_Atomic uint32_t users; /* sources, writers, images on top */
+	uint64_t bytes;
+	struct kvmem_image_region *regions;
+	uint32_t region_count;
+	/* Raw. */
+	int raw_fd;
+	struct kvmem_image *parent;
+	/* With an index. */
+	struct ki_index index;
+	struct ki_layers layers;
+	struct ki_entry *_Atomic *blocks; /* of each span, NULL: not looked up yet */
+};
+
+/* All zero: of spans without a block. Not to be freed. */
+extern const struct ki_entry ki_zero_block[KI_BLOCK_PAGES];
+
+/* The 512 entries of a span, borrowed. */
+int ki_image_block(struct kvmem_image *image, uint64_t span, const struct ki_entry **ret);
+
+static inline bool ki_is_raw(const struct kvmem_image *image)
+{
+	return image->flags & (KVMEM_IMAGE_RAW_FULL | KVMEM_IMAGE_RAW_DIFF);
+}
+
+/* ---- writer.c ---- */
+
+struct ki_new_blob {
+	char name[KVMEM_IMAGE_NAME_MAX + 1];
+	void *content;
+	uint64_t bytes;
+};
+
+struct kvmem_image_writer {
+	struct ki_place place;
+	uint32_t flags;
+	uint64_t bytes;
+	struct kvmem_image_region *regions;
+	uint32_t region_count;
+	struct kvmem_image *parent;
+	struct ki_new_file data;
+	pthread_mutex_t lock;		  /* blocks that are made, blobs */
+	struct ki_entry *_Atomic *blocks; /* of spans that something was written to */
+	struct ki_new_blob blobs[KI_MAX_BLOBS];
+	uint32_t blob_count;
+};
+
+/* The number of the layer that is being written. */
+static inline uint32_t ki_writer_layer(const struct kvmem_image_writer *w)
+{
+	return w->parent ? w->parent->index.super.layers : 0;
+}
+
+/* ---- store.c ---- */
+
+/* The index, complete and on the disk, without a name. */
+int ki_store_index(struct kvmem_image_writer *w, const char *data_name, const uint8_t *id,
+		   struct ki_new_file *ret);
+
+/* ---- raw.c ---- */
+
+int ki_raw_open(const char *path, const struct kvmem_image_open_opts *o, struct kvmem_image *image);
+/* The run that `from`, a page, begins. */
+int ki_raw_run(struct kvmem_image *image, uint64_t from, struct kvmem_image_run *ret);
+int ki_raw_read(struct kvmem_image *image, uint64_t offset, void *buf, uint64_t bytes);
+
+#endif

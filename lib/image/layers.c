@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+/*
+ * The parents of an image. Each is opened when something that it stores is read for the first time, so that an image
+ * with two thousand of them opens as fast as one with none. It has to be the very image that the child was made from.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "image/internal.h"
+
+struct name {
+	char path[KI_MAX_NAME + 1];
+};
+
+static void name_of(const struct kvmem_image *image, uint32_t layer, struct name *ret)
+{
+	const struct ki_layer *l = &image->index.layers[layer];
+
+	memcpy(ret->path, image->index.names + l->name, l->name_bytes);
+	ret->path[l->name_bytes] = '\0';
+}
+
+/* Its index, compared with what the child knows of it. */
+static int open_index(struct kvmem_image *image, uint32_t layer, struct ki_super *ret_super)
+{
+	const struct ki_layer *l = &image->index.layers[layer];
+	struct name n;
+	int fd, r;
+
+	name_of(image, layer, &n);
+	fd = openat(image->layers.dir, n.path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	if (fd < 0)
+		return ki_fail(errno, "%s: its parent '%s': %m", image->path, n.path);
+	r = ki_index_read_super(fd, n.path, ret_super);
+	if (!r &&
+	    (memcmp(ret_super->id, l->id, sizeof(l->id)) || !ki_sum_equal(ret_super->sum, l->sum)))
+		r = ki_fail(ESTALE, "%s: '%s' is not the image any more that it was made on top of",
+			    image->path, n.path);
+	if (!r && ret_super->bytes != image->bytes)
+		r = ki_fail(EBADMSG, "%s: its parent '%s' has another length", image->path, n.path);
+	if (!r)
+		return fd;
+	close(fd);
+	return r;
+}
+
+int ki_layer_index(struct kvmem_image *image, uint32_t layer)
+{
+	struct ki_super super;
+
+	return open_index(image, layer, &super);
+}
+
+int ki_data_open(int dir, const struct ki_super *super, const char *path)
+{
+	int fd = openat(dir, super->data_name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	struct stat st;
+	int r = 0;
+
+	if (fd < 0)
+		return ki_fail(errno, "%s: its data '%s': %m", path, super->data_name);
+	if (fstat(fd, &st))
+		r = ki_fail(errno, "%s: its data '%s': %m", path, super->data_name);
+	else if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size != super->bytes)
+		r = ki_fail(EBADMSG,
+			    "%s: its data '%s' have another length than the index says: %" PRIu64,
+			    path, super->data_name, super->bytes);
+	else if (flock(fd, LOCK_SH | LOCK_NB))
+		r = errno == EWOULDBLOCK
+			    ? ki_fail(EBUSY, "%s: its data '%s' are locked by who deletes them",
+				      path, super->data_name)
+			    : ki_fail(errno, "%s: locking '%s': %m", path, super->data_name);
+	if (!r)
+		return fd;
+	close(fd);
+	return r;
+}
+
+/* The data are in the folder of the parent's own index. */
+static int open_data(struct kvmem_image *image, uint32_t layer)
+{
+	struct ki_super super;
+	struct ki_place place;
+	struct name n;
+	int fd = open_index(image, layer, &super);
+
+	if (fd < 0)
+		return fd;
+	close(fd);
+	name_of(image, layer, &n);
+	fd = ki_place_open("kvmem_image", image->layers.dir, n.path, &place);
+	if (fd < 0)
+		return fd;
+	fd = ki_data_open(place.dir, &super, n.path);
+	ki_place_close(&place);
+	return fd;
+}
+
+int ki_layer_data(struct kvmem_image *image, uint32_t layer, int *ret_fd)
+{
+	_Atomic int *slot = &image->layers.data[layer];
+	int fd = atomic_load_explicit(slot, memory_order_acquire);
+
+	if (fd < 0) {
+		pthread_mutex_lock(&image->layers.lock);
+		fd = atomic_load_explicit(slot, memory_order_relaxed);
+		if (fd < 0)
+			fd = open_data(image, layer);
+		if (fd >= 0)
+			atomic_store_explicit(slot, fd, memory_order_release);
+		pthread_mutex_unlock(&image->layers.lock);
+	}
+	*ret_fd = fd;
+	return fd < 0 ? fd : 0;
+}
