@@ -60,8 +60,8 @@ struct kvmem_image_open_opts {
 /**
  * kvmem_image_open() - open the image whose index is `path`, for reading.
  *
- * Reads the index's head and maps the rest, whatever the memory's size and the number of parents: pages are
- * looked up and checked when they are read. With KVMEM_IMAGE_RAW_*, path is a raw file without an index, e.g. of
+ * Reads the index's head, whatever the memory's size: pages are looked up and checked when they are read, and
+ * parents opened when something of them is. With KVMEM_IMAGE_RAW_*, path is a raw file without an index, e.g. of
  * Firecracker's; nothing checks its content. The image and each of its parents that has been read from are
  * locked (flock, shared) until it is closed, so that who replaces or deletes images can see that they are in use.
  * Errors: -EINVAL, -ENOENT, -EACCES, -EBADMSG (damaged, or not an image), -EOPNOTSUPP (it has features that this
@@ -237,7 +237,8 @@ KVMEM_API int kvmem_image_write_blob(struct kvmem_image_writer *writer, const ch
  *
  * Data and index are on the disk before the index has its name, unless KVMEM_IMAGE_NO_SYNC. On failure the writer is
  * gone as well, and what was there before is there still. ret_id may be NULL. Errors: -EINVAL, -EEXIST (somebody else
- * made it meanwhile), -ENOSPC, -EIO, -EDQUOT. One thread at a time per object.
+ * made it meanwhile), -ESTALE, -ENOENT (the parent is another image by now, or not there), -ENOSPC, -EFBIG, -EIO,
+ * -EDQUOT. One thread at a time per object.
  */
 KVMEM_API int kvmem_image_commit(struct kvmem_image_writer *writer, struct kvmem_image_id *ret_id);
 

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -59,8 +60,23 @@ int ki_read_at(int fd, uint64_t at, void *buf, uint64_t bytes, const char *what)
 	return 0;
 }
 
+/* Beyond RLIMIT_FSIZE the kernel does not just refuse: SIGXFSZ ends the program. */
+int ki_check_length(uint64_t bytes, const char *what)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_FSIZE, &limit) || bytes <= limit.rlim_cur)
+		return 0;
+	return ki_fail(EFBIG, "%s: %" PRIu64 " bytes are more than RLIMIT_FSIZE, %" PRIu64, what,
+		       bytes, (uint64_t)limit.rlim_cur);
+}
+
 int ki_write_at(int fd, uint64_t at, const void *buf, uint64_t bytes, const char *what)
 {
+	int r = ki_check_length(at + bytes, what);
+
+	if (r)
+		return r;
 	while (bytes) {
 		ssize_t n = pwrite(fd, buf, ki_min(bytes, 1u << 30), (off_t)at);
 
@@ -95,14 +111,18 @@ static int make_temporary(struct ki_new_file *f, int (*make)(struct ki_new_file 
 
 static int create_named(struct ki_new_file *f)
 {
-	return f->fd = openat(f->dir, f->temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+	return f->fd = openat(f->dir, f->temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 }
 
-/* Without CAP_DAC_READ_SEARCH a file without a name is linked by its name in /proc. */
+/* Before Linux 6.10, and without CAP_DAC_READ_SEARCH, a file without a name is linked by its name in /proc. */
 static int link_unnamed(int fd, int dir, const char *name)
 {
 	char proc[40];
 
+	if (!linkat(fd, "", dir, name, AT_EMPTY_PATH))
+		return 0;
+	if (errno == EEXIST)
+		return -1;
 	snprintf(proc, sizeof(proc), "/proc/self/fd/%d", fd);
 	return linkat(AT_FDCWD, proc, dir, name, AT_SYMLINK_FOLLOW);
 }
@@ -115,7 +135,7 @@ static int link_temporary(struct ki_new_file *f)
 int ki_new_file(int dir, const char *what, struct ki_new_file *ret)
 {
 	*ret = (struct ki_new_file){ .dir = dir };
-	ret->fd = openat(dir, ".", O_RDWR | O_TMPFILE | O_CLOEXEC, 0666);
+	ret->fd = openat(dir, ".", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
 	/* Where there is no O_TMPFILE: network file systems, old overlays. */
 	if (ret->fd < 0 && (errno == EOPNOTSUPP || errno == EISDIR || errno == EINVAL))
 		make_temporary(ret, create_named);

@@ -6,11 +6,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "image/internal.h"
 
-#define RAW (KVMEM_IMAGE_RAW_FULL | KVMEM_IMAGE_RAW_DIFF)
+#define RAW   (KVMEM_IMAGE_RAW_FULL | KVMEM_IMAGE_RAW_DIFF)
+#define TRIES 100u /* as often as it may be replaced while it is opened */
 
 const struct ki_entry ki_zero_block[KI_BLOCK_PAGES];
 
@@ -39,11 +41,21 @@ static int open_layers(struct kvmem_image *image, int dir)
 	return l->dir < 0 ? ki_fail(errno, "kvmem_image_open: %m") : 0;
 }
 
-static int open_index(struct kvmem_image *image)
+/* An index that was replaced after it was opened may have lost its data: then the new one is to be had. */
+static bool was_replaced(const struct ki_place *place, int fd)
+{
+	struct stat ours, now;
+
+	return !fstat(fd, &ours) && !fstatat(place->dir, place->name, &now, 0) &&
+	       (ours.st_dev != now.st_dev || ours.st_ino != now.st_ino);
+}
+
+static int open_index(struct kvmem_image *image, bool *ret_again)
 {
 	struct ki_place place;
 	int fd, r = ki_place_open("kvmem_image_open", AT_FDCWD, image->path, &place);
 
+	*ret_again = false;
 	if (r)
 		return r;
 	fd = openat(place.dir, place.name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
@@ -59,6 +71,7 @@ static int open_index(struct kvmem_image *image)
 		r = ki_regions_stored(&image->index, &image->regions);
 		if (!r)
 			r = open_layers(image, place.dir);
+		*ret_again = r && was_replaced(&place, fd);
 	} else {
 		image->index = (struct ki_index){ .fd = -1 };
 	}
@@ -108,11 +121,35 @@ static int check_opts(const struct kvmem_image_open_opts *o)
 	return 0;
 }
 
+static int open_one(const char *path, const struct kvmem_image_open_opts *o,
+		    struct kvmem_image **ret, bool *ret_again)
+{
+	struct kvmem_image *image = calloc(1, sizeof(*image));
+	int r;
+
+	*ret_again = false;
+	if (!image)
+		return ki_fail(ENOMEM, "kvmem_image_open: no memory");
+	image->raw_fd = image->index.fd = -1;
+	image->flags = o->flags;
+	pthread_mutex_init(&image->layers.lock, NULL);
+	image->path = strdup(path);
+	if (!image->path)
+		r = ki_fail(ENOMEM, "kvmem_image_open: no memory");
+	else
+		r = o->flags ? ki_raw_open(path, o, image) : open_index(image, ret_again);
+	if (r)
+		destroy(image);
+	else
+		*ret = image;
+	return r;
+}
+
 int kvmem_image_open(const char *path, const struct kvmem_image_open_opts *opts,
 		     struct kvmem_image **ret_image)
 {
 	struct kvmem_image_open_opts o = KVMEM_IMAGE_OPEN_OPTS_INIT;
-	struct kvmem_image *image;
+	bool again = true;
 	int r;
 
 	if (!path || !ret_image)
@@ -122,21 +159,8 @@ int kvmem_image_open(const char *path, const struct kvmem_image_open_opts *opts,
 		r = check_opts(&o);
 	if (r)
 		return r;
-	image = calloc(1, sizeof(*image));
-	if (!image)
-		return ki_fail(ENOMEM, "kvmem_image_open: no memory");
-	image->raw_fd = image->index.fd = -1;
-	image->flags = o.flags;
-	pthread_mutex_init(&image->layers.lock, NULL);
-	image->path = strdup(path);
-	if (!image->path)
-		r = ki_fail(ENOMEM, "kvmem_image_open: no memory");
-	else
-		r = o.flags ? ki_raw_open(path, &o, image) : open_index(image);
-	if (r)
-		destroy(image);
-	else
-		*ret_image = image;
+	for (unsigned int tries = 0; again && tries < TRIES; tries++)
+		r = open_one(path, &o, ret_image, &again);
 	return r;
 }
 

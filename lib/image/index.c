@@ -197,12 +197,12 @@ void ki_index_close(struct ki_index *x)
 	close(x->fd);
 }
 
-int ki_index_block(const struct ki_index *x, uint64_t span, struct ki_block *ret)
+/* Part `part` of the block table, checked. */
+static int read_part(const struct ki_index *x, uint64_t part, void *buf)
 {
 	const struct ki_table *t = &x->super.block_table;
-	uint64_t at = span * sizeof(*ret), part = at / KI_PART;
 	uint64_t bytes = ki_min(KI_PART, t->bytes - part * KI_PART);
-	char buf[KI_PART];
+	struct ki_block *blocks = buf;
 	int r = ki_read_at(x->fd, t->offset + part * KI_PART, buf, bytes, "the index");
 
 	if (r)
@@ -210,9 +210,32 @@ int ki_index_block(const struct ki_index *x, uint64_t span, struct ki_block *ret
 	if (ki_sum64(buf, bytes) != x->parts[part])
 		return ki_fail(EBADMSG, "the index is damaged: part %" PRIu64 " of its block table",
 			       part);
-	memcpy(ret, buf + at % KI_PART, sizeof(*ret));
-	if (ret->layer != KI_NO_LAYER && ret->layer >= x->super.layers)
-		return ki_fail(EBADMSG, "the index is damaged: block %" PRIu64 " is of no layer",
-			       span);
+	for (uint64_t i = 0; i < bytes / sizeof(*blocks); i++)
+		if (blocks[i].layer != KI_NO_LAYER && blocks[i].layer >= x->super.layers)
+			return ki_fail(EBADMSG,
+				       "the index is damaged: a block in part %" PRIu64
+				       " of its block table is of no layer",
+				       part);
 	return 0;
+}
+
+int ki_index_block(const struct ki_index *x, uint64_t span, struct ki_block *ret)
+{
+	struct ki_block blocks[KI_PART / sizeof(*ret)];
+	const uint64_t count = KI_PART / sizeof(*ret);
+	int r = read_part(x, span / count, blocks);
+
+	if (!r)
+		*ret = blocks[span % count];
+	return r;
+}
+
+int ki_index_blocks(const struct ki_index *x, struct ki_block *ret)
+{
+	uint64_t bytes = x->super.block_table.bytes;
+	int r = 0;
+
+	for (uint64_t part = 0; !r && part * KI_PART < bytes; part++)
+		r = read_part(x, part, (char *)ret + part * KI_PART);
+	return r;
 }

@@ -55,6 +55,8 @@ void ki_place_close(struct ki_place *p);
 /* All of it; a file that ends before is -EBADMSG. *_at: from and to one place. -errno with the detail set. */
 int ki_read_at(int fd, uint64_t at, void *buf, uint64_t bytes, const char *what);
 int ki_write_at(int fd, uint64_t at, const void *buf, uint64_t bytes, const char *what);
+/* May a file of this process be so long? */
+int ki_check_length(uint64_t bytes, const char *what);
 
 /* A file in dir that has no name, or one that nobody expects. */
 struct ki_new_file {
@@ -107,6 +109,8 @@ int ki_index_read_super(int fd, const char *path, struct ki_super *ret);
 void ki_index_close(struct ki_index *x);
 /* Where the block of a span is. */
 int ki_index_block(const struct ki_index *x, uint64_t span, struct ki_block *ret);
+/* Of all spans. */
+int ki_index_blocks(const struct ki_index *x, struct ki_block *ret);
 
 /* ---- regions.c ---- */
 

@@ -4,6 +4,7 @@
  * what a difference costs follows from what is different, not from the memory's size.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -36,29 +37,28 @@ static int put(struct store *s, const void *bytes, uint64_t n, struct ki_table *
 
 /* ---- layers ---- */
 
-/* The folder of the parent's index; "": that of the new image. */
+/* The folder of the parent's index, with a '/' at the end; "": that of the new image. It may have been opened by a path
+ * from a working directory that is another one now: the descriptor knows. */
 static int parents_folder(const struct store *s, char *ret, size_t room)
 {
 	const struct kvmem_image *p = s->w->parent;
 	struct stat ours, theirs;
-	char *slash, *real;
+	char proc[40];
+	ssize_t n;
 
 	ret[0] = '\0';
 	if (fstat(s->w->place.dir, &ours) || fstat(p->layers.dir, &theirs))
 		return ki_fail(errno, "kvmem_image_commit: the folder: %m");
 	if (ours.st_dev == theirs.st_dev && ours.st_ino == theirs.st_ino)
 		return 0;
-	real = realpath(p->path, NULL);
-	if (!real)
-		return ki_fail(errno, "kvmem_image_commit: the parent '%s': %m", p->path);
-	slash = strrchr(real, '/');
-	slash[1] = '\0';
-	if (strlen(real) >= room) {
-		free(real);
+	snprintf(proc, sizeof(proc), "/proc/self/fd/%d", p->layers.dir);
+	n = readlink(proc, ret, room - 1);
+	if (n < 0)
+		return ki_fail(errno, "kvmem_image_commit: the folder of the parent '%s': %m",
+			       p->path);
+	if ((size_t)n >= room - 1)
 		return ki_fail(ENAMETOOLONG, "kvmem_image_commit: the path of the parent");
-	}
-	memcpy(ret, real, strlen(real) + 1);
-	free(real);
+	memcpy(ret + n, "/", 2);
 	return 0;
 }
 
@@ -74,6 +74,22 @@ static size_t name_layer(const struct store *s, uint32_t layer, const char *fold
 		return (size_t)snprintf(ret, room, "%s%s", folder, slash ? slash + 1 : p->path);
 	return (size_t)snprintf(ret, room, "%s%.*s", *name == '/' ? "" : folder, (int)l->name_bytes,
 				name);
+}
+
+/* What is called so now has to be the parent that the new image was made on top of. */
+static int check_parent(const struct store *s, const char *name)
+{
+	struct ki_super super;
+	int fd = openat(s->w->place.dir, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY), r;
+
+	if (fd < 0)
+		return ki_fail(errno, "kvmem_image_commit: the parent '%s': %m", name);
+	r = ki_index_read_super(fd, name, &super);
+	close(fd);
+	if (!r && !ki_sum_equal(super.sum, s->w->parent->index.super.sum))
+		r = ki_fail(ESTALE, "kvmem_image_commit: the parent '%s' is another image by now",
+			    name);
+	return r;
 }
 
 static int name_layers(struct store *s, char **ret_names, uint64_t *ret_bytes)
@@ -105,9 +121,11 @@ static int name_layers(struct store *s, char **ret_names, uint64_t *ret_bytes)
 		l->name = (uint32_t)used;
 		l->name_bytes = (uint32_t)n;
 		used += n;
+		if (i + 1 == count)
+			r = check_parent(s, name);
 	}
 	*ret_bytes = used;
-	return 0;
+	return r;
 }
 
 static int make_layers(struct store *s, const uint8_t *id)
@@ -166,13 +184,14 @@ static int put_blocks(struct store *s)
 {
 	int r = 0;
 
+	for (uint64_t span = 0; span < s->spans; span++)
+		s->blocks[span] = (struct ki_block){ .layer = KI_NO_LAYER };
+	if (s->w->parent)
+		r = ki_index_blocks(&s->w->parent->index, s->blocks);
 	for (uint64_t span = 0; !r && span < s->spans; span++) {
 		const struct ki_entry *e = atomic_load(&s->w->blocks[span]);
 
-		s->blocks[span] = (struct ki_block){ .layer = KI_NO_LAYER };
-		if (s->w->parent)
-			r = ki_index_block(&s->w->parent->index, span, &s->blocks[span]);
-		if (!r && e)
+		if (e)
 			r = put_block(s, span, e);
 	}
 	return r;

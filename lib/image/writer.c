@@ -113,6 +113,8 @@ static int begin(struct kvmem_image_writer *w, const char *path,
 	r = check_names(w, path);
 	if (!r)
 		r = ki_new_file(w->place.dir, "kvmem_image_create: the data", &w->data);
+	if (!r)
+		r = ki_check_length(w->bytes, "kvmem_image_create: the data");
 	if (!r && ftruncate(w->data.fd, (off_t)w->bytes))
 		r = ki_fail(errno, "kvmem_image_create: data of %" PRIu64 " bytes: %m", w->bytes);
 	if (r)
@@ -349,9 +351,24 @@ int kvmem_image_write_blob(struct kvmem_image_writer *writer, const char *name, 
 
 /* ---- commit ---- */
 
-/* What the data of an image are called that is replaced; "": there is none, or nothing of ours. */
+/* NAME.ID, the name of data whose own name is taken. */
+static void name_by_id(const char *name, const uint8_t *id, char *ret, size_t room)
+{
+	size_t n = strnlen(name, room - 34);
+
+	memcpy(ret, name, n);
+	ret[n++] = '.';
+	for (unsigned int i = 0; i < 16; i++, n += 2)
+		snprintf(ret + n, room - n, "%02x", id[i]);
+}
+
+/*
+ * What the data of an image are called that is replaced; "": there is none, or they are somebody else's too. An index
+ * that was copied names the data of the image that it was copied from.
+ */
 static int old_data(const struct kvmem_image_writer *w, const char *index, char *ret_name)
 {
+	char by_id[256];
 	struct ki_super super;
 	int fd = openat(w->place.dir, index, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
 	int r = 0;
@@ -361,9 +378,12 @@ static int old_data(const struct kvmem_image_writer *w, const char *index, char 
 		return errno == ENOENT ? 0 : ki_fail(errno, "kvmem_image_commit: '%s': %m", index);
 	r = ki_index_read_super(fd, index, &super);
 	close(fd);
-	if (!r)
+	if (r)
+		return r;
+	name_by_id(w->place.name, super.id, by_id, sizeof(by_id));
+	if (!strcmp(super.data_name, w->place.name) || !strcmp(super.data_name, by_id))
 		memcpy(ret_name, super.data_name, sizeof(super.data_name));
-	return r;
+	return 0;
 }
 
 /* Nobody reads it. Who does keeps it: then it stays. */
@@ -389,15 +409,10 @@ static int sync_file(const struct kvmem_image_writer *w, int fd, const char *wha
 static void name_data(const struct kvmem_image_writer *w, const uint8_t *id, char *ret, size_t room)
 {
 	struct stat st;
-	size_t n;
 
 	snprintf(ret, room, "%s", w->place.name);
-	if (fstatat(w->place.dir, ret, &st, AT_SYMLINK_NOFOLLOW))
-		return;
-	n = strnlen(ret, room - 34);
-	ret[n++] = '.';
-	for (unsigned int i = 0; i < 16; i++, n += 2)
-		snprintf(ret + n, room - n, "%02x", id[i]);
+	if (!fstatat(w->place.dir, ret, &st, AT_SYMLINK_NOFOLLOW))
+		name_by_id(w->place.name, id, ret, room);
 }
 
 static int publish(struct kvmem_image_writer *w, const uint8_t *id)

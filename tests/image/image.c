@@ -318,6 +318,67 @@ TEST(a_parent_that_is_not_the_one)
 }
 END
 
+/* It has been replaced since it was opened: a difference to it could never be read. */
+TEST(a_difference_to_what_is_no_longer_there)
+{
+	unsigned long long seed = 59;
+	uint8_t *m = model_new(BYTES, &seed);
+	struct kvmem_image *a;
+	struct kvmem_image_writer *w;
+
+	enter_folder();
+	shell("mkdir other");
+	save_model("a", m, BYTES, 0);
+	a = open_image("a.kvmem");
+	w = create("b", a, BYTES, 0);
+	save_model("a", m, BYTES, KVMEM_IMAGE_REPLACE);
+	fails(kvmem_image_commit(w, NULL), ESTALE, "another image");
+	must(kvmem_image_close(a));
+	/* Found from wherever the program has gone since. */
+	a = open_image("a.kvmem");
+	ck_assert_int_eq(chdir("other"), 0);
+	w = create("c", a, BYTES, 0);
+	must(kvmem_image_commit(w, NULL));
+	must(kvmem_image_close(a));
+	a = open_image("c.kvmem");
+	check_model(a, m, BYTES);
+	must(kvmem_image_close(a));
+	ck_assert_int_eq(chdir(".."), 0);
+	ck_assert_int_eq(unlink("a.kvmem"), 0);
+	free(m);
+	leave_folder();
+}
+END
+
+static int with_a_short_limit(void *arg)
+{
+	const struct rlimit limit = { .rlim_cur = BYTES - 1, .rlim_max = BYTES - 1 };
+	struct kvmem_image_create_opts o = KVMEM_IMAGE_CREATE_OPTS_INIT;
+	struct kvmem_image_region one = region_of(BYTES, 0, "ram");
+	struct kvmem_image_writer *w;
+
+	(void)arg;
+	o.regions = &one;
+	o.region_count = 1;
+	if (setrlimit(RLIMIT_FSIZE, &limit) || kvmem_image_create("a", &o, &w) != -EFBIG)
+		return 1;
+	one.bytes = PAGE;
+	if (kvmem_image_create("a", &o, &w) ||
+	    kvmem_image_write_blob(w, "b", calloc(1, BYTES), BYTES))
+		return 2;
+	return kvmem_image_commit(w, NULL) == -EFBIG && !access("a", F_OK) ? 3 : 0;
+}
+
+/* An error, and not SIGXFSZ. */
+TEST(files_may_not_be_so_long)
+{
+	enter_folder();
+	ck_assert_int_eq(harness_child(with_a_short_limit, NULL), 0);
+	ck_assert_uint_eq(files_here(), 0);
+	leave_folder();
+}
+END
+
 /* ---- names ---- */
 
 /* Not a byte of a file that is refused. */
@@ -398,6 +459,67 @@ TEST(an_image_is_replaced)
 	must(kvmem_image_close(image));
 	free(old);
 	free(new);
+	leave_folder();
+}
+END
+
+/* An index that was copied names data of another image: they stay when the copy is replaced. */
+TEST(data_of_others_stay)
+{
+	unsigned long long seed = 47;
+	uint8_t *m = model_new(BYTES, &seed), *n = model_new(BYTES, &seed);
+	struct kvmem_image *image;
+	struct stat st;
+
+	enter_folder();
+	save_model("a", m, BYTES, 0);
+	ck_assert_int_eq(stat("a", &st), 0);
+	ck_assert_int_eq(st.st_mode & 0077, 0); /* a guest's memory is nobody else's */
+	shell("cp a.kvmem b.kvmem");
+	save_model("b", n, BYTES, KVMEM_IMAGE_REPLACE);
+	image = open_image("a.kvmem");
+	check_model(image, m, BYTES);
+	must(kvmem_image_close(image));
+	image = open_image("b.kvmem");
+	check_model(image, n, BYTES);
+	must(kvmem_image_close(image));
+	free(m);
+	free(n);
+	leave_folder();
+}
+END
+
+static _Atomic bool replaces_end;
+
+static void *replaces(void *arg)
+{
+	for (unsigned int i = 0; i < 200; i++)
+		save_model("a", arg, 8 * PAGE, KVMEM_IMAGE_REPLACE | KVMEM_IMAGE_NO_SYNC);
+	atomic_store(&replaces_end, true);
+	return NULL;
+}
+
+/* There is an image of this name all the time, so it can be opened all the time. */
+TEST(an_image_is_opened_while_it_is_replaced)
+{
+	unsigned long long seed = 53;
+	uint8_t *m = model_new(8 * PAGE, &seed);
+	pthread_t replacer;
+	unsigned int opened = 0;
+
+	enter_folder();
+	save_model("a", m, 8 * PAGE, KVMEM_IMAGE_NO_SYNC);
+	atomic_store(&replaces_end, false);
+	ck_assert_int_eq(pthread_create(&replacer, NULL, replaces, m), 0);
+	for (; !atomic_load(&replaces_end); opened++) {
+		struct kvmem_image *image = open_image("a.kvmem");
+
+		check_model(image, m, 8 * PAGE);
+		must(kvmem_image_close(image));
+	}
+	pthread_join(replacer, NULL);
+	ck_assert_uint_gt(opened, 10);
+	free(m);
 	leave_folder();
 }
 END
@@ -754,7 +876,9 @@ END
 HARNESS_MAIN(T(what_was_written_is_read), T(pages_are_written_again),
 	     T(a_chain_has_what_its_last_link_says), T(two_mebibytes_become_zero),
 	     T(parents_in_other_folders), T(a_parent_that_is_not_the_one),
-	     T(what_is_there_is_not_touched), T(an_image_is_replaced), T(an_image_in_use_is_locked),
+	     T(what_is_there_is_not_touched), T(an_image_is_replaced), T(data_of_others_stay),
+	     T(an_image_is_opened_while_it_is_replaced), T(a_difference_to_what_is_no_longer_there),
+	     T(files_may_not_be_so_long), T(an_image_in_use_is_locked),
 	     T(raw_files_by_the_callers_word), T(several_threads_write_and_read),
 	     T(a_region_is_filled_from_it), T(a_pager_never_gives_out_a_damaged_page),
 	     T(nonsense_is_refused_by_name), T(few_descriptors))

@@ -97,6 +97,7 @@ class Installed(headers.TestCase):
 				lib |= {f"lib/{n}" for n in (f"lib{name}.a", f"lib{name}.so", f"lib{name}.so.0",
 							     f"lib{name}.so.{self.version()}",
 							     f"pkgconfig/{name}.pc")}
+				lib |= {f"bin/{n}" for n in headers.TOOLS.get(name, ())}
 		self.equal_sets(files, lib | {f"include/kvmem/{n}" for n in there},
 				("the prefix", "what should be there"))
 
