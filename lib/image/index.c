@@ -157,11 +157,6 @@ static int read_tables(struct ki_index *x, const char *path)
 	r = read_table(x->fd, path, s, &s->region_table, s->regions * sizeof(*x->regions),
 		       &x->regions);
 	if (!r)
-		r = read_table(x->fd, path, s, &s->layer_table, s->layers * sizeof(*x->layers),
-			       &x->layers);
-	if (!r)
-		r = read_table(x->fd, path, s, &s->name_table, s->name_table.bytes, &x->names);
-	if (!r)
 		r = read_table(x->fd, path, s, &s->blob_table, s->blobs * sizeof(*x->blobs),
 			       &x->blobs);
 	if (!r)
@@ -169,9 +164,20 @@ static int read_tables(struct ki_index *x, const char *path)
 			       &x->parts);
 	if (!r)
 		r = check_regions(x, path);
-	if (!r)
-		r = check_layers(x, path);
 	return r ? r : check_blobs(x, path);
+}
+
+int ki_index_read_layers(struct ki_index *x, const char *path)
+{
+	const struct ki_super *s = &x->super;
+	int r = 0;
+
+	if (!x->layers)
+		r = read_table(x->fd, path, s, &s->layer_table, s->layers * sizeof(*x->layers),
+			       &x->layers);
+	if (!r && !x->names)
+		r = read_table(x->fd, path, s, &s->name_table, s->name_table.bytes, &x->names);
+	return r ? r : check_layers(x, path);
 }
 
 int ki_index_read(int fd, const char *path, struct ki_index *ret)

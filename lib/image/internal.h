@@ -91,7 +91,7 @@ struct ki_index {
 	int fd;
 	struct ki_super super;
 	struct ki_region *regions;
-	struct ki_layer *layers;
+	struct ki_layer *layers; /* NULL: not read yet, as `names` */
 	char *names;
 	struct ki_blob *blobs;
 	uint64_t *parts;
@@ -107,6 +107,8 @@ int ki_index_read(int fd, const char *path, struct ki_index *ret);
 /* The superblock alone: of a parent, whose tables nobody needs. */
 int ki_index_read_super(int fd, const char *path, struct ki_super *ret);
 void ki_index_close(struct ki_index *x);
+/* Its layers and their names: when the first of them is needed. */
+int ki_index_read_layers(struct ki_index *x, const char *path);
 /* Where the block of a span is. */
 int ki_index_block(const struct ki_index *x, uint64_t span, struct ki_block *ret);
 /* Of all spans. */
@@ -122,11 +124,14 @@ int ki_regions_stored(const struct ki_index *x, struct kvmem_image_region **ret)
 /* ---- layers.c ---- */
 
 struct ki_layers {
-	int dir;	   /* of the image's index: names are from there */
-	_Atomic int *data; /* descriptors, -1: not opened yet; of the image itself the last one */
+	_Atomic bool known; /* the index's table of them has been read */
+	int dir;	    /* of the image's index: names are from there */
+	_Atomic int *data;  /* descriptors, -1: not opened yet; of the image itself the last one */
 	pthread_mutex_t lock;
 };
 
+/* From its return on index.layers can be used. */
+int ki_layers_know(struct kvmem_image *image);
 /* 0: open and locked; the descriptor is the image's. */
 int ki_layer_data(struct kvmem_image *image, uint32_t layer, int *ret_fd);
 /* Its index, opened and compared; the caller's. */

@@ -50,11 +50,27 @@ static int open_index(struct kvmem_image *image, uint32_t layer, struct ki_super
 	return r;
 }
 
+int ki_layers_know(struct kvmem_image *image)
+{
+	int r = 0;
+
+	if (atomic_load_explicit(&image->layers.known, memory_order_acquire))
+		return 0;
+	pthread_mutex_lock(&image->layers.lock);
+	if (!atomic_load_explicit(&image->layers.known, memory_order_relaxed))
+		r = ki_index_read_layers(&image->index, image->path);
+	if (!r)
+		atomic_store_explicit(&image->layers.known, true, memory_order_release);
+	pthread_mutex_unlock(&image->layers.lock);
+	return r;
+}
+
 int ki_layer_index(struct kvmem_image *image, uint32_t layer)
 {
 	struct ki_super super;
+	int r = ki_layers_know(image);
 
-	return open_index(image, layer, &super);
+	return r ? r : open_index(image, layer, &super);
 }
 
 int ki_data_open(int dir, const struct ki_super *super, const char *path)
@@ -105,9 +121,12 @@ static int open_data(struct kvmem_image *image, uint32_t layer)
 int ki_layer_data(struct kvmem_image *image, uint32_t layer, int *ret_fd)
 {
 	_Atomic int *slot = &image->layers.data[layer];
-	int fd = atomic_load_explicit(slot, memory_order_acquire);
+	int fd = atomic_load_explicit(slot, memory_order_acquire), r;
 
 	if (fd < 0) {
+		r = ki_layers_know(image);
+		if (r)
+			return r;
 		pthread_mutex_lock(&image->layers.lock);
 		fd = atomic_load_explicit(slot, memory_order_relaxed);
 		if (fd < 0)

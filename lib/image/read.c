@@ -222,7 +222,9 @@ int kvmem_image_verify(struct kvmem_image *image,
 	if (!buf)
 		return ki_fail(ENOMEM, "kvmem_image_verify: no memory");
 	p.total = image->bytes;
-	r = verify_blobs(image);
+	r = ki_layers_know(image);
+	if (!r)
+		r = verify_blobs(image);
 	while (!r && p.done < p.total) {
 		uint64_t n = ki_min(VERIFY_STEP, p.total - p.done);
 

@@ -132,7 +132,10 @@ static int make_layers(struct store *s, const uint8_t *id)
 {
 	const struct kvmem_image *p = s->w->parent;
 	uint32_t self = ki_writer_layer(s->w);
+	int r = p ? ki_layers_know(s->w->parent) : 0;
 
+	if (r)
+		return r;
 	s->super.layers = self + 1;
 	s->layers = calloc(s->super.layers, sizeof(*s->layers));
 	if (!s->layers)
