@@ -71,19 +71,28 @@ static bool nothing(const struct kvmem_region *r, uint64_t page, uint64_t count)
 
 /* ---- what came along with others ---- */
 
-/* Of a block that the region has in part, what came first may lie outside. */
-static bool block_is_shared(struct look *l, uint64_t first, uint64_t count)
+/* Blocks begin `skew` pages before the region: all pages of one exist, those beside the region too. */
+static bool block_is_shared(struct look *l, uint64_t block, uint64_t skew)
 {
-	bool exists[FOLIO_PAGES], filled = count < FOLIO_PAGES;
+	const struct kvmem_region *r = l->r;
+	int64_t begin = (int64_t)(block * FOLIO_PAGES - skew), pages = (int64_t)r->presence.pages;
+	int64_t first = begin < 0 ? 0 : begin, end = begin + FOLIO_PAGES;
+	int64_t last = end > pages ? pages : end, unit = (int64_t)km_region_page(r);
+	bool exists[FOLIO_PAGES], filled = false;
 
-	if (km_exists_get(&l->exists, first, (unsigned int)count, exists) < 0)
+	if (km_exists_get(&l->exists, (uint64_t)first, (unsigned int)(last - first), exists) < 0)
 		return false;
-	for (uint64_t i = 0; i < count; i++) {
-		if (!exists[i])
+	for (int64_t i = first; i < last; i++) {
+		if (!exists[i - first])
 			return false;
-		filled |= km_presence_get(&l->r->presence, first + i) == KM_PRESENT;
+		filled |= km_presence_get(&r->presence, (uint64_t)i) == KM_PRESENT;
 	}
-	return filled;
+	/* What the region does not have of it came first, maybe; what the caller wants to keep he keeps. */
+	if (!filled)
+		filled = last - first < FOLIO_PAGES && l->how != KVMEM_FILL_KEEP;
+	return filled &&
+	       km_exists_beside(r, begin * unit, (uint64_t)(first - begin) * (uint64_t)unit) &&
+	       km_exists_beside(r, last * unit, (uint64_t)(end - last) * (uint64_t)unit);
 }
 
 /*
@@ -97,17 +106,15 @@ static bool came_along(struct look *l, uint64_t page)
 	const struct kvmem_region *r = l->r;
 	uint64_t base = r->fd >= 0 ? r->fd_offset : (uintptr_t)r->base;
 	uint64_t skew = (base >> r->page_shift) % FOLIO_PAGES;
-	uint64_t block = (page + skew) / FOLIO_PAGES, first, end;
+	uint64_t block = (page + skew) / FOLIO_PAGES;
 	uint8_t content[4096];
 
 	/* Under a watch a look at a page that we have claimed would wait for ourselves. */
 	if (r->watch || km_region_page(r) != sizeof(content))
 		return false;
 	if (block != l->block) {
-		first = block * FOLIO_PAGES > skew ? block * FOLIO_PAGES - skew : 0;
-		end = km_min((block + 1) * FOLIO_PAGES - skew, r->presence.pages);
 		l->block = block;
-		l->block_shared = block_is_shared(l, first, end - first);
+		l->block_shared = block_is_shared(l, block, skew);
 	}
 	return l->block_shared && !km_copy(content, r->base + (page << r->page_shift), 4096) &&
 	       km_is_zero(content, sizeof(content));

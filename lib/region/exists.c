@@ -79,6 +79,29 @@ int64_t km_next_extent(const struct kvmem_region *r, uint64_t offset, uint64_t *
 	return 1;
 }
 
+bool km_exists_beside(const struct kvmem_region *r, int64_t offset, uint64_t bytes)
+{
+	uint64_t grain = km_sys_page_size(), at;
+	unsigned char vec[KM_EXISTS_BATCH];
+	int64_t data;
+
+	if (!bytes)
+		return true;
+	if (r->plan.backing == KVMEM_BACKING_MEMFD) {
+		at = r->fd_offset + (uint64_t)offset;
+		data = seek(r, at, SEEK_DATA);
+		return data >= 0 && (uint64_t)data == at &&
+		       seek(r, at, SEEK_HOLE) >= (int64_t)(at + bytes);
+	}
+	if (r->plan.backing != KVMEM_BACKING_ANONYMOUS || bytes > sizeof(vec) * grain ||
+	    km_sys_mincore(r->base + offset, bytes, vec) < 0)
+		return false;
+	for (uint64_t i = 0; i < bytes / grain; i++)
+		if (!(vec[i] & 1))
+			return false;
+	return true;
+}
+
 /* ---- the answer for a run of pages ---- */
 
 #define PAGEMAP_PRESENT (1ull << 63)

@@ -49,6 +49,10 @@ int64_t km_mincore_tells_file(int fd, uint64_t page);
 int64_t km_next_extent(const struct kvmem_region *r, uint64_t offset, uint64_t *ret_first,
 		       uint64_t *ret_end);
 
+/* All pages exist of a range beside the region, `offset` bytes from its first one, in the same file or the same
+ * mapping; false where that is not known. */
+bool km_exists_beside(const struct kvmem_region *r, int64_t offset, uint64_t bytes);
+
 /* How many of a range exist; -errno with the detail set. */
 int64_t km_region_count_pages(struct kvmem_region *r, uint64_t offset, uint64_t bytes);
 

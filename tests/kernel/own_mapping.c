@@ -484,8 +484,11 @@ END
  * The mapping begins and ends within huge pages. Who touches his own memory beside it gets a huge page, and brings
  * pages of zeros into the region: nobody has written them, and they are filled.
  */
-static void beside_huge_pages(bool paged)
+enum beside { FILLED, PAGED, KEPT };
+
+static void beside_huge_pages(enum beside how)
 {
+	struct kvmem_populate_opts po = KVMEM_POPULATE_OPTS_INIT;
 	const uint64_t huge = 512 * PAGE, front = 57 * PAGE, bytes = front + huge + 100 * PAGE;
 	struct kvmem_region_opts ro = KVMEM_REGION_OPTS_INIT;
 	uint8_t *all = mmap(NULL, 4 * huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
@@ -497,7 +500,7 @@ static void beside_huge_pages(bool paged)
 	struct kvmem_region *ram;
 
 	ck_assert_ptr_ne(all, MAP_FAILED);
-	if (paged && kvmem_pager_create(NULL, &pager)) {
+	if (how == PAGED && kvmem_pager_create(NULL, &pager)) {
 		munmap(all, 4 * huge);
 		SKIP("uffd", "%s", kvmem_error_detail());
 	}
@@ -513,16 +516,22 @@ static void beside_huge_pages(bool paged)
 	content = malloc(bytes);
 	memset(content, 0x39, bytes);
 	ck_ok(kvmem_source_memory(content, bytes, &source));
-	if (paged) {
+	po.flags = how == KEPT ? KVMEM_FILL_KEEP : 0;
+	if (how == PAGED) {
 		ck_ok(kvmem_pager_add(pager, ram, source, 0, 0));
 		ck_ok(kvmem_pager_start(pager));
 	} else {
-		ck_ok(kvmem_populate(ram, 0, source, NULL, NULL));
+		ck_ok(kvmem_populate(ram, 0, source, &po, NULL));
+	}
+	/* What is there is content, if the caller says so. */
+	if (how == KEPT && first & last & 1) {
+		memset(content, 0, front);
+		memset(content + bytes - 100 * PAGE, 0, 100 * PAGE);
 	}
 	ck_assert_int_eq(memcmp(ro.mapping, content, bytes), 0);
 	ck_assert_uint_eq(base[0], 1);
 	ck_assert_uint_eq(base[3 * huge - 1], 1);
-	if (paged) {
+	if (how == PAGED) {
 		ck_ok(kvmem_pager_stop(pager, KVMEM_STOP_FILL));
 		ck_ok(kvmem_pager_free(pager));
 	}
@@ -536,8 +545,36 @@ static void beside_huge_pages(bool paged)
 
 TEST(k9_1_a_neighbour_brings_huge_pages)
 {
-	beside_huge_pages(false);
-	beside_huge_pages(true);
+	beside_huge_pages(FILLED);
+	beside_huge_pages(PAGED);
+	beside_huge_pages(KEPT);
+}
+END
+
+/* A small region that has been touched as a whole is no part of a neighbour's huge page. */
+TEST(k9_1_zeros_by_hand_are_content)
+{
+	const uint64_t bytes = 64 * PAGE;
+	struct kvmem_region_opts ro = KVMEM_REGION_OPTS_INIT;
+	struct kvmem_source *source;
+	struct kvmem_region *ram;
+	static uint8_t other[64 * PAGE];
+	uint8_t *at = mmap(NULL, bytes + 2 * PAGE, PROT_READ | PROT_WRITE,
+			   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	ck_assert_ptr_ne(at, MAP_FAILED);
+	madvise(at, bytes + 2 * PAGE, MADV_NOHUGEPAGE);
+	ro.bytes = bytes;
+	ro.mapping = at + PAGE;
+	ro.flags = KVMEM_REGION_MAPPING;
+	ck_ok(kvmem_region_create(NULL, &ro, &ram));
+	memset(at + PAGE, 0, bytes);
+	memset(other, 0x11, bytes);
+	ck_ok(kvmem_source_memory(other, bytes, &source));
+	ck_fails(kvmem_populate(ram, 0, source, NULL, NULL), EEXIST, "64 pages");
+	ck_ok(kvmem_region_free(ram));
+	ck_ok(kvmem_source_free(source));
+	munmap(at, bytes + 2 * PAGE);
 }
 END
 
@@ -621,4 +658,5 @@ HARNESS_MAIN(T(k9_1_every_mapping_can_be_tracked), T(k9_1_and_so_can_the_vmms_ow
 	     T(k9_1_beside_a_userfaultfd_of_the_vmms), T(k9_1_the_vmms_slot_is_paged),
 	     T(k9_1_a_guest_memfd_that_the_vmm_has_mapped),
 	     T(k9_1_populate_fills_what_is_not_there), T(k9_1_a_neighbour_brings_huge_pages),
-	     T(k9_1_children_do_not_matter), T(k9_1_a_part_of_a_mapping))
+	     T(k9_1_zeros_by_hand_are_content), T(k9_1_children_do_not_matter),
+	     T(k9_1_a_part_of_a_mapping))
