@@ -554,27 +554,27 @@ END
 /* A small region that has been touched as a whole is no part of a neighbour's huge page. */
 TEST(k9_1_zeros_by_hand_are_content)
 {
-	const uint64_t bytes = 64 * PAGE;
+	const uint64_t huge = 512 * PAGE, bytes = 64 * PAGE;
+	static uint8_t other[64 * PAGE];
 	struct kvmem_region_opts ro = KVMEM_REGION_OPTS_INIT;
 	struct kvmem_source *source;
 	struct kvmem_region *ram;
-	static uint8_t other[64 * PAGE];
-	uint8_t *at = mmap(NULL, bytes + 2 * PAGE, PROT_READ | PROT_WRITE,
-			   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint8_t *all = mmap(NULL, 2 * huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
+			    0);
 
-	ck_assert_ptr_ne(at, MAP_FAILED);
-	madvise(at, bytes + 2 * PAGE, MADV_NOHUGEPAGE);
+	ck_assert_ptr_ne(all, MAP_FAILED);
+	madvise(all, 2 * huge, MADV_NOHUGEPAGE);
 	ro.bytes = bytes;
-	ro.mapping = at + PAGE;
+	ro.mapping = (uint8_t *)(((uintptr_t)all + huge - 1) & ~(huge - 1)) + 100 * PAGE;
 	ro.flags = KVMEM_REGION_MAPPING;
 	ck_ok(kvmem_region_create(NULL, &ro, &ram));
-	memset(at + PAGE, 0, bytes);
+	memset(ro.mapping, 0, bytes);
 	memset(other, 0x11, bytes);
 	ck_ok(kvmem_source_memory(other, bytes, &source));
 	ck_fails(kvmem_populate(ram, 0, source, NULL, NULL), EEXIST, "64 pages");
 	ck_ok(kvmem_region_free(ram));
 	ck_ok(kvmem_source_free(source));
-	munmap(at, bytes + 2 * PAGE);
+	munmap(all, 2 * huge);
 }
 END
 
