@@ -594,8 +594,11 @@ TEST(k9_1_children_do_not_matter)
 		unmap_own(&o);
 		SKIP("uffd", "%s", kvmem_error_detail());
 	}
-	if (!open_guest(&o))
+	if (!open_guest(&o)) {
+		ck_ok(kvmem_pager_free(pager));
+		unmap_own(&o);
 		return;
+	}
 	ck_assert_int_eq(madvise(o.at, BYTES, MADV_DONTFORK), 0);
 	ck_ok(create(&o, NULL, KVMEM_WANT_PAGING, 0, &ram));
 	ck_ok(kvmem_source_memory(m.content, BYTES, &source));
@@ -633,8 +636,11 @@ TEST(k9_1_a_part_of_a_mapping)
 		unmap_own(&o);
 		SKIP("uffd", "%s", kvmem_error_detail());
 	}
-	if (!open_guest(&o))
+	if (!open_guest(&o)) {
+		ck_ok(kvmem_pager_free(pager));
+		unmap_own(&o);
 		return;
+	}
 	memcpy(o.at, m.content, BYTES / 2);
 	ro.bytes = BYTES / 2;
 	ro.flags = KVMEM_REGION_MAPPING;
