@@ -193,8 +193,9 @@ static uint64_t hole(struct km_view *v, size_t i, size_t count, uint64_t gpa)
 }
 
 /* What is stored in t is worth something only while the view was not changed. */
-static inline __attribute__((always_inline)) bool look_up(struct km_view *v, uint64_t gpa, uint64_t bytes,
-			   struct kvmem_translation *t)
+static inline __attribute__((always_inline)) bool look_up(struct km_view *v, uint64_t gpa,
+							  uint64_t bytes,
+							  struct kvmem_translation *t)
 {
 	size_t count = v ? GET(v->count) : 0, i = count ? find(v, count, gpa) : 0;
 	uint64_t first = count ? GET(v->gpas[i]) : 0, in = gpa - first, end, want_end;
@@ -220,8 +221,9 @@ static inline __attribute__((always_inline)) bool look_up(struct km_view *v, uin
 	return true;
 }
 
-static inline __attribute__((always_inline)) bool look_up_now(struct km_views *vs, uint64_t gpa, uint64_t bytes,
-			       struct kvmem_translation *t)
+static inline __attribute__((always_inline)) bool look_up_now(struct km_views *vs, uint64_t gpa,
+							      uint64_t bytes,
+							      struct kvmem_translation *t)
 {
 	uint64_t seq;
 	bool found;
