@@ -12,7 +12,7 @@
 #include <errno.h>
 #include <sys/mman.h>
 
-#define PER_STEP 512u /* pages that are written with zeros before the lock is given to others */
+#define PER_STEP 16u /* pages that are written with zeros at once: by one copy, all of them or none */
 
 static bool can_map(const struct kvmem_region *r, uint64_t page, uint64_t count)
 {
@@ -20,17 +20,16 @@ static bool can_map(const struct kvmem_region *r, uint64_t page, uint64_t count)
 	       km_clone_may_add(r->clone, page, page + count);
 }
 
-/* What the mapping had been told. */
+/* What the mapping had been told. A policy is given up where a sandbox forbids mbind() by now. */
 static int64_t equip(const struct kvmem_region *r, uint64_t page, uint64_t count)
 {
 	uint64_t offset = page << r->page_shift, bytes = count << r->page_shift;
-	int64_t err = km_region_advise(r, r->base + offset, bytes);
 	struct km_policy part;
 
-	for (const struct km_policy *p = r->policies; p && err >= 0; p = p->next)
+	for (const struct km_policy *p = r->policies; p; p = p->next)
 		if (km_policy_part(p, offset, offset + bytes, &part))
-			err = km_policy_bind(r->base, &part);
-	return err;
+			km_policy_bind(r->base, &part);
+	return km_region_advise(r, r->base + offset, bytes);
 }
 
 /* 0, KM_STORE_REFUSED: nothing has changed, or -errno: zero all the same. */
