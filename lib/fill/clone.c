@@ -12,7 +12,8 @@
 #include <errno.h>
 #include <sys/mman.h>
 
-#define PER_STEP 16u /* pages that are written with zeros at once: by one copy, all of them or none */
+#define PER_STEP \
+	16u /* pages that are written with zeros at once: by one copy, all of them or none */
 
 static bool can_map(const struct kvmem_region *r, uint64_t page, uint64_t count)
 {

@@ -28,8 +28,9 @@ int km_clone_opts(const struct kvmem_region_opts *o)
 			       "KVMEM_REGION_FD and KVMEM_REGION_MAPPING: a clone has pages of its "
 			       "own, opts.fd is the template");
 	if (o->reserve)
-		return km_fail(EINVAL, "kvmem_region_opts.reserve with KVMEM_REGION_CLONE: a clone is "
-				       "as long as its template; make a region of what is added");
+		return km_fail(EINVAL,
+			       "kvmem_region_opts.reserve with KVMEM_REGION_CLONE: a clone is "
+			       "as long as its template; make a region of what is added");
 	if (o->seals)
 		return km_fail(EINVAL, "kvmem_region_opts.seals with KVMEM_REGION_CLONE: the "
 				       "template stays as it is, seal it before");
@@ -104,9 +105,10 @@ int km_clone_kind(struct kvmem_region_opts *o)
 	if (err < 0)
 		return km_fail((int)-err, "kvmem_region_opts.fd %d: fstat: %m", o->fd);
 	if (!S_ISREG(st.st_mode))
-		return km_fail(EBADF,
-			       "kvmem_region_opts.fd %d, the template, is not a regular file or a memfd",
-			       o->fd);
+		return km_fail(
+			EBADF,
+			"kvmem_region_opts.fd %d, the template, is not a regular file or a memfd",
+			o->fd);
 	backing = km_file_kind(o->fd, &st);
 	if (backing == KVMEM_BACKING_GUEST_MEMFD)
 		return km_fail(EOPNOTSUPP,

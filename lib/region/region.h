@@ -36,8 +36,8 @@ struct kvmem_region {
 	int private_fd; /* guest_memfd of private pages beside fd's shared ones; else -1 */
 	uint64_t fd_offset;
 	struct km_clone *clone; /* NULL: the region is none */
-	void *arg;	   /* the caller's word */
-	uint32_t flags;	   /* KVMEM_REGION_* */
+	void *arg;		/* the caller's word */
+	uint32_t flags;		/* KVMEM_REGION_* */
 	bool adopted;	   /* the file was the caller's: of others' making, maybe of their user */
 	bool own_mapping;  /* the mapping is the caller's, and stays his */
 	struct km_own own; /* then: what it is */

@@ -76,8 +76,9 @@ static int write_file(uint64_t bytes)
 /* -1: there are no huge pages, and the skip is not noted. */
 static int make_memfd(enum kind kind, uint64_t bytes, int seals)
 {
-	int fd = memfd_create("template", MFD_CLOEXEC | MFD_ALLOW_SEALING |
-						  (kind == HUGE_MEMFD ? MFD_HUGETLB | 21u << 26 : 0));
+	int fd = memfd_create("template",
+			      MFD_CLOEXEC | MFD_ALLOW_SEALING |
+				      (kind == HUGE_MEMFD ? MFD_HUGETLB | 21u << 26 : 0));
 	uint8_t *at;
 
 	if (fd < 0 && kind == HUGE_MEMFD)
@@ -393,7 +394,8 @@ static int child_writes(void *arg)
 TEST(a_clone_never_reaches_its_template)
 {
 	for (enum kind kind = FILE_ON_DISK; kind <= MEMFD; kind++) {
-		int fd = make_template(kind, BYTES), mem = open("/proc/self/mem", O_RDWR | O_CLOEXEC);
+		int fd = make_template(kind, BYTES),
+		    mem = open("/proc/self/mem", O_RDWR | O_CLOEXEC);
 		struct kvmem_region *r = clone_of(fd, BYTES), *other = clone_of(fd, BYTES);
 		uint8_t *at = base_of(r);
 		const uint8_t one = 0xee;
@@ -655,12 +657,12 @@ TEST(what_is_mapped_over_is_told_what_the_clone_was)
 	ck_assert(has_vm_flag(base_of(r) + 11 * PAGE, " dd"));
 	ck_assert(has_vm_flag(base_of(r) + 4 * PAGE, " dc"));
 	if (!p) {
-		ck_assert_int_eq(syscall(SYS_get_mempolicy, &mode, NULL, 0,
-					 base_of(r) + 5 * PAGE, MPOL_F_ADDR),
+		ck_assert_int_eq(syscall(SYS_get_mempolicy, &mode, NULL, 0, base_of(r) + 5 * PAGE,
+					 MPOL_F_ADDR),
 				 0);
 		ck_assert_int_eq(mode, MPOL_BIND);
-		ck_assert_int_eq(syscall(SYS_get_mempolicy, &mode, NULL, 0,
-					 base_of(r) + 9 * PAGE, MPOL_F_ADDR),
+		ck_assert_int_eq(syscall(SYS_get_mempolicy, &mode, NULL, 0, base_of(r) + 9 * PAGE,
+					 MPOL_F_ADDR),
 				 0);
 		ck_assert_int_eq(mode, MPOL_DEFAULT);
 	} else {
@@ -944,10 +946,10 @@ TEST(clones_of_every_kind_are_tracked_exactly)
 END
 
 HARNESS_MAIN(T(clones_have_the_templates_content_and_their_own_writes),
-	     T(a_part_of_a_template_and_its_last_page), T(no_file_descriptor_of_the_template_is_kept),
-	     T(what_is_no_template_is_refused), T(the_plan_says_what_a_clone_has_and_what_not),
-	     T(nothing_fills_a_clone), T(a_clone_never_reaches_its_template),
-	     T(what_no_clone_has_written_is_there_once),
+	     T(a_part_of_a_template_and_its_last_page),
+	     T(no_file_descriptor_of_the_template_is_kept), T(what_is_no_template_is_refused),
+	     T(the_plan_says_what_a_clone_has_and_what_not), T(nothing_fills_a_clone),
+	     T(a_clone_never_reaches_its_template), T(what_no_clone_has_written_is_there_once),
 	     T(a_discarded_page_is_zero_and_never_the_templates_again),
 	     T(discards_in_any_order_against_a_model), T(mappings_are_left_to_the_vmm),
 	     T(discards_work_where_no_mapping_is_left),

@@ -164,11 +164,12 @@ TEST(options_that_exclude_a_clone)
 	failed(EINVAL, "content", CREATE(fd, .content = KVMEM_CONTENT_IGNORE));
 	failed(EINVAL, "OVERLAP", CREATE(fd, .flags = KVMEM_REGION_OVERLAP));
 	failed(EINVAL, "backing",
-	       kvmem_region_create(NULL,
-				   &(struct kvmem_region_opts){ .size = sizeof(struct kvmem_region_opts),
-								.bytes = BYTES,
-								.backing = KVMEM_BACKING_CLONE },
-				   &ram));
+	       kvmem_region_create(
+		       NULL,
+		       &(struct kvmem_region_opts){ .size = sizeof(struct kvmem_region_opts),
+						    .bytes = BYTES,
+						    .backing = KVMEM_BACKING_CLONE },
+		       &ram));
 	failed(EOPNOTSUPP, "private", CREATE(fd, .needs = KVMEM_WANT_PRIVATE));
 	ck_assert_int_eq(CREATE(fd, .backing = KVMEM_BACKING_CLONE), 0);
 	ck_assert_int_eq(kvmem_region_free(ram), 0);
