@@ -208,7 +208,7 @@ static const char *map_hint(const struct kvmem_region *r, int64_t err)
 	case -ENOMEM:
 		return km_region_page(r) > km_sys_page_size()
 			       ? "; not enough free huge pages, raise vm.nr_hugepages"
-		       : r->fd < 0 && !r->clone
+		       : r->fd < 0
 			       ? "; see RLIMIT_AS, vm.max_map_count, and, which do not hold for a "
 				 "memfd, RLIMIT_DATA and vm.overcommit_memory"
 			       : "; see RLIMIT_AS and vm.max_map_count";

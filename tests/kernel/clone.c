@@ -17,6 +17,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -382,6 +383,49 @@ TEST(nothing_fills_a_clone)
 }
 END
 
+static int with_a_limit(void *arg)
+{
+	const struct rlimit none = { 1, 1 };
+	struct kvmem_region_opts o = opts_of(*(int *)arg, BYTES);
+	struct kvmem_region *r;
+
+	if (setrlimit(RLIMIT_DATA, &none))
+		return 77;
+	if (kvmem_region_create(NULL, &o, &r) != -ENOMEM)
+		return 2;
+	return strstr(kvmem_error_detail(), "RLIMIT_DATA") ? 0 : 3;
+}
+
+/* A clone is private memory, which this limit counts although nothing has been copied yet. */
+TEST(limits_of_private_memory_are_named)
+{
+	int fd = make_template(MEMFD, BYTES), r = harness_child(with_a_limit, &fd);
+
+	ck_assert_msg(r == 0 || r == 77, "%d", r);
+	close(fd);
+}
+END
+
+TEST(where_pages_are_and_whether_huge_ones_can_be_mapped)
+{
+	int fd = make_template(MEMFD, BYTES);
+	struct kvmem_region *r = clone_of(fd, BYTES);
+	struct kvmem_placement p = KVMEM_PLACEMENT_INIT;
+
+	ck_ok(kvmem_region_placement(r, 0, BYTES, &p));
+	ck_assert_uint_eq(p.pages, PAGES);
+	ck_assert_uint_eq(p.present, 0); /* the template's pages are not mapped yet */
+	base_of(r)[3 * PAGE] = 1;
+	ck_ok(kvmem_region_discard(r, 8 * PAGE, PAGE));
+	ck_ok(kvmem_region_placement(r, 0, BYTES, &p));
+	ck_assert_uint_ge(p.present, 1);
+	ck_fails(kvmem_region_check_huge(r, 0, BYTES, (uintptr_t)base_of(r)), EOPNOTSUPP,
+		 "base pages");
+	ck_ok(kvmem_region_free(r));
+	close(fd);
+}
+END
+
 /* ---- the template ---- */
 
 static int child_writes(void *arg)
@@ -705,6 +749,23 @@ TEST(locked_memory_can_be_discarded)
 }
 END
 
+/* The manual warns of it: a private mapping of a file. Where memory has been mapped over it, it cannot happen. */
+TEST(madvise_by_the_vmm_brings_the_template_back)
+{
+	int fd = make_template(MEMFD, BYTES);
+	struct kvmem_region *r = clone_of(fd, BYTES);
+	uint8_t *at = base_of(r);
+
+	memset(at, 0xee, 2 * PAGE);
+	ck_ok(kvmem_region_discard(r, 0, PAGE));
+	ck_assert_int_eq(madvise(at, 2 * PAGE, MADV_DONTNEED), 0);
+	ck_assert(is_zero(at, PAGE));
+	ck_assert(is_template(at + PAGE, PAGE, PAGE));
+	ck_ok(kvmem_region_free(r));
+	close(fd);
+}
+END
+
 /* ---- at the same time ---- */
 
 static struct {
@@ -767,6 +828,67 @@ TEST(who_looks_meanwhile_sees_the_old_page_or_zeros)
 	ck_assert(is_template(base_of(other), 0, BYTES)); /* one discards, the other reads */
 	ck_ok(kvmem_region_free(reader.r));
 	ck_ok(kvmem_region_free(other));
+	close(fd);
+}
+END
+
+static struct {
+	uint8_t *at;
+	_Atomic bool stop;
+	_Atomic unsigned int forks, failed;
+} forker;
+
+static void *fork_on(void *arg)
+{
+	(void)arg;
+	while (!forker.stop) {
+		pid_t child = fork();
+
+		if (!child) {
+			*forker.at = 0xee; /* the child's own */
+			_exit(0);
+		}
+		if (child < 0 || waitpid(child, NULL, 0) != child)
+			forker.failed++;
+		forker.forks++;
+	}
+	return NULL;
+}
+
+static void on_alarm(int sig)
+{
+	(void)sig;
+}
+
+/* Signals that interrupt, and children that share the pages. */
+TEST(signals_and_forks_meanwhile)
+{
+	const struct itimerval often = { { 0, 2000 }, { 0, 2000 } }, never = { { 0, 0 }, { 0, 0 } };
+	int fd = make_template(MEMFD, BYTES);
+	struct kvmem_region *r = clone_of(fd, BYTES);
+	unsigned long long state = 5;
+	uint8_t *at = base_of(r);
+	pthread_t thread;
+
+	forker.at = at;
+	signal(SIGALRM, on_alarm);
+	ck_assert_int_eq(pthread_create(&thread, NULL, fork_on, NULL), 0);
+	ck_assert_int_eq(setitimer(ITIMER_REAL, &often, NULL), 0);
+	for (unsigned int i = 0; i < 2000 || forker.forks < 5; i++) {
+		uint64_t page = 1 + harness_random(&state) % (PAGES - 1);
+
+		at[page * PAGE] = 0xee;
+		ck_ok(kvmem_region_discard(r, page * PAGE, PAGE));
+		ck_assert_int_eq(at[page * PAGE], 0);
+	}
+	forker.stop = true;
+	pthread_join(thread, NULL);
+	setitimer(ITIMER_REAL, &never, NULL);
+	signal(SIGALRM, SIG_DFL);
+	ck_assert_uint_eq(forker.failed, 0);
+	ck_assert(is_template(at, 0, PAGE));
+	ck_assert(unchanged(fd, BYTES));
+	ck_ok(kvmem_region_free(r));
 	close(fd);
 }
 END
@@ -949,12 +1071,15 @@ HARNESS_MAIN(T(clones_have_the_templates_content_and_their_own_writes),
 	     T(a_part_of_a_template_and_its_last_page),
 	     T(no_file_descriptor_of_the_template_is_kept), T(what_is_no_template_is_refused),
 	     T(the_plan_says_what_a_clone_has_and_what_not), T(nothing_fills_a_clone),
+	     T(limits_of_private_memory_are_named),
+	     T(where_pages_are_and_whether_huge_ones_can_be_mapped),
 	     T(a_clone_never_reaches_its_template), T(what_no_clone_has_written_is_there_once),
 	     T(a_discarded_page_is_zero_and_never_the_templates_again),
 	     T(discards_in_any_order_against_a_model), T(mappings_are_left_to_the_vmm),
 	     T(discards_work_where_no_mapping_is_left),
 	     T(what_is_mapped_over_is_told_what_the_clone_was), T(locked_memory_can_be_discarded),
 	     T(who_looks_meanwhile_sees_the_old_page_or_zeros),
+	     T(madvise_by_the_vmm_brings_the_template_back), T(signals_and_forks_meanwhile),
 	     T(several_threads_discard_the_same_pages), T(a_file_that_is_cut_short),
 	     T(huge_pages_are_reserved_or_the_clone_is_refused),
 	     T(clones_of_every_kind_are_tracked_exactly))
