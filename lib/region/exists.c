@@ -152,9 +152,7 @@ int64_t km_exists_begin(struct km_exists *x, struct kvmem_region *r, uint8_t *vi
 	x->r = r;
 	x->view = view;
 	x->how = KM_EXISTS_MINCORE;
-	if ((r->plan.backing == KVMEM_BACKING_ANONYMOUS ||
-	     (r->clone && km_region_page(r) == km_sys_page_size())) &&
-	    by_pagemap(view, 1, &any) >= 0)
+	if (r->plan.backing == KVMEM_BACKING_ANONYMOUS && by_pagemap(view, 1, &any) >= 0)
 		x->how = KM_EXISTS_PAGEMAP;
 	if (tells)
 		return tells < 0 ? tells : 0;

@@ -411,14 +411,22 @@ TEST(where_pages_are_and_whether_huge_ones_can_be_mapped)
 	int fd = make_template(MEMFD, BYTES);
 	struct kvmem_region *r = clone_of(fd, BYTES);
 	struct kvmem_placement p = KVMEM_PLACEMENT_INIT;
+	uint64_t nodes[64];
 
+	p.nodes = nodes;
+	p.node_count = 64;
 	ck_ok(kvmem_region_placement(r, 0, BYTES, &p));
 	ck_assert_uint_eq(p.pages, PAGES);
-	ck_assert_uint_eq(p.present, 0); /* the template's pages are not mapped yet */
+	ck_assert_uint_eq(p.present, PAGES); /* in the template, and not looked at yet */
+	ck_assert_uint_eq(p.other, PAGES);
+	ck_fails(kvmem_region_set_policy(r, 0, BYTES, KVMEM_POLICY_DEFAULT, NULL, 0, 0), EEXIST,
+		 "FUTURE");
 	base_of(r)[3 * PAGE] = 1;
 	ck_ok(kvmem_region_discard(r, 8 * PAGE, PAGE));
+	p.node_count = 64;
 	ck_ok(kvmem_region_placement(r, 0, BYTES, &p));
-	ck_assert_uint_ge(p.present, 1);
+	ck_assert_uint_eq(p.present, PAGES - 1); /* of a discarded page there is none */
+	ck_assert_uint_lt(p.other, PAGES - 1);
 	ck_fails(kvmem_region_check_huge(r, 0, BYTES, (uintptr_t)base_of(r)), EOPNOTSUPP,
 		 "base pages");
 	ck_ok(kvmem_region_free(r));
