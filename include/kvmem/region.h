@@ -23,6 +23,7 @@ enum kvmem_backing {
 	/* A mapping of the caller's that the library cannot fill: a private mapping of a file, a shared one
 	 * without its file descriptor, read-only memory. */
 	KVMEM_BACKING_OTHER = 5,
+	KVMEM_BACKING_CLONE = 6, /* private pages over a template: KVMEM_REGION_CLONE */
 };
 
 enum kvmem_slot_form {
@@ -65,7 +66,8 @@ struct kvmem_region_opts {
 	uint32_t slot_form;  /* enum kvmem_slot_form; anything but AUTO is a requirement */
 	uint64_t page_size;  /* bytes; 0: the base page, or 2 MiB for huge pages */
 	uint64_t gmem_flags; /* further guest_memfd creation flags, passed through */
-	int32_t fd;	     /* with KVMEM_REGION_FD: an existing memfd or guest_memfd */
+	int32_t fd;	     /* with KVMEM_REGION_FD: an existing memfd or guest_memfd;
+				      * with KVMEM_REGION_CLONE: the template */
 	uint32_t seals;	     /* KVMEM_SEAL_* of a memfd; of an adopted one only these */
 	uint64_t fd_offset;  /* bytes into fd at which the region begins */
 	uint32_t content;    /* enum kvmem_content, of an adopted file or mapping */
@@ -80,6 +82,7 @@ struct kvmem_region_opts {
 #define KVMEM_REGION_DONTDUMP  (1u << 2) /* not in core dumps: MADV_DONTDUMP */
 #define KVMEM_REGION_DONTFORK  (1u << 3) /* not in children of fork(): MADV_DONTFORK */
 #define KVMEM_REGION_MAPPING   (1u << 4) /* opts.mapping: memory that the caller has mapped himself */
+#define KVMEM_REGION_CLONE     (1u << 5) /* of the template opts.fd: written pages are its own */
 #define KVMEM_REGION_OPTS_INIT KVMEM_INIT_(struct kvmem_region_opts)
 
 #define KVMEM_PLAN_REASONS 1536

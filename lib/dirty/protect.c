@@ -116,6 +116,20 @@ static bool protect_watched(struct kvmem_dirty *d, struct kvmem_region *region, 
 	return done;
 }
 
+/* The ioctl of Linux 6.1 takes pages of one mapping alone, and a discard in a clone makes another one. */
+static bool protect_clone(struct kvmem_dirty *d, struct kvmem_region *region, struct range r)
+{
+	unsigned int shift = region->page_shift;
+	bool done = true, over;
+	uint64_t n;
+
+	for (; r.bytes && done; r.from += n, r.bytes -= n) {
+		n = km_clone_run(region->clone, r.from >> shift, r.bytes >> shift, &over) << shift;
+		done = protect_anonymous(d, region->base + r.from, n);
+	}
+	return done;
+}
+
 bool km_dirty_protect(struct kvmem_dirty *d, struct kvmem_region *region, uint64_t first,
 		      uint64_t mask)
 {
@@ -131,6 +145,8 @@ bool km_dirty_protect(struct kvmem_dirty *d, struct kvmem_region *region, uint64
 		done = protect_watched(d, region, first, mask);
 	else if (km_region_is_shared(region))
 		done = km_mem_drop(region->base + r.from, r.bytes) >= 0;
+	else if (region->clone)
+		done = protect_clone(d, region, r);
 	else
 		done = protect_anonymous(d, region->base + r.from, r.bytes);
 	pthread_mutex_unlock(&region->lock);

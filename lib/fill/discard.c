@@ -149,7 +149,10 @@ static int failed(const struct kvmem_region *r, uint64_t page, uint64_t count, i
 		       "kvmem_region_discard: giving back 0x%" PRIx64 " bytes at offset 0x%" PRIx64
 		       ": %s: %s",
 		       count << r->page_shift, page << r->page_shift,
-		       r->fd >= 0 ? "fallocate(PUNCH_HOLE)" : "MADV_DONTNEED", strerror((int)-err));
+		       r->clone	    ? "zeros over a clone"
+		       : r->fd >= 0 ? "fallocate(PUNCH_HOLE)"
+				    : "MADV_DONTNEED",
+		       strerror((int)-err));
 }
 
 /* ABSENT pages are taken out too: a guest without a pager may have written to them. */
@@ -163,6 +166,21 @@ static int discard_claimed(struct kvmem_region *r, uint64_t page, uint64_t count
 	}
 	km_pages_publish(r, page, count, KM_ZERO, false);
 	return 0;
+}
+
+/* Of a clone there is no other page: all have content. */
+static int discard_clone(struct kvmem_region *r, uint64_t page, uint64_t count, bool present,
+			 uint64_t *ret_done)
+{
+	int64_t err;
+
+	km_presence_turn(&r->presence, page, count, KM_PRESENT, KM_ZERO);
+	err = km_clone_zero(r, page, count, ret_done);
+	page += *ret_done;
+	count -= *ret_done;
+	if (present && count)
+		km_presence_turn(&r->presence, page, count, KM_ZERO, KM_PRESENT);
+	return err < 0 ? failed(r, page, count, err) : 0;
 }
 
 /*
@@ -199,6 +217,8 @@ static int discard_step(struct kvmem_region *r, uint64_t page, uint64_t max, uin
 					    : km_pages_claim(r, page, n);
 		return *ret_n ? discard_claimed(r, page, *ret_n) : 0;
 	default:
+		if (r->clone)
+			return discard_clone(r, page, n, state == KM_PRESENT, ret_n);
 		*ret_n = n;
 		return discard_done(r, page, n, state == KM_PRESENT);
 	}
@@ -209,7 +229,7 @@ int kvmem_region_discard(struct kvmem_region *region, uint64_t offset, uint64_t 
 	int err = km_pages_check(region, offset, bytes, "kvmem_region_discard");
 	uint64_t page, end, n, done = 0;
 
-	if (!err)
+	if (!err && !region->clone)
 		err = km_region_fill_check(region, "kvmem_region_discard");
 	if (err)
 		return err;

@@ -14,6 +14,7 @@
  *	content.c	what the source has for a page
  *	fill.c		the walk of a pager: claim, content, place, publish
  *	map.c		pages that have content, mapped where a fault asks for them, or poisoned
+ *	clone.c		pages of clones that are discarded
  *	discard.c, mark.c, absent.c, query.c	what the VMM asks of pages
  */
 
@@ -67,6 +68,11 @@ int km_place_failed(int err, const char *op, const struct kvmem_region *r, uint6
 
 /* Take pages out of the file, so that whoever looks finds nothing there. */
 int64_t km_pages_punch(const struct kvmem_region *r, uint64_t page, uint64_t count);
+
+/* ---- clone.c ---- */
+
+/* Pages of a clone read as zero from here on: 0, or -errno and the first *ret_done do. */
+int64_t km_clone_zero(struct kvmem_region *r, uint64_t page, uint64_t count, uint64_t *ret_done);
 
 /* ---- discard.c ---- */
 

@@ -223,19 +223,14 @@ static int64_t bind_range(struct kvmem_region *r, const struct km_policy *p)
 static void rebind(struct kvmem_region *r, uint64_t offset, uint64_t bytes)
 {
 	struct km_policy none = { .offset = offset, .bytes = bytes, .mode = KM_MPOL_DEFAULT };
-	uint64_t end = offset + bytes;
+	struct km_policy part;
 
 	bind_range(r, &none);
 	for (const struct km_policy *p = r->policies; p; p = p->next) {
-		struct km_policy part = *p;
-
-		if ((p->emulated && r->plan.backing != KVMEM_BACKING_HUGETLB) ||
-		    p->offset + p->bytes <= offset || p->offset >= end)
+		if (p->emulated && r->plan.backing != KVMEM_BACKING_HUGETLB)
 			continue;
-		part.offset = p->offset > offset ? p->offset : offset;
-		part.bytes = (p->offset + p->bytes < end ? p->offset + p->bytes : end) -
-			     part.offset;
-		bind_range(r, &part);
+		if (km_policy_part(p, offset, offset + bytes, &part))
+			bind_range(r, &part);
 	}
 }
 

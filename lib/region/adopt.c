@@ -35,7 +35,7 @@ static bool is_guest_memfd(int fd, int64_t fs)
 	return !strcmp(link, "anon_inode:[kvm-gmem]");
 }
 
-static int kind_of(int fd, const struct stat *st, uint32_t *ret_backing)
+uint32_t km_file_kind(int fd, const struct stat *st)
 {
 	struct statfs fs;
 	int64_t err = km_sys_fstatfs(fd, &fs), type;
@@ -44,15 +44,27 @@ static int kind_of(int fd, const struct stat *st, uint32_t *ret_backing)
 	if (!S_ISREG(st->st_mode))
 		type = 0;
 	if (type == FS_TMPFS)
-		*ret_backing = KVMEM_BACKING_MEMFD;
-	else if (type == FS_HUGETLBFS)
-		*ret_backing = KVMEM_BACKING_HUGETLB;
-	else if (type && is_guest_memfd(fd, type))
-		*ret_backing = KVMEM_BACKING_GUEST_MEMFD;
-	else
-		return km_fail(EBADF,
-			       "kvmem_region_opts.fd %d is neither a memfd nor a guest_memfd", fd);
-	return 0;
+		return KVMEM_BACKING_MEMFD;
+	if (type == FS_HUGETLBFS)
+		return KVMEM_BACKING_HUGETLB;
+	return type && is_guest_memfd(fd, type) ? KVMEM_BACKING_GUEST_MEMFD : 0;
+}
+
+int km_file_range(struct kvmem_region_opts *o, uint64_t page, uint64_t size)
+{
+	int r;
+
+	if (o->page_size && o->page_size != page)
+		return km_fail(EOPNOTSUPP,
+			       "kvmem_region_opts.fd %d has pages of 0x%" PRIx64
+			       " bytes, page_size asks "
+			       "for 0x%" PRIx64,
+			       o->fd, page, o->page_size);
+	o->page_size = page;
+	r = km_align_check(o->fd_offset, page, "kvmem_region_opts.fd_offset");
+	if (!r)
+		r = km_align_check(o->bytes, page, "kvmem_region_opts.bytes");
+	return r ? r : km_range_check(o->fd_offset, o->bytes, size, "kvmem_region_opts.fd");
 }
 
 #define SEAL_WRITE	  0x0008
@@ -92,7 +104,7 @@ static int check_owner(const struct kvmem_region_opts *o)
 int km_adopt_kind(struct kvmem_region_opts *o)
 {
 	struct stat st;
-	uint32_t backing = 0;
+	uint32_t backing;
 	uint64_t page;
 	int64_t err = km_sys_fcntl_getfl(o->fd);
 	int r;
@@ -105,9 +117,12 @@ int km_adopt_kind(struct kvmem_region_opts *o)
 	err = km_sys_fstat(o->fd, &st);
 	if (err < 0)
 		return km_fail((int)-err, "kvmem_region_opts.fd %d: fstat: %m", o->fd);
-	r = kind_of(o->fd, &st, &backing);
-	if (!r)
-		r = check_writable(o->fd);
+	backing = km_file_kind(o->fd, &st);
+	if (!backing)
+		return km_fail(EBADF,
+			       "kvmem_region_opts.fd %d is neither a memfd nor a guest_memfd",
+			       o->fd);
+	r = check_writable(o->fd);
 	if (r)
 		return r;
 	if (o->backing && o->backing != backing)
@@ -117,20 +132,8 @@ int km_adopt_kind(struct kvmem_region_opts *o)
 			"leave backing AUTO",
 			o->fd);
 	page = backing == KVMEM_BACKING_HUGETLB ? (uint64_t)st.st_blksize : km_sys_page_size();
-	if (o->page_size && o->page_size != page)
-		return km_fail(EOPNOTSUPP,
-			       "kvmem_region_opts.fd %d has pages of 0x%" PRIx64
-			       " bytes, page_size asks "
-			       "for 0x%" PRIx64,
-			       o->fd, page, o->page_size);
 	o->backing = backing;
-	o->page_size = page;
-	r = km_align_check(o->fd_offset, page, "kvmem_region_opts.fd_offset");
-	if (!r)
-		r = km_align_check(o->bytes, page, "kvmem_region_opts.bytes");
-	if (!r)
-		r = km_range_check(o->fd_offset, o->bytes, (uint64_t)st.st_size,
-				   "kvmem_region_opts.fd");
+	r = km_file_range(o, page, (uint64_t)st.st_size);
 	return r ? r : check_owner(o);
 }
 

@@ -129,7 +129,7 @@ int km_region_make_files(struct kvmem_region *r, const struct kvmem_region_opts 
 		err = open_given(r, o);
 	else if (r->plan.backing == KVMEM_BACKING_GUEST_MEMFD && !r->plan.shared_backing)
 		err = make_guest_memfd(r, "KVM_CREATE_GUEST_MEMFD", &r->fd);
-	else if (r->plan.backing != KVMEM_BACKING_ANONYMOUS && !r->own_mapping)
+	else if (r->plan.backing != KVMEM_BACKING_ANONYMOUS && !r->own_mapping && !r->clone)
 		err = make_memfd(r, o);
 	/* Private pages are nothing the host can map: they have a guest_memfd of their own. */
 	if (!err && r->plan.shared_backing)

@@ -12,11 +12,11 @@ static int check_pages(const struct kvmem_region *r)
 {
 	uint32_t backing = r->plan.backing;
 
-	if (backing == KVMEM_BACKING_HUGETLB || r->plan.flags & KVMEM_PLAN_THP ||
+	if (km_region_page(r) > km_sys_page_size() || r->plan.flags & KVMEM_PLAN_THP ||
 	    (r->own_mapping && backing != KVMEM_BACKING_GUEST_MEMFD))
 		return 0;
 	/* Without being asked for. */
-	if (backing != KVMEM_BACKING_GUEST_MEMFD &&
+	if (backing != KVMEM_BACKING_GUEST_MEMFD && !r->clone &&
 	    km_caps_thp(backing == KVMEM_BACKING_MEMFD) == KM_THP_ALWAYS)
 		return 0;
 	return km_fail(EOPNOTSUPP,

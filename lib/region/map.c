@@ -31,19 +31,23 @@ static void *guess(uint64_t bytes, uint64_t align)
 	return bytes < end ? (void *)((end - bytes) & ~(uintptr_t)(align - 1)) : NULL;
 }
 
+/* A clone's huge pages are reserved: a write that found none would end the process. */
 static int map_flags(const struct kvmem_region *r)
 {
-	int flags = r->fd >= 0 ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS;
-
-	return flags | (r->fd < 0 || r->room > r->bytes ? MAP_NORESERVE : 0);
+	if (r->clone)
+		return MAP_PRIVATE | (km_region_page(r) > km_sys_page_size() ? 0 : MAP_NORESERVE);
+	if (r->fd < 0)
+		return MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+	return MAP_SHARED | (r->room > r->bytes ? MAP_NORESERVE : 0);
 }
 
 /* -ENOSPC: it lies where it must not. */
 static int64_t map_near(const struct kvmem_region *r, void *near, uint64_t align, uint8_t **ret)
 {
 	void *p = near;
-	int64_t err = km_sys_mmap_near(r->room, PROT_NONE, map_flags(r), r->fd,
-				       r->fd < 0 ? 0 : r->fd_offset, &p);
+	int fd = r->clone ? r->clone->fd : r->fd;
+	int64_t err = km_sys_mmap_near(r->room, PROT_NONE, map_flags(r), fd,
+				       fd < 0 ? 0 : r->fd_offset, &p);
 
 	*ret = p;
 	if (err < 0 || !((uintptr_t)p & (align - 1)))
@@ -142,16 +146,16 @@ static int64_t give_access(struct kvmem_region *r, uint8_t *at, enum km_mapping 
 	return err < 0 ? err : km_region_open(r, at, r->bytes, which);
 }
 
-static int64_t advise(const struct kvmem_region *r, uint8_t *at)
+int64_t km_region_advise(const struct kvmem_region *r, uint8_t *at, uint64_t bytes)
 {
 	int64_t err = 0;
 
 	if (r->flags & KVMEM_REGION_DONTDUMP)
-		err = km_sys_madvise(at, r->room, MADV_DONTDUMP);
+		err = km_sys_madvise(at, bytes, MADV_DONTDUMP);
 	if (err >= 0 && r->flags & KVMEM_REGION_DONTFORK)
-		err = km_sys_madvise(at, r->room, MADV_DONTFORK);
+		err = km_sys_madvise(at, bytes, MADV_DONTFORK);
 	if (err >= 0 && r->plan.flags & KVMEM_PLAN_THP)
-		km_sys_madvise(at, r->room, MADV_HUGEPAGE); /* a kernel without has base pages */
+		km_sys_madvise(at, bytes, MADV_HUGEPAGE); /* a kernel without has base pages */
 	return err;
 }
 
@@ -168,7 +172,7 @@ int64_t km_region_map(struct kvmem_region *r, enum km_mapping which, uint8_t **r
 		return err;
 	err = give_access(r, at, which);
 	if (err >= 0)
-		err = advise(r, at);
+		err = km_region_advise(r, at, r->room);
 	if (err < 0) {
 		km_sys_munmap(at, r->room);
 		return err;
@@ -194,13 +198,15 @@ static const char *map_hint(const struct kvmem_region *r, int64_t err)
 	case -EAGAIN:
 		return "; memory of this process is locked (mlockall(2)): raise RLIMIT_MEMLOCK";
 	case -ENODEV:
+		if (r->clone)
+			return "; its file system does not map files";
 		return "; the guest_memfd was made without GUEST_MEMFD_FLAG_MMAP: the host cannot map "
 		       "it";
 	case -EPERM:
 		return "; the file is sealed against writing (F_SEAL_WRITE or "
 		       "F_SEAL_FUTURE_WRITE)";
 	case -ENOMEM:
-		return r->plan.backing == KVMEM_BACKING_HUGETLB
+		return km_region_page(r) > km_sys_page_size()
 			       ? "; not enough free huge pages, raise vm.nr_hugepages"
 		       : r->fd < 0
 			       ? "; see RLIMIT_AS, vm.max_map_count, and, which do not hold for a "

@@ -32,6 +32,7 @@ static const struct candidate candidates[] = {
 	{ KVMEM_BACKING_GUEST_MEMFD, KVMEM_SLOT_DIRECT, "guest_memfd in a direct slot" },
 	{ KVMEM_BACKING_HUGETLB, KVMEM_SLOT_HVA, "hugetlb memfd" },
 	{ KVMEM_BACKING_OTHER, KVMEM_SLOT_HVA, "the mapping given" },
+	{ KVMEM_BACKING_CLONE, KVMEM_SLOT_HVA, "clone" },
 };
 
 /* Weights decide when not all can be had together: each outweighs all below it. */
@@ -109,7 +110,8 @@ static const char *lacks_huge(struct asking *a)
 	const char *no = from_cap(a, id);
 	int64_t err;
 
-	if (no)
+	/* A template is there, so there are huge pages: how many are missing tells more. */
+	if (no && !(a->o->flags & KVMEM_REGION_CLONE))
 		return no;
 	if (a->o->bytes % a->huge_size || a->o->reserve % a->huge_size) {
 		snprintf(a->text, sizeof(a->text),
@@ -145,7 +147,9 @@ static const char *exists(struct asking *a, const struct candidate *c)
 		return NULL; /* it is there already */
 	if (is_gmem(c))
 		return exists_gmem(a, c);
-	return c->backing == KVMEM_BACKING_HUGETLB ? exists_hugetlb(a) : NULL;
+	if (c->backing == KVMEM_BACKING_HUGETLB || a->o->page_size > km_sys_page_size())
+		return exists_hugetlb(a); /* of a clone for what it writes, all of it at worst */
+	return NULL;
 }
 
 static const char *can_dirty(struct asking *a, const struct candidate *c)
@@ -253,6 +257,8 @@ static const char *able(struct asking *a, const struct candidate *c, uint64_t bi
 	/* KVM logs what is written through any mapping: that is all that is asked of this one. */
 	if (c->backing == KVMEM_BACKING_OTHER && bit != KVMEM_WANT_DIRTY)
 		return a->own->limits;
+	if (c->backing == KVMEM_BACKING_CLONE)
+		return km_clone_lacks(a->caps, a->o, bit);
 	switch (bit) {
 	case KVMEM_WANT_DIRTY:
 		return can_dirty(a, c);
@@ -370,6 +376,8 @@ static bool allowed(const struct asking *a, const struct candidate *c)
 		return false;
 	if (o->slot_form && o->slot_form != c->form)
 		return false;
+	if (c->backing == KVMEM_BACKING_CLONE)
+		return o->backing;
 	if (c->backing == KVMEM_BACKING_HUGETLB)
 		return o->page_size > km_sys_page_size() || o->backing ||
 		       (o->wants | o->needs) & KVMEM_WANT_HUGE;
@@ -539,6 +547,8 @@ static void fill(struct asking *a, struct kvmem_plan *p, const struct candidate 
 	p->slot_form = c->form;
 	p->bytes = a->o->bytes;
 	p->page_size = c->backing == KVMEM_BACKING_HUGETLB ? a->huge_size : km_sys_page_size();
+	if (c->backing == KVMEM_BACKING_CLONE)
+		p->page_size = a->o->page_size;
 	p->granted = abilities(a, c, asked);
 	p->given_up = a->o->wants & ~p->granted;
 	if (says_thp(a, c, p))
@@ -561,6 +571,12 @@ static const char *why_this(const struct asking *a, const struct candidate *c)
 							 : "the mapping given is one";
 	if (a->o->flags & KVMEM_REGION_FD)
 		return "the file descriptor given is one";
+	if (c->backing == KVMEM_BACKING_CLONE)
+		return a->o->page_size > km_sys_page_size()
+			       ? "a private mapping of the template; huge pages for all that it may "
+				 "write are reserved"
+			       : "a private mapping of the template, whose pages all clones share "
+				 "until they write them";
 	if (a->o->backing)
 		return "it was asked for";
 	if (c->backing == KVMEM_BACKING_ANONYMOUS)
@@ -577,6 +593,8 @@ static void explain(struct asking *a, struct kvmem_plan *p, const struct candida
 {
 	explain_losers(a, p, c);
 	add(p, c->name, ": ", why_this(a, c));
+	if (c->backing == KVMEM_BACKING_CLONE)
+		add(p, c->name, ": ", km_clone_note(a->o));
 	if (p->flags & KVMEM_PLAN_THP)
 		add(p, "transparent huge pages: ",
 		    can_thp(a, c) ? can_thp(a, c)
@@ -634,7 +652,7 @@ static int check_page_size(const struct kvmem_region_opts *o)
 
 #define ALL_FLAGS \
 	(KVMEM_REGION_FD | KVMEM_REGION_OVERLAP | KVMEM_REGION_DONTDUMP | KVMEM_REGION_DONTFORK | \
-	 KVMEM_REGION_MAPPING)
+	 KVMEM_REGION_MAPPING | KVMEM_REGION_CLONE)
 #define ALL_SEALS (KVMEM_SEAL_SEAL | KVMEM_SEAL_SHRINK | KVMEM_SEAL_GROW | KVMEM_SEAL_EXEC)
 
 static int check_reserve(const struct kvmem_region_opts *o)
@@ -692,8 +710,9 @@ static int check_given(const struct kvmem_region_opts *o)
 			       o->content);
 	if (o->flags & KVMEM_REGION_FD)
 		return 0;
-	if (o->fd_offset)
-		return km_fail(EINVAL, "kvmem_region_opts.fd_offset without KVMEM_REGION_FD");
+	if (o->fd_offset && !(o->flags & KVMEM_REGION_CLONE))
+		return km_fail(EINVAL, "kvmem_region_opts.fd_offset without KVMEM_REGION_FD or "
+				       "KVMEM_REGION_CLONE");
 	if (o->flags & KVMEM_REGION_MAPPING)
 		return 0;
 	if (o->content)
@@ -726,13 +745,15 @@ int km_plan_opts(const struct kvmem_region_opts *opts, struct kvmem_region_opts 
 		r = km_flags_check(o->wants, ALL_WANTS, "kvmem_region_opts.wants");
 	if (!r)
 		r = km_flags_check(o->needs, ALL_WANTS, "kvmem_region_opts.needs");
-	if (!r && o->backing > KVMEM_BACKING_OTHER)
+	if (!r && o->backing > KVMEM_BACKING_CLONE)
 		r = km_fail(EINVAL, "kvmem_region_opts.backing %" PRIu32 " is unknown", o->backing);
 	if (!r && o->slot_form > KVMEM_SLOT_DIRECT)
 		r = km_fail(EINVAL, "kvmem_region_opts.slot_form %" PRIu32 " is unknown",
 			    o->slot_form);
 	if (!r && o->reserved)
 		r = km_fail(EINVAL, "kvmem_region_opts.reserved must be 0");
+	if (!r)
+		r = km_clone_opts(o);
 	if (!r)
 		r = check_given(o);
 	if (!r)

@@ -98,6 +98,19 @@ void km_policies_free(struct kvmem_region *r)
 	}
 }
 
+bool km_policy_part(const struct km_policy *p, uint64_t offset, uint64_t end,
+		    struct km_policy *ret_part)
+{
+	uint64_t p_end = p->offset + p->bytes;
+
+	if (p_end <= offset || p->offset >= end)
+		return false;
+	*ret_part = *p;
+	ret_part->offset = p->offset > offset ? p->offset : offset;
+	ret_part->bytes = km_min(p_end, end) - ret_part->offset;
+	return true;
+}
+
 int64_t km_policy_bind(uint8_t *base, const struct km_policy *p)
 {
 	bool none = p->mode == KM_MPOL_DEFAULT;

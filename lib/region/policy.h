@@ -37,6 +37,10 @@ const struct km_policy *km_policy_at(const struct kvmem_region *r, uint64_t offs
 void km_policy_put(struct kvmem_region *r, struct km_policy *new, struct km_policy *spare);
 void km_policies_free(struct kvmem_region *r);
 
+/* What of a policy lies in [offset, end); false: nothing. */
+bool km_policy_part(const struct km_policy *p, uint64_t offset, uint64_t end,
+		    struct km_policy *ret_part);
+
 /* mbind() of the policy's range in a mapping of the region that begins at base; -errno. */
 int64_t km_policy_bind(uint8_t *base, const struct km_policy *p);
 

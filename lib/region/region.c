@@ -20,6 +20,8 @@ static int make_plan(struct kvmem_vm *vm, const struct kvmem_region_opts *opts,
 		r = km_mapping_kind(o, mapping);
 	else if (!r && o->flags & KVMEM_REGION_FD)
 		r = km_adopt_kind(o);
+	else if (!r && o->flags & KVMEM_REGION_CLONE)
+		r = km_clone_kind(o);
 	if (!r && !vm)
 		r = km_caps_create(-1, -1, 0, &own);
 	if (r)
@@ -70,6 +72,7 @@ static void destroy(struct kvmem_region *r)
 		km_region_unmap(r, r->base);
 	km_sys_close(r->private_fd);
 	km_sys_close(r->fd);
+	km_clone_free(r->clone);
 	pthread_mutex_destroy(&r->lock);
 	km_sys_free(r);
 }
@@ -84,12 +87,19 @@ static int map_region(struct kvmem_region *r, const struct kvmem_region_opts *o)
 		err = km_region_map(r, KM_MAPPING_GUEST, &r->base);
 	if (err < 0)
 		return km_region_map_fail(r, "mapping it", err);
+	if (r->clone)
+		r->clone->fd = -1;
 	km_registry_mapped(r);
 	return 0;
 }
 
+/* Holes of a template too: a page that is zero is PRESENT as well, and nothing has to be asked. */
 static int find_pages(struct kvmem_region *r)
 {
+	if (r->clone) {
+		km_presence_publish(&r->presence, 0, r->presence.pages, KM_PRESENT);
+		return 0;
+	}
 	if (r->own_mapping && (r->own.limits || (r->fd < 0 && !r->ignore_existing)))
 		return km_mapping_presence(r);
 	return r->adopted && !r->ignore_existing ? km_adopt_presence(r) : 0;
@@ -101,7 +111,7 @@ static int build(struct kvmem_region *r, const struct kvmem_region_opts *o)
 
 	/* What is refused is refused before the file is opened once more: closing that again would
 	 * drop the record locks that the process has on it. */
-	if (r->adopted)
+	if (r->adopted || r->clone)
 		r->fd_offset = o->fd_offset;
 	if (r->adopted || r->own_mapping)
 		err = km_registry_add_given(r, r->adopted ? o->fd : -1, o->mapping);
@@ -146,8 +156,13 @@ int kvmem_region_create(struct kvmem_vm *vm, const struct kvmem_region_opts *opt
 		r->own_mapping = o.flags & KVMEM_REGION_MAPPING;
 		r->ignore_existing = o.content == KVMEM_CONTENT_IGNORE;
 		r->page_shift = (unsigned int)__builtin_ctzll(r->plan.page_size);
-		err = build(r, &o);
+		if (o.flags & KVMEM_REGION_CLONE)
+			r->clone = km_clone_new(o.fd);
+		if (o.flags & KVMEM_REGION_CLONE && !r->clone)
+			err = km_fail(ENOMEM, "region: no memory");
 	}
+	if (!err)
+		err = build(r, &o);
 	if (err) {
 		destroy(r);
 		return err;
@@ -201,6 +216,11 @@ int kvmem_region_free(struct kvmem_region *region)
 
 int km_region_fill_check(const struct kvmem_region *r, const char *what)
 {
+	if (r->clone)
+		return km_fail(EOPNOTSUPP,
+			       "%s: the region is a clone: all of its pages have content, the "
+			       "template's or its own, and none can be filled",
+			       what);
 	if (!r->own.limits)
 		return 0;
 	return km_fail(
@@ -239,7 +259,8 @@ int kvmem_region_fd(const struct kvmem_region *region)
 		return km_fail(EINVAL, "kvmem_region_fd: region is NULL");
 	if (region->fd < 0)
 		return km_fail(ENODEV, "kvmem_region_fd: %s",
-			       region->own.limits
+			       region->clone ? "a clone has no file, its template is the caller's"
+			       : region->own.limits
 				       ? "the region is a mapping that was given without one"
 				       : "anonymous memory has no file descriptor");
 	return region->fd;

@@ -16,6 +16,7 @@
 #include <kvmem/region.h>
 
 #include "base/base.h"
+#include "region/clone.h"
 #include "region/exists.h"
 #include "region/mapping.h"
 #include "region/policy.h"
@@ -31,11 +32,12 @@ struct kvmem_region {
 	uint64_t room;		/* bytes of its file and its mappings: it can grow to them */
 	bool locked;		/* mlockall() was in force when it was mapped */
 	unsigned int page_shift;
-	int fd;		/* ours; -1 for anonymous memory */
+	int fd;		/* ours; -1 for anonymous memory and clones */
 	int private_fd; /* guest_memfd of private pages beside fd's shared ones; else -1 */
 	uint64_t fd_offset;
-	void *arg;	   /* the caller's word */
-	uint32_t flags;	   /* KVMEM_REGION_* */
+	struct km_clone *clone; /* NULL: the region is none */
+	void *arg;		/* the caller's word */
+	uint32_t flags;		/* KVMEM_REGION_* */
 	bool adopted;	   /* the file was the caller's: of others' making, maybe of their user */
 	bool own_mapping;  /* the mapping is the caller's, and stays his */
 	struct km_own own; /* then: what it is */
@@ -75,7 +77,7 @@ static inline bool km_region_is_shared(const struct kvmem_region *r)
 	return r->own_mapping ? r->own.shared : r->fd >= 0;
 }
 
-/* -EOPNOTSUPP of a mapping given whose pages cannot be filled or taken out. */
+/* -EOPNOTSUPP of a clone, and of a mapping given whose pages cannot be filled or taken out. */
 int km_region_fill_check(const struct kvmem_region *r, const char *what);
 
 /*
@@ -112,6 +114,8 @@ int64_t km_region_open(const struct kvmem_region *r, uint8_t *at, uint64_t bytes
 void km_region_close(uint8_t *at, uint64_t bytes);
 /* Huge pages for bytes of the region that no mapping has asked the kernel for yet. */
 int64_t km_region_reserve_huge(const struct kvmem_region *r, uint64_t offset, uint64_t bytes);
+/* What madvise(2) is told of the mappings of a region. -errno. */
+int64_t km_region_advise(const struct kvmem_region *r, uint8_t *at, uint64_t bytes);
 void km_region_unmap(const struct kvmem_region *r, uint8_t *at); /* NULL: nothing */
 int km_region_map_fail(const struct kvmem_region *r, const char *what, int64_t err);
 
@@ -128,6 +132,10 @@ bool km_region_is_attached(const struct kvmem_region *r);
 /* A file descriptor given: sets backing and page_size to what it is; and, mapped, which pages it
  * has. */
 int km_adopt_kind(struct kvmem_region_opts *o);
+/* Told by its file system: a regular file's enum kvmem_backing, or 0 for one that is none of them. */
+uint32_t km_file_kind(int fd, const struct stat *st);
+/* Sets page_size: of a file of `size` bytes in pages of `page` it is what the options ask for. */
+int km_file_range(struct kvmem_region_opts *o, uint64_t page, uint64_t size);
 int km_adopt_presence(struct kvmem_region *r);
 
 #endif

@@ -82,6 +82,55 @@ TEST(what_was_written_is_read)
 }
 END
 
+/* The data of an image without a parent are a template; what a clone has made of them is a difference to it. */
+TEST(a_clone_of_the_data_and_its_difference)
+{
+	struct kvmem_region_opts o = KVMEM_REGION_OPTS_INIT;
+	struct kvmem_image *full, *diff;
+	bool changed[BYTES / PAGE] = { false };
+	struct kvmem_image_writer *w;
+	unsigned long long seed = 11;
+	struct kvmem_region *ram;
+	uint8_t *m, *at;
+
+	enter_folder();
+	m = model_new(BYTES, &seed);
+	save_model("full", m, BYTES, 0);
+	full = open_image("full.kvmem");
+	o.bytes = BYTES;
+	o.flags = KVMEM_REGION_CLONE;
+	o.fd = open("full", O_RDONLY | O_CLOEXEC);
+	must(kvmem_region_create(NULL, &o, &ram));
+	close(o.fd);
+	at = kvmem_region_base(ram);
+	ck_assert_int_eq(memcmp(at, m, BYTES), 0);
+	for (unsigned int i = 0; i < 300; i++) {
+		uint64_t page = harness_random(&seed) % (BYTES / PAGE);
+
+		changed[page] = true;
+		if (i % 3)
+			fill_page(at + page * PAGE, page, 2);
+		else
+			must(kvmem_region_discard(ram, page * PAGE, PAGE));
+	}
+	w = create("diff", full, 0, 0);
+	for (uint64_t page = 0; page < BYTES / PAGE; page++)
+		if (changed[page])
+			must(kvmem_image_write(w, page * PAGE, at + page * PAGE, PAGE));
+	must(kvmem_image_commit(w, NULL));
+	diff = open_image("diff.kvmem");
+	check_model(diff, at, BYTES);
+	/* Nothing of it is in the template. */
+	check_model(full, m, BYTES);
+	must(kvmem_image_verify(full, NULL, NULL));
+	must(kvmem_region_free(ram));
+	must(kvmem_image_close(diff));
+	must(kvmem_image_close(full));
+	free(m);
+	leave_folder();
+}
+END
+
 /* The last word on a page counts, also where it was data in this image before. */
 TEST(pages_are_written_again)
 {
@@ -873,10 +922,11 @@ TEST(few_descriptors)
 }
 END
 
-HARNESS_MAIN(T(what_was_written_is_read), T(pages_are_written_again),
-	     T(a_chain_has_what_its_last_link_says), T(two_mebibytes_become_zero),
-	     T(parents_in_other_folders), T(a_parent_that_is_not_the_one),
-	     T(what_is_there_is_not_touched), T(an_image_is_replaced), T(data_of_others_stay),
+HARNESS_MAIN(T(what_was_written_is_read), T(a_clone_of_the_data_and_its_difference),
+	     T(pages_are_written_again), T(a_chain_has_what_its_last_link_says),
+	     T(two_mebibytes_become_zero), T(parents_in_other_folders),
+	     T(a_parent_that_is_not_the_one), T(what_is_there_is_not_touched),
+	     T(an_image_is_replaced), T(data_of_others_stay),
 	     T(an_image_is_opened_while_it_is_replaced), T(a_difference_to_what_is_no_longer_there),
 	     T(files_may_not_be_so_long), T(an_image_in_use_is_locked),
 	     T(raw_files_by_the_callers_word), T(several_threads_write_and_read),

@@ -41,7 +41,9 @@ static void open_region(struct rig *rig, const struct rig_opts *o)
 	ro.mapping = o->mapping;
 	ro.fd = o->fd;
 	ro.reserve = o->reserve;
-	ro.flags = (o->mapping ? KVMEM_REGION_MAPPING : 0) | (o->fd ? KVMEM_REGION_FD : 0);
+	ro.flags = o->mapping ? KVMEM_REGION_MAPPING : 0;
+	if (o->fd)
+		ro.flags |= o->clone ? KVMEM_REGION_CLONE : KVMEM_REGION_FD;
 	ck_ok(kvmem_region_create(rig->vm, &ro, &rig->ram));
 	rig->base = kvmem_region_base(rig->ram);
 	if (o->own_slot) {

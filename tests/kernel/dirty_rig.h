@@ -47,6 +47,7 @@ struct rig_opts {
 	bool not_started;
 	void *mapping; /* the caller's, of `bytes`; then fd is its descriptor, or 0 */
 	int fd;
+	bool clone;	  /* fd is the template; the copy begins as zeros all the same */
 	uint64_t reserve; /* that the region can grow to */
 	bool own_slot;	  /* set by the VMM, and told to the library */
 };

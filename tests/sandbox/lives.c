@@ -812,6 +812,35 @@ static void private_life(void)
 	MUST(kvmem_vm_free, vm);
 }
 
+/* A clone: pages of it are discarded, and its template is not touched. */
+static void clone_life(void)
+{
+	struct kvmem_region_opts o = KVMEM_REGION_OPTS_INIT;
+	unsigned long nodes[16];
+	struct kvmem_region *r;
+
+	o.fd = memfd_create("template", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (o.fd < 0 || pwrite(o.fd, content, BYTES, 0) != (ssize_t)BYTES ||
+	    fcntl(o.fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_WRITE))
+		life_fail(LIFE_SETUP, "no template");
+	life_phase(LIFE_CREATE);
+	o.bytes = BYTES;
+	o.flags = KVMEM_REGION_CLONE | KVMEM_REGION_DONTDUMP;
+	MUST(kvmem_region_create, NULL, &o, &r);
+	MUST(kvmem_numa_nodes, nodes, 1024);
+	MUST(kvmem_region_set_policy, r, 0, BYTES, KVMEM_POLICY_BIND, nodes, 1024,
+	     KVMEM_POLICY_FUTURE);
+	life_phase(LIFE_RUN);
+	expect(r, 0, 40);
+	MUST(kvmem_region_discard, r, 0, 8 * PAGE);
+	MUST(kvmem_region_discard, r, 4 * PAGE, 8 * PAGE);
+	if (peek(r, 3) || peek(r, 11))
+		life_fail(LIFE_WRONG, "a discarded page is not zero");
+	life_phase(LIFE_STOP);
+	MUST(kvmem_region_free, r);
+	close(o.fd);
+}
+
 const struct life lives[] = {
 	{ "guest_memfd", guest_memfd_life },
 	{ "memfd", memfd_life },
@@ -822,6 +851,7 @@ const struct life lives[] = {
 	{ "own", own_life },
 	{ "grow", grow_life },
 	{ "private", private_life },
+	{ "clone", clone_life },
 };
 
 const size_t life_count = sizeof(lives) / sizeof(lives[0]);
