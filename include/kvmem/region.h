@@ -331,6 +331,45 @@ enum kvmem_page_state {
 KVMEM_API int kvmem_region_next_run(const struct kvmem_region *region, uint64_t from,
 				    struct kvmem_run *ret_run, uint32_t *ret_state);
 
+/* What would be read from pages, as far as it is known without touching them. */
+enum kvmem_stored_kind {
+	KVMEM_STORED_ZERO = 0, /* zeros, and mostly no memory */
+	KVMEM_STORED_DATA = 1, /* memory: its content has to be read */
+	KVMEM_STORED_ABSENT =
+		2, /* a pager has the region and has not filled them: its source's content */
+	KVMEM_STORED_POISONED = 3, /* could not be filled: no content, and reading them fails */
+};
+
+struct kvmem_stored {
+	uint64_t offset; /* bytes into the region */
+	uint64_t bytes;
+	uint32_t kind; /* enum kvmem_stored_kind */
+	uint32_t reserved;
+};
+
+/**
+ * kvmem_region_stored() - what memory holds of a range, from the record and from the kernel, without touching it.
+ *
+ * For saving and sending memory. Stores up to `count` runs that follow each other from `offset` on, neighbours of one
+ * kind merged, and returns how many; a further call goes on behind the last. Pages that nobody has filled, and that no
+ * pager would, are DATA where the guest or the VMM has written to them, and ZERO else. Where the kernel does not tell
+ * whether there is memory, it is DATA. What is written or filled meanwhile may show or not. offset and bytes are
+ * multiples of the base page. Errors: -EINVAL, -ERANGE, -EIO, -ENOMEM, -EMFILE. May be called from any thread.
+ */
+KVMEM_API int64_t kvmem_region_stored(struct kvmem_region *region, uint64_t offset, uint64_t bytes,
+				      struct kvmem_stored *runs, size_t count);
+
+/**
+ * kvmem_region_read() - copy bytes of a region into buf.
+ *
+ * As a load would, only that what cannot be read (a poisoned page, private memory, a truncated file) is -EFAULT
+ * instead of SIGBUS. Absent pages of a region that a pager serves are waited for; where its userfaultfd takes faults
+ * of user mode alone, they are -EFAULT. Errors: -EINVAL, -ERANGE, -EFAULT, -ENOMEM, -EMFILE. May be called from any
+ * thread, but not from one that answers page faults.
+ */
+KVMEM_API int kvmem_region_read(struct kvmem_region *region, uint64_t offset, void *buf,
+				uint64_t bytes);
+
 #define KVMEM_ATTRIBUTE_PRIVATE (1u << 3) /* KVM_MEMORY_ATTRIBUTE_PRIVATE */
 
 /**

@@ -161,6 +161,7 @@ static void null_of_memory(void)
 	struct kvmem_source *s;
 	struct kvmem_region *r;
 	unsigned long node = 1;
+	struct kvmem_stored stored;
 	struct kvmem_run run;
 	uint32_t state;
 
@@ -186,6 +187,10 @@ static void null_of_memory(void)
 	NONE(kvmem_region_next_run(NULL, 0, &run, &state));
 	NONE(kvmem_region_next_run(t.ram, 0, NULL, &state));
 	NONE(kvmem_region_next_run(t.ram, 0, &run, NULL));
+	NONE(kvmem_region_stored(NULL, 0, PAGE, &stored, 1));
+	NONE(kvmem_region_stored(t.ram, 0, PAGE, NULL, 1));
+	NONE(kvmem_region_read(NULL, 0, &stored, 8));
+	NONE(kvmem_region_read(t.ram, 0, NULL, 8));
 	NONE(kvmem_region_set_attributes(NULL, 0, PAGE, 0));
 	NONE(kvmem_region_set_policy(NULL, 0, PAGE, KVMEM_POLICY_BIND, &node, 64, 0));
 	NONE(kvmem_region_set_policy(t.ram, 0, PAGE, KVMEM_POLICY_BIND, NULL, 64, 0));

@@ -391,12 +391,14 @@ static void look(struct machine *m)
 	struct kvmem_translation t = KVMEM_TRANSLATION_INIT;
 	struct kvmem_attachment a[4];
 	struct kvmem_run run;
+	uint8_t word[8];
 	uint32_t state;
 
 	MUST(kvmem_vm_translate, m->vm, 0, GPA + PAGE, 8, &t);
 	MUST(kvmem_region_attachments, m->ram, 0, BYTES, a, 4);
 	MUST(kvmem_region_next_missing, m->ram, 0, &run);
 	MUST(kvmem_region_next_run, m->ram, 0, &run, &state);
+	MUST(kvmem_region_read, m->ram, 0, word, sizeof(word));
 	VOID(kvmem_region_base, m->ram);
 	VOID(kvmem_region_bytes, m->ram);
 	VOID(kvmem_region_arg, m->ram);
@@ -425,6 +427,7 @@ static void look_at_caps(const struct kvmem_caps *caps)
 /* All that has to do with a VM and memory that the plan chooses, or that is asked for by kind. */
 static void vm_life(uint32_t backing, uint32_t mode)
 {
+	struct kvmem_stored stored;
 	struct kvmem_region_opts o = KVMEM_REGION_OPTS_INIT;
 	struct kvmem_placement place = KVMEM_PLACEMENT_INIT;
 	struct kvmem_plan plan = KVMEM_PLAN_INIT;
@@ -451,6 +454,7 @@ static void vm_life(uint32_t backing, uint32_t mode)
 	place.nodes = node_pages;
 	place.node_count = 1024;
 	MUST(kvmem_region_placement, m.ram, 0, BYTES, &place);
+	MUST(kvmem_region_stored, m.ram, 0, BYTES, &stored, 1);
 	CALL(kvmem_region_check_huge, m.ram, 0, BYTES, GPA);
 	d = make_dirty(&m, mode);
 	MUST(kvmem_region_attach, m.ram, 0, BYTES, GPA, KVMEM_SLOT_ANY, 0, &slot);
