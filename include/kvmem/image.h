@@ -13,6 +13,7 @@
  */
 
 #include <kvmem/base.h>
+#include <kvmem/dirty.h>
 #include <kvmem/source.h>
 
 KVMEM_BEGIN_DECLS
@@ -244,6 +245,53 @@ KVMEM_API int kvmem_image_commit(struct kvmem_image_writer *writer, struct kvmem
 
 /** kvmem_image_abort() - give it up: nothing is left of it. NULL is allowed. One thread at a time per object. */
 KVMEM_API void kvmem_image_abort(struct kvmem_image_writer *writer);
+
+/* ---- saving a guest ---- */
+
+/*
+ * Pages that a pager has not filled yet are the parent's: the source that it fills them from is the parent image, or
+ * has the same content. Without it they are filled first, and stored.
+ */
+#define KVMEM_IMAGE_ABSENT_FROM_PARENT (1u << 0)
+
+struct kvmem_image_save_opts {
+	uint32_t size;
+	uint32_t flags;	   /* KVMEM_IMAGE_ABSENT_FROM_PARENT */
+	uint32_t threads;  /* that read, check and write; 0: as many as CPUs, at most 4 */
+	uint32_t reserved; /* 0 */
+	/* Called now and then in the calling thread; non-zero cancels. It must not use the writer. NULL is allowed. */
+	int (*progress)(void *arg, const struct kvmem_image_progress *progress);
+	void *arg;
+};
+
+#define KVMEM_IMAGE_SAVE_OPTS_INIT KVMEM_INIT_(struct kvmem_image_save_opts)
+
+struct kvmem_image_save_result {
+	uint32_t size;
+	uint32_t threads;      /* that there were */
+	uint64_t bytes_data;   /* stored */
+	uint64_t bytes_zero;   /* zero: known without reading, or found */
+	uint64_t bytes_absent; /* left to the parent */
+	uint64_t ns;
+};
+
+#define KVMEM_IMAGE_SAVE_RESULT_INIT KVMEM_INIT_(struct kvmem_image_save_result)
+
+/**
+ * kvmem_image_save() - what memory holds, all of it or what a dirty batch has, into an image that is being made.
+ *
+ * regions[i] is the memory of the image's region i, of the same length. The guest is stopped meanwhile: a page that is
+ * written while it is read has any mixture of both contents. batch NULL: all of the regions; else the runs of the
+ * batch, which is committed (kvmem_dirty_commit()) and has no other regions. The batch is taken, also when the call
+ * fails: kvmem_image_commit() frees it when it succeeds. When anything fails, or the image is given up, it is given
+ * back to its reader, whose next harvest has its pages again. ret_result may be NULL. Errors: -EINVAL, -EIO (a poisoned
+ * page), -EFAULT (memory that cannot be read), -EPERM (the batch is not committed), -ECANCELED, -ENOSPC, -EFBIG,
+ * -ENOMEM, -EAGAIN (no thread); the writer can only be given up then. One thread at a time per object.
+ */
+KVMEM_API int kvmem_image_save(struct kvmem_image_writer *writer,
+			       struct kvmem_region *const *regions, uint32_t region_count,
+			       struct kvmem_batch *batch, const struct kvmem_image_save_opts *opts,
+			       struct kvmem_image_save_result *ret_result);
 
 KVMEM_END_DECLS
 

@@ -17,6 +17,8 @@
  *	source.c	its content as a source
  *	store.c		the index of a new image
  *	writer.c	an image that is being made, and its commit
+ *	save_next.c	what of a guest's memory is to be saved, piece by piece
+ *	save.c		threads that do it
  */
 
 #include <pthread.h>
@@ -24,6 +26,7 @@
 #include <stdbool.h>
 
 #include <kvmem/image.h>
+#include <kvmem/region.h>
 
 #include "image/format.h"
 
@@ -184,6 +187,10 @@ struct kvmem_image_writer {
 	uint32_t region_count;
 	struct kvmem_image *parent;
 	struct ki_new_file data;
+	int direct; /* the data, opened with O_DIRECT; -1: not */
+	_Atomic bool saving, save_failed;
+	struct kvmem_batch **batches; /* freed by the commit, else given back */
+	uint32_t batch_count;
 	pthread_mutex_t lock;		  /* blocks that are made, blobs */
 	struct ki_entry *_Atomic *blocks; /* of spans that something was written to */
 	struct ki_new_blob blobs[KI_MAX_BLOBS];
@@ -195,6 +202,47 @@ static inline uint32_t ki_writer_layer(const struct kvmem_image_writer *w)
 {
 	return w->parent ? w->parent->index.super.layers : 0;
 }
+
+/* Whole pages; buf NULL: zeros. *stored counts pages that were not zero. */
+int ki_writer_put(struct kvmem_image_writer *w, uint64_t page, uint64_t count, const char *buf,
+		  uint64_t *stored);
+/* From now on it is the writer's. */
+int ki_writer_take_batch(struct kvmem_image_writer *w, struct kvmem_batch *batch);
+/* Large writes from aligned memory go past the page cache, where the file system lets them. */
+void ki_writer_go_direct(struct kvmem_image_writer *w);
+
+/* ---- save_next.c ---- */
+
+#define KI_PIECE (1u << 20) /* most bytes of data that are read at once */
+#define KI_RUNS	 256u
+
+/* Neighbouring pages of one kind. */
+struct ki_piece {
+	struct kvmem_region *region;
+	uint64_t from;	/* bytes into the region */
+	uint64_t to;	/* bytes into the image */
+	uint64_t bytes; /* of DATA at most KI_PIECE */
+	uint32_t kind;	/* enum kvmem_stored_kind */
+};
+
+struct ki_next {
+	struct kvmem_image_writer *w;
+	struct kvmem_region *const *regions;
+	struct kvmem_batch *batch;
+	uint32_t region;  /* that is at */
+	uint64_t at, end; /* in it: what is left of a run to be saved */
+	struct kvmem_run dirty[KI_RUNS];
+	uint32_t dirty_at, dirty_count;
+	struct kvmem_stored stored[KI_RUNS]; /* of the region, in order */
+	uint32_t stored_at, stored_count;
+	struct kvmem_run record; /* what its record says of pages around */
+	uint32_t record_state;
+	bool paged; /* a pager would fill what is absent */
+};
+
+int ki_next_begin(struct ki_next *n);
+/* 1: a piece; 0: that was all. One thread at a time. */
+int ki_next_piece(struct ki_next *n, struct ki_piece *ret);
 
 /* ---- store.c ---- */
 

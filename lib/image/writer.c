@@ -23,8 +23,13 @@ static void destroy(struct kvmem_image_writer *w)
 		free((void *)w->blocks[i]);
 	for (uint32_t i = 0; i < w->blob_count; i++)
 		free(w->blobs[i].content);
+	for (uint32_t i = 0; i < w->batch_count; i++)
+		kvmem_batch_return(w->batches[i]);
+	free((void *)w->batches);
 	if (w->parent)
 		atomic_fetch_sub(&w->parent->users, 1);
+	if (w->direct >= 0)
+		close(w->direct);
 	ki_new_file_end(&w->data);
 	if (w->place.dir >= 0)
 		ki_place_close(&w->place);
@@ -145,7 +150,7 @@ int kvmem_image_create(const char *path, const struct kvmem_image_create_opts *o
 	if (!w)
 		return ki_fail(ENOMEM, "kvmem_image_create: no memory");
 	pthread_mutex_init(&w->lock, NULL);
-	w->place.dir = w->data.fd = -1;
+	w->place.dir = w->data.fd = w->direct = -1;
 	w->flags = o.flags;
 	w->parent = o.parent;
 	if (w->parent)
@@ -216,12 +221,23 @@ static int set_zero(struct kvmem_image_writer *w, struct ki_entry *e, uint64_t p
 	return 0;
 }
 
+#define DIRECT_BYTES (64u << 10) /* less than that is faster through the page cache */
+
+static int put_data(const struct kvmem_image_writer *w, uint64_t at, const char *buf,
+		    uint64_t bytes)
+{
+	if (w->direct >= 0 && bytes >= DIRECT_BYTES && !((uintptr_t)buf % KI_PAGE) &&
+	    pwrite(w->direct, buf, bytes, (off_t)at) == (ssize_t)bytes)
+		return 0;
+	/* A file system that wants more alignment, an error or an end in the middle: once more, and it says what it is. */
+	return ki_write_at(w->data.fd, at, buf, bytes, "kvmem_image_write: the data");
+}
+
 static int set_data(struct kvmem_image_writer *w, struct ki_entry *e, uint64_t page, uint64_t count,
 		    const char *buf)
 {
 	uint32_t self = ki_writer_layer(w) + 1;
-	int r = ki_write_at(w->data.fd, page << KI_PAGE_SHIFT, buf, count << KI_PAGE_SHIFT,
-			    "kvmem_image_write: the data");
+	int r = put_data(w, page << KI_PAGE_SHIFT, buf, count << KI_PAGE_SHIFT);
 
 	for (uint64_t i = 0; !r && i < count; i++)
 		e[i] = (struct ki_entry){ .place = self,
@@ -231,7 +247,7 @@ static int set_data(struct kvmem_image_writer *w, struct ki_entry *e, uint64_t p
 
 /* Pages of one span: runs of data, and runs of zeros. */
 static int write_span(struct kvmem_image_writer *w, struct ki_entry *e, uint64_t page,
-		      uint64_t count, const char *buf)
+		      uint64_t count, const char *buf, uint64_t *stored)
 {
 	int r = 0;
 
@@ -242,6 +258,7 @@ static int write_span(struct kvmem_image_writer *w, struct ki_entry *e, uint64_t
 			if (ki_is_zero(buf + (n << KI_PAGE_SHIFT), KI_PAGE) != zero)
 				break;
 		r = zero ? set_zero(w, e, page, n) : set_data(w, e, page, n, buf);
+		*stored += zero ? 0 : n;
 	}
 	return r;
 }
@@ -263,8 +280,14 @@ static int check_range(const struct kvmem_image_writer *w, const char *call, uin
 	return 0;
 }
 
-/* buf NULL: zeros. */
-static int write_pages(struct kvmem_image_writer *w, uint64_t page, uint64_t count, const char *buf)
+/* Pages that are zero as long as nothing is written to them: of a span without a block, and no parent. */
+static bool is_zero_already(const struct kvmem_image_writer *w, uint64_t span)
+{
+	return !w->parent && !atomic_load_explicit(&w->blocks[span], memory_order_acquire);
+}
+
+int ki_writer_put(struct kvmem_image_writer *w, uint64_t page, uint64_t count, const char *buf,
+		  uint64_t *stored)
 {
 	int r = 0;
 
@@ -273,10 +296,13 @@ static int write_pages(struct kvmem_image_writer *w, uint64_t page, uint64_t cou
 		struct ki_entry *e;
 
 		n = ki_min(count, KI_BLOCK_PAGES - in);
+		if (!buf && is_zero_already(w, page / KI_BLOCK_PAGES))
+			continue;
 		r = block_of(w, page / KI_BLOCK_PAGES, &e);
 		if (r)
 			break;
-		r = buf ? write_span(w, e + in, page, n, buf) : set_zero(w, e + in, page, n);
+		r = buf ? write_span(w, e + in, page, n, buf, stored)
+			: set_zero(w, e + in, page, n);
 		if (buf)
 			buf += n << KI_PAGE_SHIFT;
 	}
@@ -287,17 +313,44 @@ int kvmem_image_write(struct kvmem_image_writer *writer, uint64_t offset, const 
 		      uint64_t bytes)
 {
 	int r = check_range(writer, "kvmem_image_write", offset, bytes);
+	uint64_t stored = 0;
 
 	if (!r && !buf)
 		r = ki_fail(EINVAL, "kvmem_image_write: buf is NULL");
-	return r ? r : write_pages(writer, offset >> KI_PAGE_SHIFT, bytes >> KI_PAGE_SHIFT, buf);
+	return r ? r
+		 : ki_writer_put(writer, offset >> KI_PAGE_SHIFT, bytes >> KI_PAGE_SHIFT, buf,
+				 &stored);
 }
 
 int kvmem_image_write_zero(struct kvmem_image_writer *writer, uint64_t offset, uint64_t bytes)
 {
 	int r = check_range(writer, "kvmem_image_write_zero", offset, bytes);
 
-	return r ? r : write_pages(writer, offset >> KI_PAGE_SHIFT, bytes >> KI_PAGE_SHIFT, NULL);
+	return r ? r
+		 : ki_writer_put(writer, offset >> KI_PAGE_SHIFT, bytes >> KI_PAGE_SHIFT, NULL,
+				 NULL);
+}
+
+void ki_writer_go_direct(struct kvmem_image_writer *w)
+{
+	char proc[40];
+
+	if (w->direct >= 0)
+		return;
+	snprintf(proc, sizeof(proc), "/proc/self/fd/%d", w->data.fd);
+	w->direct = open(proc, O_WRONLY | O_DIRECT | O_CLOEXEC);
+}
+
+int ki_writer_take_batch(struct kvmem_image_writer *w, struct kvmem_batch *batch)
+{
+	struct kvmem_batch **more = realloc((void *)w->batches,
+					    (w->batch_count + 1) * sizeof(*more));
+
+	if (!more)
+		return ki_fail(ENOMEM, "kvmem_image_save: no memory");
+	w->batches = more;
+	more[w->batch_count++] = batch;
+	return 0;
 }
 
 /* ---- blobs ---- */
@@ -460,12 +513,19 @@ int kvmem_image_commit(struct kvmem_image_writer *writer, struct kvmem_image_id 
 
 	if (!writer)
 		return ki_fail(EINVAL, "kvmem_image_commit: writer is NULL");
-	if (getrandom(id, sizeof(id), 0) != sizeof(id))
+	if (writer->saving)
+		return ki_fail(EBUSY, "kvmem_image_commit: kvmem_image_save() is not over");
+	if (writer->save_failed)
+		r = ki_fail(EINVAL, "kvmem_image_commit: kvmem_image_save() has failed: the image "
+				    "would lack pages");
+	else if (getrandom(id, sizeof(id), 0) != sizeof(id))
 		r = ki_fail(errno, "kvmem_image_commit: getrandom(): %m");
 	else
 		r = publish(writer, id);
 	if (!r && ret_id)
 		memcpy(ret_id->bytes, id, sizeof(id));
+	for (; !r && writer->batch_count; writer->batch_count--)
+		kvmem_batch_free(writer->batches[writer->batch_count - 1]);
 	destroy(writer);
 	return r;
 }

@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+/*
+ * A guest's memory into an image. Each thread copies a piece out of the memory, and what it has copied is what it checks
+ * for zeros, sums and writes: were the memory written from directly, a page that somebody changes meanwhile would have
+ * a wrong sum, and be lost.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "image/internal.h"
+
+#define MOST_THREADS 64u
+#define MOST_PIECES \
+	64u /* that a thread takes at once: pages that are dirty are mostly single ones */
+
+struct save {
+	struct kvmem_image_writer *w;
+	struct kvmem_image_save_opts o;
+	struct kvmem_image_save_result result;
+	pthread_mutex_t lock; /* what follows */
+	struct ki_next next;
+	uint64_t done, total; /* bytes */
+	int err;	      /* the first error, and what was said of it */
+	char detail[512];
+};
+
+/* What a thread has taken. */
+struct job {
+	struct ki_piece pieces[MOST_PIECES];
+	uint32_t count;
+	char *buf; /* KI_PIECE */
+	uint64_t data, zero, absent;
+};
+
+/* ---- jobs ---- */
+
+static bool is_copied(const struct save *s, const struct ki_piece *p)
+{
+	return p->kind == KVMEM_STORED_DATA ||
+	       (p->kind == KVMEM_STORED_ABSENT && !(s->o.flags & KVMEM_IMAGE_ABSENT_FROM_PARENT));
+}
+
+/* Pieces that fit into the buffer together. 1, or 0 at the end. */
+static int take(struct save *s, struct job *j)
+{
+	uint64_t room = KI_PIECE;
+	int r = 1;
+
+	j->count = 0;
+	while (j->count < MOST_PIECES && room >= KI_PIECE / 2) {
+		struct ki_piece *p = &j->pieces[j->count];
+
+		r = ki_next_piece(&s->next, p);
+		if (r <= 0)
+			break;
+		j->count++;
+		if (!is_copied(s, p))
+			continue;
+		if (p->bytes > room) { /* the rest of it comes next */
+			s->next.at -= p->bytes - room;
+			p->bytes = room;
+		}
+		room -= p->bytes;
+	}
+	return r < 0 ? r : j->count != 0;
+}
+
+static int save_piece(struct save *s, struct job *j, const struct ki_piece *p)
+{
+	uint64_t page = p->to >> KI_PAGE_SHIFT, count = p->bytes >> KI_PAGE_SHIFT, stored = 0;
+	int r;
+
+	if (p->kind == KVMEM_STORED_POISONED)
+		return ki_fail(EIO,
+			       "kvmem_image_save: byte 0x%" PRIx64
+			       " of the image: a page that could not be filled is poisoned",
+			       p->to);
+	if (p->kind == KVMEM_STORED_ABSENT && !is_copied(s, p)) {
+		j->absent += p->bytes;
+		return 0;
+	}
+	if (p->kind == KVMEM_STORED_ZERO) {
+		j->zero += p->bytes;
+		return ki_writer_put(s->w, page, count, NULL, NULL);
+	}
+	r = kvmem_region_read(p->region, p->from, j->buf, p->bytes);
+	if (!r)
+		r = ki_writer_put(s->w, page, count, j->buf, &stored);
+	j->data += stored << KI_PAGE_SHIFT;
+	j->zero += (count - stored) << KI_PAGE_SHIFT;
+	return r;
+}
+
+static int do_job(struct save *s, struct job *j)
+{
+	int r = 0;
+
+	j->data = j->zero = j->absent = 0;
+	for (uint32_t i = 0; !r && i < j->count; i++)
+		r = save_piece(s, j, &j->pieces[i]);
+	return r;
+}
+
+/* ---- threads ---- */
+
+static void stop(struct save *s, int err)
+{
+	if (s->err)
+		return;
+	s->err = err;
+	snprintf(s->detail, sizeof(s->detail), "%s", kvmem_error_detail());
+}
+
+/* With the lock held, and again when it returns: the caller's function does not block the others. */
+static void tell(struct save *s)
+{
+	struct kvmem_image_progress p = { .size = sizeof(p), .done = s->done, .total = s->total };
+	bool cancel;
+
+	pthread_mutex_unlock(&s->lock);
+	cancel = s->o.progress(s->o.arg, &p) != 0;
+	pthread_mutex_lock(&s->lock);
+	if (cancel)
+		stop(s, ki_fail(ECANCELED, "kvmem_image_save: canceled by progress"));
+}
+
+static void work(struct save *s, bool tells)
+{
+	struct job j = { .buf = aligned_alloc(KI_PAGE, KI_PIECE) };
+	int r = j.buf ? 0 : ki_fail(ENOMEM, "kvmem_image_save: no memory");
+
+	pthread_mutex_lock(&s->lock);
+	while (!r && !s->err) {
+		r = take(s, &j);
+		if (r <= 0)
+			break;
+		pthread_mutex_unlock(&s->lock);
+		r = do_job(s, &j);
+		pthread_mutex_lock(&s->lock);
+		s->result.bytes_data += j.data;
+		s->result.bytes_zero += j.zero;
+		s->result.bytes_absent += j.absent;
+		s->done += j.data + j.zero + j.absent;
+		if (!r && tells && s->o.progress && !s->err)
+			tell(s);
+	}
+	if (r < 0)
+		stop(s, r);
+	pthread_mutex_unlock(&s->lock);
+	free(j.buf);
+}
+
+static void *helper(void *arg)
+{
+	work(arg, false);
+	return NULL;
+}
+
+static uint32_t cpus(void)
+{
+	cpu_set_t set;
+
+	if (sched_getaffinity(0, sizeof(set), &set))
+		return 4;
+	return (uint32_t)CPU_COUNT(&set);
+}
+
+/* The VMM's signals are not for these threads. */
+static uint32_t start_helpers(struct save *s, pthread_t *threads, uint32_t count)
+{
+	sigset_t all, before;
+	uint32_t n = 0;
+	int err = 0;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	while (n < count && !err) {
+		err = pthread_create(&threads[n], NULL, helper, s);
+		if (!err) {
+			pthread_setname_np(threads[n], "kvmem-save");
+			n++;
+		}
+	}
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	return n; /* with fewer it takes longer */
+}
+
+static uint64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static int save_all(struct save *s)
+{
+	uint32_t wanted = s->o.threads ? s->o.threads : (uint32_t)ki_min(cpus(), 4);
+	uint64_t begin = now_ns();
+	pthread_t threads[MOST_THREADS];
+	uint32_t n;
+
+	s->total = s->next.batch ? kvmem_batch_pages(s->next.batch) * KI_PAGE : s->w->bytes;
+	n = start_helpers(s, threads, wanted - 1);
+	work(s, true);
+	while (n)
+		pthread_join(threads[--n], NULL);
+	s->result.ns = now_ns() - begin;
+	s->result.threads = wanted;
+	return s->err ? ki_fail(-s->err, "%s", s->detail) : 0;
+}
+
+/* ---- the call ---- */
+
+static int check_regions(const struct kvmem_image_writer *w, struct kvmem_region *const *regions,
+			 uint32_t count)
+{
+	if (!regions || count != w->region_count)
+		return ki_fail(EINVAL,
+			       "kvmem_image_save: %" PRIu32 " regions: the image has %" PRIu32,
+			       regions ? count : 0, w->region_count);
+	for (uint32_t i = 0; i < count; i++)
+		if (!regions[i] || kvmem_region_bytes(regions[i]) != w->regions[i].bytes)
+			return ki_fail(EINVAL,
+				       "kvmem_image_save: regions[%" PRIu32 "] has 0x%" PRIx64
+				       " bytes, region %" PRIu32 " of the image 0x%" PRIx64,
+				       i, regions[i] ? kvmem_region_bytes(regions[i]) : 0, i,
+				       w->regions[i].bytes);
+	return 0;
+}
+
+static int check_opts(struct save *s, const struct kvmem_image_save_opts *opts)
+{
+	int r = ki_opts_copy(&s->o, sizeof(s->o), opts, "kvmem_image_save_opts");
+
+	if (r)
+		return r;
+	if (s->o.flags & ~KVMEM_IMAGE_ABSENT_FROM_PARENT || s->o.reserved)
+		return ki_fail(EINVAL, "kvmem_image_save_opts: unknown flags, or reserved not 0");
+	if (s->o.flags & KVMEM_IMAGE_ABSENT_FROM_PARENT && !s->w->parent)
+		return ki_fail(EINVAL, "kvmem_image_save_opts: KVMEM_IMAGE_ABSENT_FROM_PARENT, and "
+				       "the image has no parent");
+	if (s->o.threads > MOST_THREADS)
+		return ki_fail(EINVAL, "kvmem_image_save_opts: threads: at most %u", MOST_THREADS);
+	return 0;
+}
+
+int kvmem_image_save(struct kvmem_image_writer *writer, struct kvmem_region *const *regions,
+		     uint32_t region_count, struct kvmem_batch *batch,
+		     const struct kvmem_image_save_opts *opts,
+		     struct kvmem_image_save_result *ret_result)
+{
+	struct save *s = calloc(1, sizeof(*s));
+	int r = s ? 0 : ki_fail(ENOMEM, "kvmem_image_save: no memory");
+
+	if (!r && !writer)
+		r = ki_fail(EINVAL, "kvmem_image_save: writer is NULL");
+	if (!r && ret_result)
+		r = ki_result_check(ret_result, sizeof(s->result), "kvmem_image_save_result");
+	if (!r) {
+		s->w = s->next.w = writer;
+		r = check_regions(writer, regions, region_count);
+	}
+	if (!r)
+		r = check_opts(s, opts);
+	if (!r && batch)
+		r = ki_writer_take_batch(writer, batch);
+	if (r) {
+		if (batch)
+			kvmem_batch_return(batch);
+		free(s);
+		return r;
+	}
+	s->next.regions = regions;
+	s->next.batch = batch;
+	pthread_mutex_init(&s->lock, NULL);
+	writer->saving = true;
+	ki_writer_go_direct(writer);
+	r = ki_next_begin(&s->next);
+	if (!r)
+		r = save_all(s);
+	writer->saving = false;
+	writer->save_failed |= r != 0;
+	if (!r && ret_result)
+		ki_result_copy(ret_result, &s->result, sizeof(s->result));
+	pthread_mutex_destroy(&s->lock);
+	free(s);
+	return r;
+}

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+/* What of a guest's memory is to be saved, piece by piece: all of it, or what a dirty batch has. */
+#include <errno.h>
+#include <inttypes.h>
+#include <unistd.h>
+
+#include "image/internal.h"
+
+/* ---- which pages ---- */
+
+/* The region of a batch's run is one of those given. */
+static int find_region(struct ki_next *n, const struct kvmem_run *run)
+{
+	uint32_t count = n->w->region_count, i = n->region;
+
+	/* Runs are sorted by region: it is mostly the one before. */
+	for (uint32_t tries = 0; tries < count; tries++, i = (i + 1) % count)
+		if (n->regions[i] == run->region)
+			break;
+	if (n->regions[i] != run->region)
+		return ki_fail(EINVAL, "kvmem_image_save: batch: it has pages of a region that is "
+				       "none of regions");
+	if (i != n->region)
+		n->stored_at = n->stored_count = 0, n->record.bytes = 0;
+	n->region = i;
+	n->at = run->offset;
+	n->end = run->offset + run->bytes;
+	return 1;
+}
+
+/* The next run of pages that are to be saved: 1, or 0 at the end. */
+static int next_run(struct ki_next *n)
+{
+	int64_t got;
+
+	if (!n->batch) {
+		if (n->end) /* all of a region is behind us */
+			n->region++;
+		n->stored_at = n->stored_count = 0;
+		n->at = 0;
+		n->end = n->region < n->w->region_count ? n->w->regions[n->region].bytes : 0;
+		return n->end != 0;
+	}
+	if (n->dirty_at == n->dirty_count) {
+		got = kvmem_batch_runs(n->batch, n->dirty, KI_RUNS);
+		if (got <= 0)
+			return (int)got;
+		n->dirty_count = (uint32_t)got;
+		n->dirty_at = 0;
+	}
+	return find_region(n, &n->dirty[n->dirty_at++]);
+}
+
+/* ---- what they hold ---- */
+
+/* Of all that is to be saved the kernel is asked, many runs at once. */
+static int by_survey(struct ki_next *n, struct ki_piece *p)
+{
+	const struct kvmem_stored *s;
+
+	while (n->stored_at < n->stored_count &&
+	       n->stored[n->stored_at].offset + n->stored[n->stored_at].bytes <= n->at)
+		n->stored_at++;
+	if (n->stored_at == n->stored_count) {
+		int64_t got = kvmem_region_stored(p->region, n->at, n->end - n->at, n->stored,
+						  KI_RUNS);
+
+		if (got < 0)
+			return (int)got;
+		n->stored_count = (uint32_t)got;
+		n->stored_at = 0;
+	}
+	s = &n->stored[n->stored_at];
+	p->kind = s->kind;
+	p->bytes = s->offset + s->bytes - n->at;
+	return 0;
+}
+
+/* Does a pager have the region? Of a page that is absent the kind tells. */
+static int ask_whether_paged(struct ki_next *n, struct ki_piece *p)
+{
+	struct kvmem_stored one;
+	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+	int64_t got = kvmem_region_stored(p->region, n->at, page, &one, 1);
+
+	if (got >= 0)
+		n->paged = one.kind == KVMEM_STORED_ABSENT;
+	return got < 0 ? (int)got : 0;
+}
+
+/*
+ * A page of a batch was written: if the record does not know of it, it is there all the same. So the kernel is asked
+ * only of pages that were zero, which may be discarded since. What a save costs follows from what is dirty.
+ */
+static int by_record(struct ki_next *n, struct ki_piece *p)
+{
+	struct kvmem_run *rec = &n->record;
+	int r = 0;
+
+	if (!rec->bytes || n->at < rec->offset || n->at >= rec->offset + rec->bytes) {
+		r = kvmem_region_next_run(p->region, n->at, rec, &n->record_state);
+		if (r >= 0 && n->record_state != KVMEM_PAGE_PRESENT)
+			r = ask_whether_paged(n, p);
+		if (r < 0) {
+			rec->bytes = 0;
+			return r;
+		}
+	}
+	p->bytes = rec->offset + rec->bytes - n->at;
+	switch (n->record_state) {
+	case KVMEM_PAGE_PRESENT:
+		p->kind = KVMEM_STORED_DATA;
+		return 0;
+	case KVMEM_PAGE_POISONED:
+		p->kind = KVMEM_STORED_POISONED;
+		return 0;
+	case KVMEM_PAGE_ZERO:
+		return by_survey(n, p);
+	default:
+		p->kind = n->paged ? KVMEM_STORED_ABSENT : KVMEM_STORED_DATA;
+		return 0;
+	}
+}
+
+/* From its first run on, whatever the caller has looked at before. */
+int ki_next_begin(struct ki_next *n)
+{
+	int64_t got = n->batch != NULL;
+
+	while (got > 0)
+		got = kvmem_batch_runs(n->batch, n->dirty, KI_RUNS);
+	return (int)got;
+}
+
+int ki_next_piece(struct ki_next *n, struct ki_piece *ret)
+{
+	int r = n->at < n->end ? 1 : next_run(n);
+
+	if (r <= 0)
+		return r;
+	ret->region = n->regions[n->region];
+	ret->from = n->at;
+	ret->to = n->w->regions[n->region].offset + n->at;
+	r = n->batch ? by_record(n, ret) : by_survey(n, ret);
+	if (r)
+		return r;
+	ret->bytes = ki_min(ret->bytes, n->end - n->at);
+	if (ret->kind == KVMEM_STORED_DATA || ret->kind == KVMEM_STORED_ABSENT)
+		ret->bytes = ki_min(ret->bytes, KI_PIECE - ret->to % KI_PIECE);
+	n->at += ret->bytes;
+	return 1;
+}
