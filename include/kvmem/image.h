@@ -239,7 +239,7 @@ KVMEM_API int kvmem_image_write_blob(struct kvmem_image_writer *writer, const ch
  * Data and index are on the disk before the index has its name, unless KVMEM_IMAGE_NO_SYNC. On failure the writer is
  * gone as well, and what was there before is there still. ret_id may be NULL. Errors: -EINVAL, -EEXIST (somebody else
  * made it meanwhile), -ESTALE, -ENOENT (the parent is another image by now, or not there), -ENOSPC, -EFBIG, -EIO,
- * -EDQUOT. One thread at a time per object.
+ * -EDQUOT; -EBUSY (kvmem_image_save() is not over) leaves the writer. One thread at a time per object.
  */
 KVMEM_API int kvmem_image_commit(struct kvmem_image_writer *writer, struct kvmem_image_id *ret_id);
 
@@ -286,7 +286,7 @@ struct kvmem_image_save_result {
  * fails: kvmem_image_commit() frees it when it succeeds. When anything fails, or the image is given up, it is given
  * back to its reader, whose next harvest has its pages again. ret_result may be NULL. Errors: -EINVAL, -EIO (a poisoned
  * page), -EFAULT (memory that cannot be read), -EPERM (the batch is not committed), -ECANCELED, -ENOSPC, -EFBIG,
- * -ENOMEM, -EAGAIN (no thread); the writer can only be given up then. One thread at a time per object.
+ * -ENOMEM; the writer can only be given up then. One thread at a time per object.
  */
 KVMEM_API int kvmem_image_save(struct kvmem_image_writer *writer,
 			       struct kvmem_region *const *regions, uint32_t region_count,

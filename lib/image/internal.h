@@ -189,8 +189,7 @@ struct kvmem_image_writer {
 	struct ki_new_file data;
 	int direct; /* the data, opened with O_DIRECT; -1: not */
 	_Atomic bool saving, save_failed;
-	struct kvmem_batch **batches; /* freed by the commit, else given back */
-	uint32_t batch_count;
+	struct kvmem_batch *batch;	  /* freed by the commit, else given back; NULL: none */
 	pthread_mutex_t lock;		  /* blocks that are made, blobs */
 	struct ki_entry *_Atomic *blocks; /* of spans that something was written to */
 	struct ki_new_blob blobs[KI_MAX_BLOBS];
@@ -206,8 +205,6 @@ static inline uint32_t ki_writer_layer(const struct kvmem_image_writer *w)
 /* Whole pages; buf NULL: zeros. *stored counts pages that were not zero. */
 int ki_writer_put(struct kvmem_image_writer *w, uint64_t page, uint64_t count, const char *buf,
 		  uint64_t *stored);
-/* From now on it is the writer's. */
-int ki_writer_take_batch(struct kvmem_image_writer *w, struct kvmem_batch *batch);
 /* Large writes from aligned memory go past the page cache, where the file system lets them. */
 void ki_writer_go_direct(struct kvmem_image_writer *w);
 
@@ -238,6 +235,7 @@ struct ki_next {
 	struct kvmem_run record; /* what its record says of pages around */
 	uint32_t record_state;
 	bool paged; /* a pager would fill what is absent */
+	bool over;
 };
 
 int ki_next_begin(struct ki_next *n);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
 /*
- * A guest's memory into an image. Each thread copies a piece out of the memory, and what it has copied is what it checks
- * for zeros, sums and writes: were the memory written from directly, a page that somebody changes meanwhile would have
- * a wrong sum, and be lost.
+ * A guest's memory into an image. Each thread copies a piece out of the memory, and what it has copied is what it
+ * checks for zeros, sums and writes: were the memory written from directly, a page that somebody changes meanwhile
+ * would have a wrong sum, and be lost.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -269,8 +269,8 @@ int kvmem_image_save(struct kvmem_image_writer *writer, struct kvmem_region *con
 	}
 	if (!r)
 		r = check_opts(s, opts);
-	if (!r && batch)
-		r = ki_writer_take_batch(writer, batch);
+	if (!r && batch && writer->batch)
+		r = ki_fail(EINVAL, "kvmem_image_save: batch: the image has taken one already");
 	if (r) {
 		if (batch)
 			kvmem_batch_return(batch);
@@ -279,6 +279,8 @@ int kvmem_image_save(struct kvmem_image_writer *writer, struct kvmem_region *con
 	}
 	s->next.regions = regions;
 	s->next.batch = batch;
+	if (batch)
+		writer->batch = batch;
 	pthread_mutex_init(&s->lock, NULL);
 	writer->saving = true;
 	ki_writer_go_direct(writer);

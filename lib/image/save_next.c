@@ -134,8 +134,9 @@ int ki_next_begin(struct ki_next *n)
 
 int ki_next_piece(struct ki_next *n, struct ki_piece *ret)
 {
-	int r = n->at < n->end ? 1 : next_run(n);
+	int r = n->at < n->end ? 1 : n->over ? 0 : next_run(n);
 
+	n->over = r <= 0; /* else the batch would begin again */
 	if (r <= 0)
 		return r;
 	ret->region = n->regions[n->region];

@@ -23,9 +23,8 @@ static void destroy(struct kvmem_image_writer *w)
 		free((void *)w->blocks[i]);
 	for (uint32_t i = 0; i < w->blob_count; i++)
 		free(w->blobs[i].content);
-	for (uint32_t i = 0; i < w->batch_count; i++)
-		kvmem_batch_return(w->batches[i]);
-	free((void *)w->batches);
+	if (w->batch)
+		kvmem_batch_return(w->batch);
 	if (w->parent)
 		atomic_fetch_sub(&w->parent->users, 1);
 	if (w->direct >= 0)
@@ -229,7 +228,7 @@ static int put_data(const struct kvmem_image_writer *w, uint64_t at, const char 
 	if (w->direct >= 0 && bytes >= DIRECT_BYTES && !((uintptr_t)buf % KI_PAGE) &&
 	    pwrite(w->direct, buf, bytes, (off_t)at) == (ssize_t)bytes)
 		return 0;
-	/* A file system that wants more alignment, an error or an end in the middle: once more, and it says what it is. */
+	/* More alignment is wanted, an error, or an end in the middle: once more, and it tells. */
 	return ki_write_at(w->data.fd, at, buf, bytes, "kvmem_image_write: the data");
 }
 
@@ -339,18 +338,6 @@ void ki_writer_go_direct(struct kvmem_image_writer *w)
 		return;
 	snprintf(proc, sizeof(proc), "/proc/self/fd/%d", w->data.fd);
 	w->direct = open(proc, O_WRONLY | O_DIRECT | O_CLOEXEC);
-}
-
-int ki_writer_take_batch(struct kvmem_image_writer *w, struct kvmem_batch *batch)
-{
-	struct kvmem_batch **more = realloc((void *)w->batches,
-					    (w->batch_count + 1) * sizeof(*more));
-
-	if (!more)
-		return ki_fail(ENOMEM, "kvmem_image_save: no memory");
-	w->batches = more;
-	more[w->batch_count++] = batch;
-	return 0;
 }
 
 /* ---- blobs ---- */
@@ -524,8 +511,10 @@ int kvmem_image_commit(struct kvmem_image_writer *writer, struct kvmem_image_id 
 		r = publish(writer, id);
 	if (!r && ret_id)
 		memcpy(ret_id->bytes, id, sizeof(id));
-	for (; !r && writer->batch_count; writer->batch_count--)
-		kvmem_batch_free(writer->batches[writer->batch_count - 1]);
+	if (!r) {
+		kvmem_batch_free(writer->batch);
+		writer->batch = NULL;
+	}
 	destroy(writer);
 	return r;
 }

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+/* kvmem_image_save() of what a dirty reader reports, over a KVM in memory: no page of a batch is ever lost. */
+#include "image_rig.h"
+
+#include <sys/mman.h>
+
+#include "unit/fake_rings.h"
+
+#define PAGES (uint64_t) FK_SLOT_PAGES
+#define BYTES (PAGES * PAGE)
+
+static struct kvmem_dirty *dirty;
+static struct kvmem_batch *batch;
+static struct kvmem_region *ram; /* fk.a, with memory */
+static uint8_t *base, *model;	 /* of the image that a chain so far shows */
+
+static void open_guest(uint32_t mode)
+{
+	struct kvmem_dirty_opts o = KVMEM_DIRTY_OPTS_INIT;
+
+	enter_folder();
+	fk_reset();
+	base = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ck_assert_ptr_ne(base, MAP_FAILED);
+	model = calloc(1, BYTES);
+	ram = &fk.a;
+	ram->base = base;
+	ram->fd = -1;
+	ram->plan.backing = KVMEM_BACKING_ANONYMOUS;
+	must(km_presence_init(&ram->presence, PAGES));
+	o.mode = mode;
+	o.ring_entries = mode == KVMEM_DIRTY_RING ? 1024 : 0;
+	must(kvmem_dirty_create(&fk.vm, &o, &dirty));
+	must(kvmem_region_attach(ram, 0, BYTES, 0, 0, 0, NULL));
+	must(kvmem_dirty_add_vcpu(dirty, FK_VCPU_FD));
+	must(kvmem_dirty_start(dirty));
+	batch = NULL;
+}
+
+static void close_guest(void)
+{
+	kvmem_batch_free(batch);
+	must(kvmem_dirty_stop(dirty));
+	must(kvmem_dirty_free(dirty));
+	km_presence_destroy(&ram->presence);
+	fk_done();
+	munmap(base, BYTES);
+	free(model);
+	leave_folder();
+}
+
+/* The guest writes: the memory changes, and the log says so. */
+static void guest_writes(uint64_t page, unsigned int change)
+{
+	fill_page(base + page * PAGE, page, change);
+	fk_write(0, 0, page);
+}
+
+static int64_t harvest(void)
+{
+	int64_t n = kvmem_dirty_harvest(dirty, &batch);
+
+	must((int)n);
+	must((int)kvmem_dirty_commit(dirty, batch));
+	return n;
+}
+
+static struct kvmem_image_writer *begin(const char *path, struct kvmem_image *parent)
+{
+	struct kvmem_image_region at = region_of(BYTES, 0, "ram");
+	struct kvmem_image_create_opts o = KVMEM_IMAGE_CREATE_OPTS_INIT;
+	struct kvmem_image_writer *w;
+
+	o.flags = KVMEM_IMAGE_NO_SYNC;
+	o.regions = &at;
+	o.region_count = 1;
+	o.parent = parent;
+	must(kvmem_image_create(path, &o, &w));
+	return w;
+}
+
+/* The batch goes into the writer; never freed here any more. */
+static int save(struct kvmem_image_writer *w, struct kvmem_image_save_result *res)
+{
+	struct kvmem_batch *b = batch;
+
+	batch = NULL;
+	return kvmem_image_save(w, &ram, 1, b, NULL, res);
+}
+
+static void save_full(const char *path)
+{
+	struct kvmem_image_writer *w = begin(path, NULL);
+
+	must(kvmem_image_save(w, &ram, 1, NULL, NULL, NULL));
+	must(kvmem_image_commit(w, NULL));
+}
+
+TEST(differences_hold_what_was_written_and_chain)
+{
+	for (unsigned int mode = 0; mode < 2; mode++) {
+		unsigned long long seed = 4 + mode;
+		struct kvmem_image *chain[9];
+		char name[32];
+
+		open_guest(mode ? KVMEM_DIRTY_BITMAP : KVMEM_DIRTY_RING);
+		for (uint64_t p = 0; p < PAGES; p += 3)
+			guest_writes(p, 1);
+		harvest();
+		kvmem_batch_free(batch);
+		batch = NULL;
+		save_full("0");
+		chain[0] = open_image("0.kvmem");
+		for (unsigned int depth = 1; depth < 9; depth++) {
+			struct kvmem_image_save_result res = KVMEM_IMAGE_SAVE_RESULT_INIT;
+			struct kvmem_image_writer *w;
+			uint64_t zeroed = 100 + depth, n;
+
+			for (unsigned int i = 0; i < 40; i++)
+				guest_writes(harness_random(&seed) % PAGES, depth + 1);
+			memset(base + zeroed * PAGE, 0, PAGE); /* it hides the parent's */
+			fk_write(0, 0, zeroed);
+			n = (uint64_t)harvest();
+			snprintf(name, sizeof(name), "%u", depth);
+			w = begin(name, chain[depth - 1]);
+			must(save(w, &res));
+			must(kvmem_image_commit(w, NULL));
+			ck_assert_uint_eq(res.bytes_data + res.bytes_zero, n * PAGE);
+			ck_assert_uint_ge(res.bytes_zero, PAGE);
+			/* Saved is saved. */
+			ck_assert_int_eq(harvest(), 0);
+			kvmem_batch_free(batch);
+			batch = NULL;
+			snprintf(name, sizeof(name), "%u.kvmem", depth);
+			chain[depth] = open_image(name);
+			check_model(chain[depth], base, BYTES);
+		}
+		for (unsigned int i = 9; i--;)
+			must(kvmem_image_close(chain[i]));
+		close_guest();
+	}
+}
+END
+
+static bool is_dirty(uint64_t page)
+{
+	struct kvmem_run run;
+	bool found = false;
+
+	while (kvmem_batch_next(batch, &run) > 0)
+		found |= run.offset <= page * PAGE && page * PAGE < run.offset + run.bytes;
+	return found;
+}
+
+static int cancels(void *arg, const struct kvmem_image_progress *p)
+{
+	(void)arg;
+	(void)p;
+	return 1;
+}
+
+enum failure { ABORTED, CANCELED, REFUSED, NO_WRITER, FOREIGN, EXISTS, NOT_COMMITTED, FAILURES };
+
+static void fail_to_save(enum failure how)
+{
+	struct kvmem_image_save_opts o = KVMEM_IMAGE_SAVE_OPTS_INIT;
+	struct kvmem_region *other = &fk.b;
+	struct kvmem_image_writer *w = begin("diff", NULL);
+	struct kvmem_batch *b = batch;
+
+	batch = NULL;
+	switch (how) {
+	case CANCELED:
+		o.progress = cancels;
+		fails(kvmem_image_save(w, &ram, 1, b, &o, NULL), ECANCELED, "progress");
+		fails(kvmem_image_commit(w, NULL), EINVAL, "has failed");
+		return;
+	case REFUSED:
+		o.threads = 1000;
+		fails(kvmem_image_save(w, &ram, 1, b, &o, NULL), EINVAL, "threads");
+		break;
+	case NO_WRITER:
+		fails(kvmem_image_save(NULL, &ram, 1, b, NULL, NULL), EINVAL, "writer");
+		break;
+	case FOREIGN:
+		fails(kvmem_image_save(w, &other, 1, b, NULL, NULL), EINVAL, "bytes");
+		break;
+	case EXISTS:
+		must(kvmem_image_save(w, &ram, 1, b, NULL, NULL));
+		shell("touch diff.kvmem");
+		fails(kvmem_image_commit(w, NULL), EEXIST, "diff");
+		shell("rm diff.kvmem");
+		return;
+	case NOT_COMMITTED:
+		fails(kvmem_image_save(w, &ram, 1, b, NULL, NULL), EPERM, "commit");
+		break;
+	default:
+		must(kvmem_image_save(w, &ram, 1, b, NULL, NULL));
+	}
+	kvmem_image_abort(w);
+}
+
+TEST(whatever_fails_the_dirty_pages_come_again)
+{
+	for (unsigned int how = 0; how < FAILURES; how++) {
+		open_guest(KVMEM_DIRTY_RING);
+		guest_writes(5, 1);
+		guest_writes(77, 1);
+		if (how == NOT_COMMITTED)
+			must((int)kvmem_dirty_harvest(dirty, &batch));
+		else
+			harvest();
+		fail_to_save(how);
+		guest_writes(6, 2);
+		ck_assert_int_eq(harvest(), 3);
+		ck_assert(is_dirty(5) && is_dirty(6) && is_dirty(77));
+		close_guest();
+	}
+}
+END
+
+static void check_one(struct kvmem_image *image, uint64_t page, unsigned int change)
+{
+	uint8_t got[PAGE], want[PAGE];
+
+	fill_page(want, page, change);
+	must(kvmem_image_read(image, page * PAGE, got, PAGE));
+	ck_assert_int_eq(memcmp(got, want, PAGE), 0);
+}
+
+TEST(a_batch_that_was_looked_at_is_saved_whole)
+{
+	struct kvmem_image_writer *w;
+	struct kvmem_image *image;
+	struct kvmem_run run;
+
+	open_guest(KVMEM_DIRTY_RING);
+	for (uint64_t p = 1; p < 400; p += 2)
+		guest_writes(p, 3);
+	harvest();
+	for (unsigned int i = 0; i < 50; i++)
+		ck_assert_int_eq(kvmem_batch_next(batch, &run), 1);
+	w = begin("whole", NULL);
+	must(save(w, NULL));
+	/* It is the image's until the commit: one for each. */
+	guest_writes(3, 4);
+	fails((int)kvmem_dirty_harvest(dirty, &batch), EBUSY, "out");
+	must(kvmem_image_commit(w, NULL));
+	w = begin("second", NULL);
+	harvest();
+	must(save(w, NULL));
+	must(kvmem_image_commit(w, NULL));
+	image = open_image("second.kvmem");
+	check_one(image, 3, 4);
+	must(kvmem_image_close(image));
+	fill_page(base + 3 * PAGE, 3, 3);
+	image = open_image("whole.kvmem");
+	check_model(image, base, BYTES);
+	must(kvmem_image_close(image));
+	close_guest();
+}
+END
+
+TEST(discarded_since_it_was_written)
+{
+	struct kvmem_image_writer *w;
+	struct kvmem_image *parent, *image;
+
+	open_guest(KVMEM_DIRTY_RING);
+	for (uint64_t p = 0; p < 64; p++)
+		guest_writes(p, 3);
+	harvest();
+	kvmem_batch_free(batch);
+	save_full("p");
+	parent = open_image("p.kvmem");
+	guest_writes(9, 4);
+	guest_writes(10, 4);
+	harvest();
+	must(kvmem_region_discard(ram, 9 * PAGE, PAGE));
+	w = begin("d", parent);
+	must(save(w, NULL));
+	must(kvmem_image_commit(w, NULL));
+	image = open_image("d.kvmem");
+	check_model(image, base, BYTES);
+	must(kvmem_image_close(image));
+	must(kvmem_image_close(parent));
+	close_guest();
+}
+END
+
+HARNESS_MAIN(T(differences_hold_what_was_written_and_chain),
+	     T(whatever_fails_the_dirty_pages_come_again),
+	     T(a_batch_that_was_looked_at_is_saved_whole), T(discarded_since_it_was_written))
