@@ -135,6 +135,14 @@ KVMEM_API int kvmem_image_source(struct kvmem_image *image, uint32_t index,
 KVMEM_API int kvmem_image_read(struct kvmem_image *image, uint64_t offset, void *buf,
 			       uint64_t bytes);
 
+/**
+ * kvmem_image_prefetch() - have the kernel read these bytes into the page cache, and do not wait for it.
+ *
+ * Those of parents too, from where they are. Nothing is checked. Errors: -EINVAL, -ERANGE, and those of opening a
+ * parent. May be called from any thread.
+ */
+KVMEM_API int kvmem_image_prefetch(struct kvmem_image *image, uint64_t offset, uint64_t bytes);
+
 enum kvmem_image_kind {
 	KVMEM_IMAGE_ZERO = 0,
 	KVMEM_IMAGE_DATA = 1,	/* stored in this image */

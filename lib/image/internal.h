@@ -15,6 +15,7 @@
  *	image.c		an image: opened, looked up, closed
  *	read.c		content, checked; runs; verify
  *	source.c	its content as a source
+ *	ahead.c		data into the page cache
  *	store.c		the index of a new image
  *	writer.c	an image that is being made, and its commit
  *	save_next.c	what of a guest's memory is to be saved, piece by piece

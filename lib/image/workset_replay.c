@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+/*
+ * A working set, given to a pager piece by piece: while one piece is being filled the next one waits already, so that
+ * no worker is idle between them. The data are read ahead by a thread of its own.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "image/workset.h"
+
+#define PIECE_RANGES 1024u
+#define PIECE_BYTES  (8u << 20)
+#define UNDER_WAY    4u /* pieces that the pager has */
+#define AHEAD_BYTES  (64u << 20)
+
+struct replay {
+	const struct kvmem_workset *w;
+	struct kvmem_pager *pager;
+	struct kw_memory memory;
+	struct kvmem_replay_opts o;
+	struct kvmem_replay_result result;
+	uint64_t next;				 /* range that comes next ... */
+	uint32_t at;				 /* ... and how much of it is done, in pages */
+	struct kvmem_ticket *tickets[UNDER_WAY]; /* a ring; NULL: no piece */
+	uint32_t ticket;
+	/* Reading ahead. */
+	pthread_t thread;
+	bool ahead;
+	pthread_mutex_t lock;
+	pthread_cond_t moved;
+	uint64_t done; /* bytes of the set that the pager has been given */
+	bool over;
+};
+
+/* ---- reading ahead ---- */
+
+/* Wait until the pager is not further behind than it may be. False: it is over. */
+static bool may_read(struct replay *r, uint64_t position)
+{
+	uint64_t room = r->o.ahead_bytes ? r->o.ahead_bytes : AHEAD_BYTES;
+	bool over;
+
+	pthread_mutex_lock(&r->lock);
+	while (!r->over && position > r->done && position - r->done > room)
+		pthread_cond_wait(&r->moved, &r->lock);
+	over = r->over;
+	pthread_mutex_unlock(&r->lock);
+	return !over;
+}
+
+static void *read_ahead(void *arg)
+{
+	struct replay *r = arg;
+	uint64_t position = 0;
+
+	for (uint64_t i = 0; i < r->w->count; i++) {
+		const struct kw_range *range = &r->w->ranges[i];
+		uint64_t bytes = (uint64_t)range->pages << KI_PAGE_SHIFT;
+
+		if (kw_left_out(range, r->o.sample))
+			continue;
+		if (!may_read(r, position))
+			break;
+		/* A hint of a hint: what cannot be read is an error of the pager's source later. */
+		kvmem_image_prefetch(r->o.image, (uint64_t)range->page << KI_PAGE_SHIFT, bytes);
+		position += bytes;
+		if (r->o.max_bytes && position >= r->o.max_bytes)
+			break;
+	}
+	return NULL;
+}
+
+static void start_ahead(struct replay *r)
+{
+	sigset_t all, before;
+
+	if (!r->o.image)
+		return;
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	r->ahead = !pthread_create(&r->thread, NULL, read_ahead, r); /* else without */
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	if (r->ahead)
+		pthread_setname_np(r->thread, "kvmem-ahead");
+}
+
+static void move(struct replay *r, uint64_t bytes, bool over)
+{
+	pthread_mutex_lock(&r->lock);
+	r->done += bytes;
+	r->over |= over;
+	pthread_cond_signal(&r->moved);
+	pthread_mutex_unlock(&r->lock);
+}
+
+/* ---- pieces ---- */
+
+static uint32_t region_of(const struct kw_memory *m, uint64_t page)
+{
+	uint32_t low = 0, high = m->count - 1;
+
+	while (low < high) {
+		uint32_t mid = low + (high - low + 1) / 2;
+
+		if (m->first[mid] <= page)
+			low = mid;
+		else
+			high = mid - 1;
+	}
+	return low;
+}
+
+struct piece {
+	struct kvmem_range ranges[PIECE_RANGES];
+	uint32_t count;
+	uint32_t region;
+	uint64_t bytes; /* of the set */
+};
+
+/* Whole pages of the region: huge ones are larger than what the set has. */
+static void add_range(struct piece *p, uint64_t offset, uint64_t bytes, uint64_t page)
+{
+	uint64_t first = offset & ~(page - 1), end = (offset + bytes + page - 1) & ~(page - 1);
+	struct kvmem_range *last = p->count ? &p->ranges[p->count - 1] : NULL;
+
+	p->bytes += bytes;
+	if (last && first >= last->offset && end <= last->offset + last->bytes)
+		return; /* the same huge page */
+	p->ranges[p->count++] = (struct kvmem_range){ .offset = first, .bytes = end - first };
+}
+
+/* Ranges of one region, up to what a piece holds. */
+static bool next_piece(struct replay *r, struct piece *p)
+{
+	const struct kw_memory *m = &r->memory;
+
+	p->count = 0;
+	p->bytes = 0;
+	while (r->next < r->w->count && p->count < PIECE_RANGES && p->bytes < PIECE_BYTES) {
+		const struct kw_range *range = &r->w->ranges[r->next];
+		uint64_t page = (uint64_t)range->page + r->at,
+			 end = (uint64_t)range->page + range->pages;
+		uint32_t i = region_of(m, page);
+		uint64_t here = i + 1 < m->count ? m->first[i + 1] : m->pages;
+
+		if (kw_left_out(range, r->o.sample)) {
+			r->result.bytes_left_out += (uint64_t)range->pages << KI_PAGE_SHIFT;
+			r->next++;
+			continue;
+		}
+		if (p->count && i != p->region)
+			break;
+		p->region = i;
+		end = ki_min(ki_min(end, here), page + PIECE_BYTES / KI_PAGE);
+		add_range(p, (page - m->first[i]) << KI_PAGE_SHIFT, (end - page) << KI_PAGE_SHIFT,
+			  kvmem_region_page_size(m->regions[i]));
+		r->at += (uint32_t)(end - page);
+		if (r->at == range->pages) {
+			r->at = 0;
+			r->next++;
+		}
+	}
+	return p->count;
+}
+
+static bool is_enough(const struct replay *r)
+{
+	return r->o.max_bytes && r->result.bytes >= r->o.max_bytes;
+}
+
+/* The oldest piece under way is in, or has failed: nobody waits for it, a fault will tell. */
+static void wait_for(struct replay *r)
+{
+	struct kvmem_ticket **t = &r->tickets[r->ticket % UNDER_WAY];
+
+	if (!*t)
+		return;
+	kvmem_ticket_wait(*t, -1, NULL);
+	kvmem_ticket_free(*t);
+	*t = NULL;
+}
+
+static int tell(struct replay *r)
+{
+	struct kvmem_image_progress p = { .size = sizeof(p),
+					  .done = r->result.bytes,
+					  .total = r->w->pages << KI_PAGE_SHIFT };
+
+	if (!r->o.progress || !r->o.progress(r->o.arg, &p))
+		return 0;
+	return ki_fail(ECANCELED, "kvmem_workset_replay: canceled by progress");
+}
+
+static int replay(struct replay *r)
+{
+	struct piece *p = malloc(sizeof(*p));
+	int err = p ? 0 : ki_fail(ENOMEM, "kvmem_workset_replay: no memory");
+
+	while (!err && !is_enough(r) && next_piece(r, p)) {
+		wait_for(r);
+		err = kvmem_pager_prefetch(r->pager, r->memory.regions[p->region], p->ranges,
+					   p->count, NULL, &r->tickets[r->ticket % UNDER_WAY]);
+		r->ticket++;
+		if (err)
+			break;
+		r->result.bytes += p->bytes;
+		move(r, p->bytes, false);
+		err = tell(r);
+	}
+	for (uint32_t i = 0; i < UNDER_WAY; i++, r->ticket++) {
+		if (err) /* what has not been begun is left */
+			kvmem_ticket_free(r->tickets[r->ticket % UNDER_WAY]);
+		else
+			wait_for(r);
+	}
+	free(p);
+	return err;
+}
+
+/* ---- the call ---- */
+
+static uint64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static int run(struct replay *r)
+{
+	struct kvmem_pager_stats before = KVMEM_PAGER_STATS_INIT, after = KVMEM_PAGER_STATS_INIT;
+	uint64_t begin = now_ns();
+	int err = kvmem_pager_get_stats(r->pager, &before);
+
+	if (err)
+		return err;
+	pthread_mutex_init(&r->lock, NULL);
+	pthread_cond_init(&r->moved, NULL);
+	start_ahead(r);
+	err = replay(r);
+	move(r, 0, true);
+	if (r->ahead)
+		pthread_join(r->thread, NULL);
+	pthread_cond_destroy(&r->moved);
+	pthread_mutex_destroy(&r->lock);
+	if (!err)
+		err = kvmem_pager_get_stats(r->pager, &after);
+	r->result.pages_filled = after.pages_prefetch - before.pages_prefetch;
+	r->result.faults = after.faults_missing + after.faults_minor - before.faults_missing -
+			   before.faults_minor;
+	r->result.ns = now_ns() - begin;
+	return err;
+}
+
+int kvmem_workset_replay(struct kvmem_workset *workset, struct kvmem_pager *pager,
+			 struct kvmem_region *const *regions, uint32_t region_count,
+			 const struct kvmem_replay_opts *opts,
+			 struct kvmem_replay_result *ret_result)
+{
+	struct replay r = { .w = workset, .pager = pager };
+	int err;
+
+	if (!workset || !pager)
+		return ki_fail(EINVAL, "kvmem_workset_replay: %s is NULL",
+			       workset ? "pager" : "workset");
+	err = ki_opts_copy(&r.o, sizeof(r.o), opts, "kvmem_replay_opts");
+	if (!err && ret_result)
+		err = ki_result_check(ret_result, sizeof(r.result), "kvmem_replay_result");
+	if (!err)
+		err = kw_memory_make("kvmem_workset_replay", regions, region_count, &r.memory);
+	if (err)
+		return err;
+	if (r.memory.pages != workset->memory_pages ||
+	    (r.o.image && r.o.image->bytes >> KI_PAGE_SHIFT != workset->memory_pages))
+		err = ki_fail(EINVAL,
+			      "kvmem_workset_replay: the set is of 0x%" PRIx64
+			      " bytes of memory, regions or image have another length",
+			      workset->memory_pages << KI_PAGE_SHIFT);
+	if (!err) {
+		workset->sample = r.o.sample;
+		err = run(&r);
+	}
+	kw_memory_free(&r.memory);
+	if (!err && ret_result)
+		ki_result_copy(ret_result, &r.result, sizeof(r.result));
+	return err;
+}
