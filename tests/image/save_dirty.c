@@ -273,8 +273,10 @@ TEST(discarded_since_it_was_written)
 	kvmem_batch_free(batch);
 	save_full("p");
 	parent = open_image("p.kvmem");
+	must(kvmem_region_discard(ram, 20 * PAGE, 4 * PAGE));
 	guest_writes(9, 4);
 	guest_writes(10, 4);
+	guest_writes(22, 4); /* discarded, and written since */
 	harvest();
 	must(kvmem_region_discard(ram, 9 * PAGE, PAGE));
 	w = begin("d", parent);
