@@ -188,7 +188,6 @@ struct kvmem_image_writer {
 	uint32_t region_count;
 	struct kvmem_image *parent;
 	struct ki_new_file data;
-	int direct; /* the data, opened with O_DIRECT; -1: not */
 	_Atomic bool saving, save_failed;
 	struct kvmem_batch *batch;	  /* freed by the commit, else given back; NULL: none */
 	pthread_mutex_t lock;		  /* blocks that are made, blobs */
@@ -206,8 +205,8 @@ static inline uint32_t ki_writer_layer(const struct kvmem_image_writer *w)
 /* Whole pages; buf NULL: zeros. *stored counts pages that were not zero. */
 int ki_writer_put(struct kvmem_image_writer *w, uint64_t page, uint64_t count, const char *buf,
 		  uint64_t *stored);
-/* Large writes from aligned memory go past the page cache, where the file system lets them. */
-void ki_writer_go_direct(struct kvmem_image_writer *w);
+/* Have the kernel begin to write these pages of the data, so that the commit has less to wait for. */
+void ki_writer_flush(struct kvmem_image_writer *w, uint64_t page, uint64_t count);
 
 /* ---- save_next.c ---- */
 

@@ -104,6 +104,13 @@ static int do_job(struct save *s, struct job *j)
 	j->data = j->zero = j->absent = 0;
 	for (uint32_t i = 0; !r && i < j->count; i++)
 		r = save_piece(s, j, &j->pieces[i]);
+	/* Pages of a batch are all over the memory: what lies between them is none of this thread's. */
+	if (!r && j->data && !s->next.batch) {
+		const struct ki_piece *first = &j->pieces[0], *last = &j->pieces[j->count - 1];
+
+		ki_writer_flush(s->w, first->to >> KI_PAGE_SHIFT,
+				(last->to + last->bytes - first->to) >> KI_PAGE_SHIFT);
+	}
 	return r;
 }
 
@@ -283,7 +290,6 @@ int kvmem_image_save(struct kvmem_image_writer *writer, struct kvmem_region *con
 		writer->batch = batch;
 	pthread_mutex_init(&s->lock, NULL);
 	writer->saving = true;
-	ki_writer_go_direct(writer);
 	r = ki_next_begin(&s->next);
 	if (!r)
 		r = save_all(s);

@@ -27,8 +27,6 @@ static void destroy(struct kvmem_image_writer *w)
 		kvmem_batch_return(w->batch);
 	if (w->parent)
 		atomic_fetch_sub(&w->parent->users, 1);
-	if (w->direct >= 0)
-		close(w->direct);
 	ki_new_file_end(&w->data);
 	if (w->place.dir >= 0)
 		ki_place_close(&w->place);
@@ -149,7 +147,7 @@ int kvmem_image_create(const char *path, const struct kvmem_image_create_opts *o
 	if (!w)
 		return ki_fail(ENOMEM, "kvmem_image_create: no memory");
 	pthread_mutex_init(&w->lock, NULL);
-	w->place.dir = w->data.fd = w->direct = -1;
+	w->place.dir = w->data.fd = -1;
 	w->flags = o.flags;
 	w->parent = o.parent;
 	if (w->parent)
@@ -220,23 +218,12 @@ static int set_zero(struct kvmem_image_writer *w, struct ki_entry *e, uint64_t p
 	return 0;
 }
 
-#define DIRECT_BYTES (64u << 10) /* less than that is faster through the page cache */
-
-static int put_data(const struct kvmem_image_writer *w, uint64_t at, const char *buf,
-		    uint64_t bytes)
-{
-	if (w->direct >= 0 && bytes >= DIRECT_BYTES && !((uintptr_t)buf % KI_PAGE) &&
-	    pwrite(w->direct, buf, bytes, (off_t)at) == (ssize_t)bytes)
-		return 0;
-	/* More alignment is wanted, an error, or an end in the middle: once more, and it tells. */
-	return ki_write_at(w->data.fd, at, buf, bytes, "kvmem_image_write: the data");
-}
-
 static int set_data(struct kvmem_image_writer *w, struct ki_entry *e, uint64_t page, uint64_t count,
 		    const char *buf)
 {
 	uint32_t self = ki_writer_layer(w) + 1;
-	int r = put_data(w, page << KI_PAGE_SHIFT, buf, count << KI_PAGE_SHIFT);
+	int r = ki_write_at(w->data.fd, page << KI_PAGE_SHIFT, buf, count << KI_PAGE_SHIFT,
+			    "kvmem_image_write: the data");
 
 	for (uint64_t i = 0; !r && i < count; i++)
 		e[i] = (struct ki_entry){ .place = self,
@@ -330,14 +317,11 @@ int kvmem_image_write_zero(struct kvmem_image_writer *writer, uint64_t offset, u
 				 NULL);
 }
 
-void ki_writer_go_direct(struct kvmem_image_writer *w)
+void ki_writer_flush(struct kvmem_image_writer *w, uint64_t page, uint64_t count)
 {
-	char proc[40];
-
-	if (w->direct >= 0)
-		return;
-	snprintf(proc, sizeof(proc), "/proc/self/fd/%d", w->data.fd);
-	w->direct = open(proc, O_WRONLY | O_DIRECT | O_CLOEXEC);
+	if (!(w->flags & KVMEM_IMAGE_NO_SYNC))
+		sync_file_range(w->data.fd, (off_t)(page << KI_PAGE_SHIFT),
+				(off_t)(count << KI_PAGE_SHIFT), SYNC_FILE_RANGE_WRITE);
 }
 
 /* ---- blobs ---- */
