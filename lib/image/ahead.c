@@ -49,8 +49,8 @@ int kvmem_image_prefetch(struct kvmem_image *image, uint64_t offset, uint64_t by
 			       " of an image of 0x%" PRIx64,
 			       bytes, offset, image->bytes);
 	for (uint64_t at = offset, n; !r && at < end; at += n) {
-		r = kvmem_image_next_run(image, at, &run);
-		if (r < 0)
+		r = ki_image_run(image, at, end - at, &run);
+		if (r)
 			return r;
 		n = ki_min(run.offset + run.bytes, end) - at;
 		r = run.kind == KVMEM_IMAGE_ZERO ? 0 : prefetch_run(image, &run, at, n);

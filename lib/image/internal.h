@@ -172,6 +172,12 @@ static inline bool ki_is_raw(const struct kvmem_image *image)
 	return image->flags & (KVMEM_IMAGE_RAW_FULL | KVMEM_IMAGE_RAW_DIFF);
 }
 
+/* ---- read.c ---- */
+
+/* kvmem_image_next_run() of a page in the image, that looks no further than `most` bytes. */
+int ki_image_run(struct kvmem_image *image, uint64_t from, uint64_t most,
+		 struct kvmem_image_run *ret);
+
 /* ---- writer.c ---- */
 
 struct ki_new_blob {

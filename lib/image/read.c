@@ -132,15 +132,17 @@ int kvmem_image_read(struct kvmem_image *image, uint64_t offset, void *buf, uint
 
 /* ---- runs ---- */
 
-static int indexed_run(struct kvmem_image *image, uint64_t from, struct kvmem_image_run *ret)
+static int indexed_run(struct kvmem_image *image, uint64_t from, uint64_t most,
+		       struct kvmem_image_run *ret)
 {
-	uint64_t page = from >> KI_PAGE_SHIFT, pages = image->bytes >> KI_PAGE_SHIFT, n;
+	uint64_t page = from >> KI_PAGE_SHIFT, n;
+	uint64_t pages = ki_min(image->bytes, from + most) >> KI_PAGE_SHIFT;
 	uint32_t self = image->index.super.layers, place = 0;
 	const struct ki_entry *e;
 
 	ret->offset = page << KI_PAGE_SHIFT;
 	ret->bytes = 0;
-	for (; page < pages && ret->bytes < MOST_IN_A_RUN; page += n) {
+	for (; page < pages; page += n) {
 		int r = entry_at(image, page, &e);
 
 		if (r) /* what comes before it is known all the same */
@@ -160,6 +162,14 @@ static int indexed_run(struct kvmem_image *image, uint64_t from, struct kvmem_im
 	return 0;
 }
 
+int ki_image_run(struct kvmem_image *image, uint64_t from, uint64_t most,
+		 struct kvmem_image_run *ret)
+{
+	from &= ~PAGE_MASK;
+	return ki_is_raw(image) ? ki_raw_run(image, from, ret)
+				: indexed_run(image, from, (most + PAGE_MASK) & ~PAGE_MASK, ret);
+}
+
 int kvmem_image_next_run(struct kvmem_image *image, uint64_t from, struct kvmem_image_run *ret_run)
 {
 	struct kvmem_image_run run = KVMEM_IMAGE_RUN_INIT;
@@ -177,8 +187,7 @@ int kvmem_image_next_run(struct kvmem_image *image, uint64_t from, struct kvmem_
 			       from, image->bytes);
 	if (from == image->bytes)
 		return 0;
-	from &= ~PAGE_MASK;
-	r = ki_is_raw(image) ? ki_raw_run(image, from, &run) : indexed_run(image, from, &run);
+	r = ki_image_run(image, from, MOST_IN_A_RUN, &run);
 	if (r)
 		return r;
 	ki_result_copy(ret_run, &run, sizeof(run));

@@ -6,6 +6,9 @@
 
 #include "image/internal.h"
 
+/* A fault asks for one page: it does not wait until the index has been read for more than is read at once. */
+#define MOST_IN_AN_EXTENT (1u << 20)
+
 struct source {
 	struct kvmem_image *image;
 	const struct kvmem_image_region *region;
@@ -23,9 +26,9 @@ static int source_extent(void *arg, uint64_t offset, struct kvmem_extent *ret)
 	struct kvmem_image_run run = KVMEM_IMAGE_RUN_INIT;
 	struct source *s = arg;
 	uint64_t end = s->region->offset + s->region->bytes;
-	int r = kvmem_image_next_run(s->image, s->region->offset + offset, &run);
+	int r = ki_image_run(s->image, s->region->offset + offset, MOST_IN_AN_EXTENT, &run);
 
-	if (r < 0)
+	if (r)
 		return r;
 	ret->kind = run.kind == KVMEM_IMAGE_ZERO ? KVMEM_EXTENT_ZERO : KVMEM_EXTENT_DATA;
 	ret->offset = run.offset - s->region->offset;

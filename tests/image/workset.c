@@ -99,18 +99,20 @@ static void is_set(const struct kvmem_workset *w, const char *want)
 
 TEST(first_touches_in_their_order)
 {
-	struct kvmem_trace_entry e[12];
+	struct kvmem_trace_entry e[14];
 	struct kvmem_recorder *r;
 	struct kvmem_workset *w;
 	unsigned int n = 0;
 
 	make_regions();
 	r = recorder_of(NULL, 10000, 10000, 0);
+	e[n++] = fault(0, 800, 1);
 	e[n++] = fault(1, 7, 1);
 	e[n++] = fault(0, 5, 2);
 	e[n++] = fault(0, 500, 3);
-	e[n++] = fault(1, 7, 4); /* again */
-	e[n++] = fault(0, 4, 5); /* beside 5: one range, from 5's place on */
+	e[n++] = fault(1, 7, 4);   /* again */
+	e[n++] = fault(0, 4, 5);   /* beside 5: one range, from 5's place on */
+	e[n++] = fault(0, 801, 5); /* and on the other side */
 	e[n] = fault(0, 90, 6);
 	e[n++].why = KVMEM_TRACE_AROUND;
 	e[n] = fault(0, 91, 6);
@@ -122,13 +124,13 @@ TEST(first_touches_in_their_order)
 	e[n] = fault(0, PAGES - 1, 9);
 	e[n++].bytes = 2 * PAGE; /* grown since: not of the image */
 	ck_assert_int_eq(kvmem_recorder_add(r, e, n), 1);
-	ck_assert_uint_eq(stats_of(r).faults, 7);
-	ck_assert_uint_eq(stats_of(r).blocked_ns, 70);
-	ck_assert_uint_eq(stats_of(r).pages, 7);
+	ck_assert_uint_eq(stats_of(r).faults, 9);
+	ck_assert_uint_eq(stats_of(r).blocked_ns, 90);
+	ck_assert_uint_eq(stats_of(r).pages, 9);
 	w = finish(r);
-	is_set(w, "1031+1*1 4+2*1 500+1*1 512+2*1 1023+1*1 ");
+	is_set(w, "800+2*1 1031+1*1 4+2*1 500+1*1 512+2*1 1023+1*1 ");
 	ck_assert_uint_eq(info_of(w).samples, 1);
-	ck_assert_uint_eq(info_of(w).bytes, 7 * PAGE);
+	ck_assert_uint_eq(info_of(w).bytes, 9 * PAGE);
 	ck_assert_uint_eq(info_of(w).memory_bytes, 2 * BYTES);
 	kvmem_workset_free(w);
 	free_regions();
