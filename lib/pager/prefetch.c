@@ -81,13 +81,16 @@ static void account(struct kvmem_ticket *t, uint64_t pages, uint64_t failed, int
 	t->left -= pages;
 	last = !t->left && !t->telling && !t->cancelled;
 	t->telling |= last;
-	pthread_mutex_unlock(&t->lock);
-	if (last)
+	if (last) {
+		pthread_mutex_unlock(&t->lock);
 		tell_done(t);
-	pthread_mutex_lock(&t->lock);
-	t->done |= last;
+		pthread_mutex_lock(&t->lock);
+		t->done = true;
+	}
 	t->busy--;
-	pthread_cond_broadcast(&t->changed);
+	/* Not for each piece: a waiter that is woken in vain takes longer than a page does. */
+	if (last || (!t->busy && (t->done || t->cancelled)))
+		pthread_cond_broadcast(&t->changed);
 	pthread_mutex_unlock(&t->lock);
 }
 
