@@ -24,6 +24,7 @@
 #include "vm/vm.h"
 
 struct km_watch; /* fill: the userfaultfds that watch the mapping, while a pager has it */
+struct km_guard; /* fill: who is to see pages before they change, while a capture has it */
 
 struct kvmem_region {
 	struct kvmem_vm *vm; /* may be NULL */
@@ -59,6 +60,8 @@ struct kvmem_region {
 	_Atomic unsigned int fillers; /* operations on its pages under way: see km_pages_enter() */
 	void *_Atomic tracked;	      /* dirty: its record of the region, while there is one */
 	_Atomic bool no_access;	      /* pages were poisoned by taking their access rights away */
+	struct km_guard *_Atomic guard; /* NULL: no capture has it; see fill/guard.h */
+	_Atomic unsigned int unguarded; /* who found no guard, and is at work still */
 };
 
 static inline uint64_t km_region_page(const struct kvmem_region *r)
