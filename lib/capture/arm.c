@@ -97,6 +97,7 @@ void km_arm_help(struct kvmem_capture *c)
 
 int km_arm(struct kvmem_capture *c)
 {
+	atomic_store(&c->next_chunk, 0);
 	if (c->chunks > 1)
 		km_capture_kick_all(c);
 	km_arm_help(c);

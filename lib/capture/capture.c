@@ -21,6 +21,8 @@ static int opts_check(struct kvmem_capture_opts *o, const struct kvmem_capture_o
 	if (!o->before_write)
 		return km_fail(EINVAL, "kvmem_capture_opts.before_write is NULL: a page that is "
 				       "about to be written has nowhere to go");
+	if (o->flags & KVMEM_CAPTURE_UFFD && o->uffd < 0)
+		return km_fail(EBADF, "kvmem_capture_opts.uffd %" PRId32 " is not open", o->uffd);
 	if (o->threads > KM_MAX_THREADS)
 		return km_fail(EINVAL, "kvmem_capture_opts.threads %" PRIu32 ": at most %u",
 			       o->threads, KM_MAX_THREADS);
@@ -44,6 +46,19 @@ static void destroy(struct kvmem_capture *c)
 	km_sys_free(c);
 }
 
+/* Who starts or stops comes first, before those who come back for more all the time. */
+static void init_parts_lock(pthread_rwlock_t *lock)
+{
+	pthread_rwlockattr_t attr;
+
+	pthread_rwlockattr_init(&attr);
+#ifdef __GLIBC__ /* the only one that has the choice */
+	pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+#endif
+	pthread_rwlock_init(lock, &attr);
+	pthread_rwlockattr_destroy(&attr);
+}
+
 int kvmem_capture_create(const struct kvmem_capture_opts *opts, struct kvmem_capture **ret_capture)
 {
 	struct kvmem_capture *c;
@@ -54,7 +69,7 @@ int kvmem_capture_create(const struct kvmem_capture_opts *opts, struct kvmem_cap
 	c = km_sys_alloc(sizeof(*c));
 	if (!c)
 		return km_fail(ENOMEM, "kvmem_capture_create: no memory");
-	pthread_rwlock_init(&c->parts_lock, NULL);
+	init_parts_lock(&c->parts_lock);
 	pthread_mutex_init(&c->lock, NULL);
 	pthread_cond_init(&c->changed, NULL);
 	c->pagemap = -1;

@@ -111,8 +111,8 @@ static inline bool km_capture_goes_on(const struct kvmem_capture *c)
 /* The kinds of these pages into the record, of those that are DATA there. 0 or -errno with the detail set. */
 int km_content_kinds(struct km_captured *p, uint64_t first, uint64_t count);
 /*
- * Pages that are BUSY: their content as of the pause. 0; -EFAULT: one of them cannot be read; or -errno with the detail
- * set.
+ * Pages that are BUSY: their content as of the pause. 0; -EFAULT: one of them cannot be read; -ECANCELED: the capture
+ * has failed or ended meanwhile; or -errno with the detail set.
  */
 int km_content_copy(struct km_captured *p, uint64_t first, uint64_t count, void *buf);
 /* Pages from `first` on, at most `max`, for which the file has nothing: how many, maybe 0; or data, *ret_data. */

@@ -168,6 +168,18 @@ static int read_file(struct km_captured *p, uint64_t first, uint64_t count, uint
 	return 0;
 }
 
+static int lost(const struct km_captured *p, uint64_t page)
+{
+	if (!km_capture_goes_on(p->capture)) /* nothing is protected any more */
+		return -ECANCELED;
+	return km_fail(
+		EIO,
+		"capture: the page at offset 0x%" PRIx64
+		" of the region was taken away by others before it was saved: memory is given "
+		"back by kvmem_region_discard()",
+		page << p->shift);
+}
+
 /* All of them are protected as they were at the pause. */
 static int check(const struct km_captured *p, uint64_t first, uint64_t count)
 {
@@ -181,16 +193,12 @@ static int check(const struct km_captured *p, uint64_t first, uint64_t count)
 		r = read_pagemap(p, first, n, entries);
 		for (uint64_t i = 0; !r && i < n; i++)
 			if (!(entries[i] & PROTECTED))
-				r = km_fail(EIO,
-					    "capture: the page at offset 0x%" PRIx64
-					    " of the region was taken away by others before it was "
-					    "saved: memory is given back by kvmem_region_discard()",
-					    (first + i) << p->shift);
+				r = lost(p, first + i);
 	}
 	return r;
 }
 
-int km_content_copy(struct km_captured *p, uint64_t first, uint64_t count, void *buf)
+static int copy(struct km_captured *p, uint64_t first, uint64_t count, void *buf)
 {
 	int r;
 
@@ -205,4 +213,12 @@ int km_content_copy(struct km_captured *p, uint64_t first, uint64_t count, void 
 	if (r)
 		return km_fail(-r, "capture: copying 0x%" PRIx64 " bytes: %m", count << p->shift);
 	return check(p, first, count);
+}
+
+int km_content_copy(struct km_captured *p, uint64_t first, uint64_t count, void *buf)
+{
+	int r = copy(p, first, count, buf);
+
+	/* Said before protection is taken away: what was copied before it was said was protected all the time. */
+	return !r && !km_capture_goes_on(p->capture) ? -ECANCELED : r;
 }

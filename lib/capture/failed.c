@@ -2,6 +2,8 @@
 /* The end of protection: of pages that are handed out, and of all when a capture has failed or ends. */
 #include "capture/capture_internal.h"
 
+#include <errno.h>
+
 void km_capture_changed(struct kvmem_capture *c)
 {
 	if (!atomic_load(&c->waiters))
@@ -25,6 +27,9 @@ void km_capture_fail(struct kvmem_capture *c, int err)
 {
 	int none = 0;
 
+	/* It is ended: what was begun is left undone. */
+	if (err == -ECANCELED && atomic_load(&c->ended))
+		return;
 	pthread_mutex_lock(&c->lock);
 	if (!atomic_load(&c->error))
 		km_detail_save(&c->why);

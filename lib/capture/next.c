@@ -73,7 +73,9 @@ static int take_data(struct taking *t, uint64_t page, uint64_t max, bool *ret_mo
 		good = 1;
 		r = 0;
 	} else {
-		*ret_more = good == n;
+		*ret_more = !r;
+		if (r && r != -EFAULT) /* what was copied before it is not handed out either */
+			good = 0;
 		r = r == -EFAULT ? 0 : r;
 	}
 	for (uint64_t i = good; i < n; i++)
@@ -103,7 +105,11 @@ static int fill_buffer(struct taking *t, uint64_t page)
 		if (r > 0)
 			break;
 	}
-	return r < 0 ? r : !t->count;
+	if (r < 0)
+		km_capture_fail(p->capture, r);
+	if (t->count) /* handed out: the next call tells of the failure */
+		return 0;
+	return r < 0 ? r : 1;
 }
 
 /* One run of a part: 1, 0: there is none, or -errno. */
@@ -173,10 +179,8 @@ static int next_run(struct kvmem_capture *c, void *buf, uint64_t bytes,
 		r = next_of(&t, atomic_load(&p->cursor));
 		if (!r)
 			r = next_of(&t, 0);
-		if (r < 0) {
-			km_capture_fail(c, r);
+		if (r < 0)
 			return r;
-		}
 		if (!r)
 			continue;
 		atomic_store(&p->cursor, t.first + t.count);
@@ -210,9 +214,9 @@ int kvmem_capture_next(struct kvmem_capture *capture, void *buf, uint64_t bytes,
 		r = km_fail(EINVAL, "kvmem_capture_next: the capture is not started");
 	else if (!km_capture_error(capture, "kvmem_capture_next"))
 		r = next_run(capture, buf, bytes, ret_run);
-	if (r >= 0 && atomic_load(&capture->error))
+	if (r <= 0 && atomic_load(&capture->error))
 		r = km_capture_error(capture, "kvmem_capture_next");
-	else if (!r && atomic_load(&capture->ended))
+	else if (r <= 0 && atomic_load(&capture->ended))
 		r = km_fail(ECANCELED, "kvmem_capture_next: the capture is being stopped");
 	pthread_rwlock_unlock(&capture->parts_lock);
 	return r;

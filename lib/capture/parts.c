@@ -233,7 +233,7 @@ int km_parts_begin(struct kvmem_capture *c, struct kvmem_region *const *regions,
 	int r = 0;
 
 	c->chunks = 0;
-	atomic_store(&c->next_chunk, 0);
+	atomic_store(&c->next_chunk, UINT64_MAX / 2); /* until km_arm() */
 	atomic_store(&c->chunks_done, 0);
 	atomic_store(&c->arm_error, 0);
 	c->parts = km_sys_alloc(count * sizeof(struct km_captured *));

@@ -79,10 +79,13 @@ static void hand_out(struct km_captured *p, uint64_t page)
 	if (!err || err == -EFAULT)
 		err = tell(p, page, err ? NULL : b->bytes);
 	give_buffer(c, b);
-	if (err)
+	if (err) { /* nothing is protected any more; the page is not counted as handed out */
 		km_capture_fail(c, err);
-	else
-		atomic_fetch_add(&c->written, 1ull << p->shift);
+		km_record_put_back(&p->record, page, KM_RECORD_DATA);
+		km_capture_changed(c);
+		return;
+	}
+	atomic_fetch_add(&c->written, 1ull << p->shift);
 	km_captured_done(p, page, 1, true);
 }
 

@@ -46,7 +46,7 @@ TEST(memory_at_rest_is_captured_by_the_loop_alone)
 	SKIP_IF(no_userfaultfd(), "uffd", "%s", kvmem_error_detail());
 	for (enum kind kind = 0; kind < KINDS; kind++) {
 		long huge = kind == HUGETLB ? set_huge_pages(16) : -1;
-		struct rig r;
+		static struct rig r; /* writers outlive a test that fails */
 
 		if (open_kind(&r, kind, BYTES)) {
 			ck_ok(rig_start(&r));
@@ -68,7 +68,7 @@ TEST(a_page_that_is_written_comes_first)
 	SKIP_IF(no_userfaultfd(), "uffd", "%s", kvmem_error_detail());
 	for (enum kind kind = 0; kind < KINDS; kind++) {
 		long huge = kind == HUGETLB ? set_huge_pages(16) : -1;
-		struct rig r;
+		static struct rig r; /* writers outlive a test that fails */
 
 		if (open_kind(&r, kind, BYTES)) {
 			uint64_t exists = 0;
@@ -97,7 +97,7 @@ END
 static void writers_and_loops(enum kind kind)
 {
 	struct drainer d[2];
-	struct rig r;
+	static struct rig r; /* writers outlive a test that fails */
 
 	if (!open_kind(&r, kind, BYTES))
 		return;
