@@ -228,6 +228,32 @@ int kvmem_capture_start(struct kvmem_capture *capture, struct kvmem_region *cons
 
 /* ---- stopped ---- */
 
+/* All that is left is in the hands of other threads. */
+static bool only_others(const struct kvmem_capture *c)
+{
+	uint64_t left = 0;
+
+	for (size_t i = 0; i < c->part_count; i++) {
+		const struct km_record *rec = &c->parts[i]->record;
+		uint64_t n = atomic_load(&rec->left);
+
+		if (n && km_record_next(rec, 0) < rec->pages)
+			return false;
+		left += n;
+	}
+	return left > 0;
+}
+
+static void wait_for_others(struct kvmem_capture *c)
+{
+	pthread_mutex_lock(&c->lock);
+	atomic_fetch_add(&c->waiters, 1);
+	while (km_capture_goes_on(c) && only_others(c))
+		pthread_cond_wait(&c->changed, &c->lock);
+	atomic_fetch_sub(&c->waiters, 1);
+	pthread_mutex_unlock(&c->lock);
+}
+
 int kvmem_capture_stop(struct kvmem_capture *capture)
 {
 	uint64_t left;
@@ -240,6 +266,7 @@ int kvmem_capture_stop(struct kvmem_capture *capture)
 		return r;
 	if (!atomic_load(&capture->running))
 		return km_fail(EINVAL, "kvmem_capture_stop: the capture is not started");
+	wait_for_others(capture);
 	left = end(capture);
 	r = km_capture_error(capture, "kvmem_capture_stop");
 	if (r || !left)

@@ -45,7 +45,6 @@ TEST(memory_at_rest_is_captured_by_the_loop_alone)
 {
 	SKIP_IF(no_userfaultfd(), "uffd", "%s", kvmem_error_detail());
 	for (enum kind kind = 0; kind < KINDS; kind++) {
-		long huge = kind == HUGETLB ? set_huge_pages(16) : -1;
 		static struct rig r; /* writers outlive a test that fails */
 
 		if (open_kind(&r, kind, BYTES)) {
@@ -57,7 +56,6 @@ TEST(memory_at_rest_is_captured_by_the_loop_alone)
 			ck_assert_uint_eq(atomic_load(&r.callbacks), 0);
 			rig_close(&r);
 		}
-		set_huge_pages(huge);
 	}
 }
 END
@@ -67,7 +65,6 @@ TEST(a_page_that_is_written_comes_first)
 {
 	SKIP_IF(no_userfaultfd(), "uffd", "%s", kvmem_error_detail());
 	for (enum kind kind = 0; kind < KINDS; kind++) {
-		long huge = kind == HUGETLB ? set_huge_pages(16) : -1;
 		static struct rig r; /* writers outlive a test that fails */
 
 		if (open_kind(&r, kind, BYTES)) {
@@ -88,7 +85,6 @@ TEST(a_page_that_is_written_comes_first)
 			ck_assert(!memcmp(r.base, r.model, BYTES));
 			rig_close(&r);
 		}
-		set_huge_pages(huge);
 	}
 }
 END
@@ -127,13 +123,10 @@ TEST(writers_on_all_pages_at_once)
 {
 	SKIP_IF(no_userfaultfd(), "uffd", "%s", kvmem_error_detail());
 	for (enum kind kind = 0; kind < KINDS; kind++) {
-		long huge = kind == HUGETLB ? set_huge_pages(16) : -1;
-
 		writers_and_loops(kind);
-		set_huge_pages(huge);
 	}
 }
 END
 
-HARNESS_MAIN(T(memory_at_rest_is_captured_by_the_loop_alone), T(a_page_that_is_written_comes_first),
+CAPTURE_MAIN(T(memory_at_rest_is_captured_by_the_loop_alone), T(a_page_that_is_written_comes_first),
 	     T(writers_on_all_pages_at_once))

@@ -142,10 +142,7 @@ static void each_kind(void (*fn)(enum kind kind, uint32_t flags, bool keep), uin
 		      bool keep)
 {
 	for (size_t i = 0; i < sizeof(kinds) / sizeof(*kinds); i++) {
-		long huge = kinds[i] == HUGETLB ? set_huge_pages(16) : -1;
-
 		fn(kinds[i], flags, keep);
-		set_huge_pages(huge);
 	}
 }
 
@@ -319,7 +316,7 @@ TEST(what_a_balloon_takes_away_is_handed_out_first)
 }
 END
 
-HARNESS_MAIN(T(a_pager_fills_on_demand_while_it_is_captured),
+CAPTURE_MAIN(T(a_pager_fills_on_demand_while_it_is_captured),
 	     T(a_pager_fills_in_the_background_while_it_is_captured),
 	     T(pages_that_are_present_and_not_mapped),
 	     T(a_pager_without_threads_hands_out_in_its_callers_loop),

@@ -389,23 +389,43 @@ static inline void rig_check_stats(const struct rig *r)
 		     (unsigned long)s.pause_ns / 1000);
 }
 
-/* Huge pages for a test; returns how many there were before, to be given to the next call. -1: cannot be told. */
-static inline long set_huge_pages(long count)
+/* Huge pages for as long as the program runs, where there are too few and it may make some. */
+static long huge_pages_before;
+
+static inline void set_huge_pages(long count)
 {
-	FILE *f = fopen("/proc/sys/vm/nr_hugepages", "re");
-	long old = -1;
+	FILE *f = fopen("/proc/sys/vm/nr_hugepages", "we");
 
 	if (!f)
-		return -1;
-	if (fscanf(f, "%ld", &old) != 1)
-		old = -1;
+		return;
+	fprintf(f, "%ld", count);
 	fclose(f);
-	f = count >= 0 ? fopen("/proc/sys/vm/nr_hugepages", "we") : NULL;
-	if (f) {
-		fprintf(f, "%ld", count);
-		fclose(f);
-	}
-	return old;
 }
+
+static inline void huge_pages_end(void)
+{
+	set_huge_pages(huge_pages_before);
+}
+
+static inline void huge_pages_begin(void)
+{
+	FILE *f = fopen("/proc/sys/vm/nr_hugepages", "re");
+
+	if (!f)
+		return;
+	if (fscanf(f, "%ld", &huge_pages_before) == 1 && huge_pages_before < 16) {
+		atexit(huge_pages_end);
+		set_huge_pages(huge_pages_before + 16);
+	}
+	fclose(f);
+}
+
+#define CAPTURE_MAIN(...) \
+	int main(int argc, char **argv) \
+	{ \
+		const struct harness_test tests[] = { __VA_ARGS__ }; \
+		huge_pages_begin(); \
+		return harness_main(argc, argv, tests, sizeof(tests) / sizeof(tests[0])); \
+	}
 
 #endif
