@@ -126,6 +126,8 @@ int km_region_map_fail(const struct kvmem_region *r, const char *what, int64_t e
  * KVMEM_REGION_MAPPING alone. */
 int km_plan_make(const struct kvmem_caps *caps, bool has_vm, const struct kvmem_region_opts *o,
 		 const struct km_own *own, struct kvmem_plan *ret_plan);
+/* Why memory of this backing cannot be captured (KVMEM_WANT_CAPTURE); NULL: it can. */
+const char *km_no_capture(const struct kvmem_caps *caps, uint32_t backing);
 int km_plan_opts(const struct kvmem_region_opts *opts, struct kvmem_region_opts *o);
 int km_region_detach_all(struct kvmem_region *r);
 /* Does a slot show part of the range to the guest, to be written? */
