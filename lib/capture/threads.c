@@ -58,6 +58,9 @@ static void *run(void *arg)
 	while (!atomic_load(&t->capture->closing)) {
 		int64_t n = km_sys_epoll_wait(t->epoll, ev, 2, -1);
 
+		if (n < 0) /* a filter: events are looked for all the same */
+			km_sys_poll(NULL, 0, 1);
+
 		for (int64_t i = 0; i < n; i++) {
 			if (ev[i].data.ptr)
 				continue;
