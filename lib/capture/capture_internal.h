@@ -106,6 +106,15 @@ static inline bool km_capture_goes_on(const struct kvmem_capture *c)
 	return !atomic_load(&c->error) && !atomic_load(&c->ended);
 }
 
+static inline void km_capture_kick_all(struct kvmem_capture *c)
+{
+	const uint64_t one = 1;
+
+	for (unsigned int i = 0; i < c->thread_count; i++)
+		if (c->threads[i].started)
+			km_sys_write(c->threads[i].kick, &one, sizeof(one));
+}
+
 /* ---- content.c ---- */
 
 /* The kinds of these pages into the record, of those that are DATA there. 0 or -errno with the detail set. */
@@ -148,7 +157,6 @@ int km_arm(struct kvmem_capture *c);
 
 int km_capture_threads_start(struct kvmem_capture *c);
 void km_capture_threads_stop(struct kvmem_capture *c);
-void km_capture_kick_all(struct kvmem_capture *c);
 
 /* ---- parts.c ---- */
 

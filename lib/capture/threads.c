@@ -8,15 +8,6 @@
 
 #define MSGS 4u /* a read: the others are for the other threads */
 
-void km_capture_kick_all(struct kvmem_capture *c)
-{
-	const uint64_t one = 1;
-
-	for (unsigned int i = 0; i < c->thread_count; i++)
-		if (c->threads[i].started)
-			km_sys_write(c->threads[i].kick, &one, sizeof(one));
-}
-
 static unsigned int serve(struct kvmem_capture *c)
 {
 	struct uffd_msg msgs[MSGS];
