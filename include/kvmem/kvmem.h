@@ -13,5 +13,6 @@
 #include <kvmem/populate.h>
 #include <kvmem/pager.h>
 #include <kvmem/dirty.h>
+#include <kvmem/capture.h>
 
 #endif

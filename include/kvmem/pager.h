@@ -86,6 +86,7 @@ struct kvmem_pager_opts {
 
 #define KVMEM_PAGER_BACKGROUND (1u << 0) /* fill or map all in address order, yielding to faults */
 #define KVMEM_PAGER_NO_THREADS (1u << 1) /* the caller polls kvmem_pager_fd() and calls _handle() */
+#define KVMEM_PAGER_CAPTURE    (1u << 2) /* its regions can be captured meanwhile: kvmem_capture(3) */
 
 /*
  * madvise(2) of memory under a pager, other than by kvmem_region_discard(): what was absent becomes
@@ -144,8 +145,9 @@ enum kvmem_stop {
  *
  * After HAND_BACK the regions stay registered: an access to a page that is missing waits until
  * kvmem_pager_start() is called again, or kvmem_populate() has filled it. Errors: -EINVAL (not running),
- * -EDEADLK (from a callback of the pager), the source's error when FILL could not fill: the pages
- * concerned are poisoned. A populate under way is waited for. One thread at a time per object.
+ * -EBUSY (a capture of a region is under way, and needs the pager), -EDEADLK (from a callback of the pager),
+ * the source's error when FILL could not fill: the pages concerned are poisoned. A populate under way is
+ * waited for. One thread at a time per object.
  */
 KVMEM_API int kvmem_pager_stop(struct kvmem_pager *pager, uint32_t how);
 
@@ -153,7 +155,8 @@ KVMEM_API int kvmem_pager_stop(struct kvmem_pager *pager, uint32_t how);
  * kvmem_pager_free() - let the regions go and free a pager that is not running.
  *
  * What is still absent reads as zero from then on: no vCPU may be in KVM_RUN on such a region. Errors:
- * -EBUSY (running: stop it first), -EDEADLK. NULL is allowed. One thread at a time per object.
+ * -EBUSY (running: stop it first; a capture of a region is under way), -EDEADLK. NULL is allowed. One thread at
+ * a time per object.
  */
 KVMEM_API int kvmem_pager_free(struct kvmem_pager *pager);
 
@@ -163,8 +166,8 @@ KVMEM_API int kvmem_pager_free(struct kvmem_pager *pager);
  * how is KVMEM_STOP_FILL: what is missing is filled first, in the calling thread; or KVMEM_STOP_HAND_BACK: it
  * stays absent, and reads as zero from then on, so no slot may show the region to a guest. Waits for what the
  * pager's threads have begun. Errors: -EINVAL, -ENOENT (region is not of this pager), -EBUSY (a slot shows missing
- * pages), -EDEADLK (from a callback), -ENOMEM; the source's error when FILL could not fill: the pages are
- * poisoned, and the region is removed. One thread at a time per object.
+ * pages, or a capture of the region is under way), -EDEADLK (from a callback), -ENOMEM; the source's error when
+ * FILL could not fill: the pages are poisoned, and the region is removed. One thread at a time per object.
  */
 KVMEM_API int kvmem_pager_remove(struct kvmem_pager *pager, struct kvmem_region *region,
 				 uint32_t how);

@@ -42,6 +42,8 @@ enum kvmem_slot_form {
 #define KVMEM_WANT_SHARED  (1u << 5) /* a file descriptor another process can map */
 #define KVMEM_WANT_WRITE   (1u << 6) /* population by write() */
 #define KVMEM_WANT_THP	   (1u << 7) /* huge pages as they come: transparent ones (MADV_HUGEPAGE) */
+#define KVMEM_WANT_CAPTURE \
+	(1u << 8) /* the memory of a moment, while the guest runs: kvmem_capture(3) */
 
 /* What of an adopted file or mapping counts as content: pages that exist are present, or nothing is. */
 enum kvmem_content {

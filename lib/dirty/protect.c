@@ -9,6 +9,9 @@
  *				asynchronous form a write meanwhile is let through by the kernel
  *				itself, in the synchronous one its thread sleeps until the off.
  *				mprotect() would not do: KVM_RUN fails with EFAULT where it meets it
+ *	under a capture		a page that it has not had is protected as it is, and KVM has
+ *				let go of it: nothing is to be done. The others of memory
+ *				without a pager by the capture's own userfaultfd
  *	under a pager		the same write protection through the pager's own userfaultfd.
  *				MADV_DONTNEED would raise an event there and sleep until somebody
  *				reads it, who may be the very thread that calls us
@@ -98,8 +101,8 @@ static struct range range_of(const struct kvmem_dirty *d, const struct kvmem_reg
 }
 
 /* Only the pages themselves: write protection would leave a marker where a page is absent. */
-static bool protect_watched(struct kvmem_dirty *d, struct kvmem_region *region, uint64_t first,
-			    uint64_t mask)
+static bool protect_by(struct kvmem_dirty *d, struct kvmem_region *region, const struct km_watch *w,
+		       uint64_t first, uint64_t mask)
 {
 	bool done = true;
 
@@ -109,7 +112,7 @@ static bool protect_watched(struct kvmem_dirty *d, struct kvmem_region *region, 
 		unsigned int n = gap ? (unsigned int)__builtin_ctzll(gap) : 64;
 		struct range r = range_of(d, region, first + lo, n);
 
-		done = km_watch_protect(region->watch, r.from >> region->page_shift,
+		done = km_watch_protect(w, r.from >> region->page_shift,
 					r.bytes >> region->page_shift);
 		mask &= lo + n < 64 ? ~0ull << (lo + n) : 0;
 	}
@@ -130,6 +133,33 @@ static bool protect_clone(struct kvmem_dirty *d, struct kvmem_region *region, st
 	return done;
 }
 
+/* Those of the pages that no capture guards. */
+static uint64_t not_guarded(const struct kvmem_dirty *d, struct kvmem_region *region,
+			    uint64_t first, uint64_t mask)
+{
+	for (uint64_t left = mask; left; left &= left - 1) {
+		unsigned int i = (unsigned int)__builtin_ctzll(left);
+
+		if (km_guard_holds(region, (first + i) << d->page_shift >> region->page_shift))
+			mask &= ~(1ull << i);
+	}
+	return mask;
+}
+
+/* With the region's lock held: no capture begins. */
+static bool protect_guarded(struct kvmem_dirty *d, struct kvmem_region *region, uint64_t first,
+			    uint64_t mask)
+{
+	struct km_guard *g = km_guard_enter(region);
+	bool done = true;
+
+	mask = not_guarded(d, region, first, mask);
+	if (g && mask)
+		done = protect_by(d, region, g->watch, first, mask);
+	km_guard_leave(region, g);
+	return g ? done : false; /* it has just ended */
+}
+
 bool km_dirty_protect(struct kvmem_dirty *d, struct kvmem_region *region, uint64_t first,
 		      uint64_t mask)
 {
@@ -141,8 +171,10 @@ bool km_dirty_protect(struct kvmem_dirty *d, struct kvmem_region *region, uint64
 	/* Whoever holds it may be waiting for an event that our caller is to read. */
 	if (pthread_mutex_trylock(&region->lock))
 		return false;
-	if (region->watch)
-		done = protect_watched(d, region, first, mask);
+	if (atomic_load(&region->guard) && !(km_region_is_shared(region) && !region->watch))
+		done = protect_guarded(d, region, first, mask);
+	else if (region->watch)
+		done = protect_by(d, region, region->watch, first, mask);
 	else if (km_region_is_shared(region))
 		done = km_mem_drop(region->base + r.from, r.bytes) >= 0;
 	else if (region->clone)

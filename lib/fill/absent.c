@@ -91,6 +91,7 @@ int kvmem_region_mark_absent(struct kvmem_region *region, uint64_t offset, uint6
 {
 	int err = km_pages_check(region, offset, bytes, "kvmem_region_mark_absent");
 	uint64_t page, end, n, done = 0;
+	struct km_guard *g;
 
 	if (!err)
 		err = km_flags_check(flags, KVMEM_ABSENT_ATTACHED,
@@ -104,8 +105,11 @@ int kvmem_region_mark_absent(struct kvmem_region *region, uint64_t offset, uint6
 	km_pages_enter(region);
 	page = offset >> region->page_shift;
 	end = (offset + bytes) >> region->page_shift;
+	g = km_guard_enter(region);
+	km_guard_before(g, page, end - page);
 	for (; page < end && !err; page += n, done += n)
 		err = absent_step(region, page, end - page, &n);
+	km_guard_leave(region, g);
 	km_presence_notify_absent(&region->presence); /* its pager does not go before we leave */
 	km_pages_leave(region);
 	if (done)

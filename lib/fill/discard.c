@@ -228,6 +228,7 @@ int kvmem_region_discard(struct kvmem_region *region, uint64_t offset, uint64_t 
 {
 	int err = km_pages_check(region, offset, bytes, "kvmem_region_discard");
 	uint64_t page, end, n, done = 0;
+	struct km_guard *g;
 
 	if (!err && !region->clone)
 		err = km_region_fill_check(region, "kvmem_region_discard");
@@ -236,8 +237,11 @@ int kvmem_region_discard(struct kvmem_region *region, uint64_t offset, uint64_t 
 	km_pages_enter(region);
 	page = offset >> region->page_shift;
 	end = (offset + bytes) >> region->page_shift;
+	g = km_guard_enter(region);
+	km_guard_before(g, page, end - page);
 	for (; page < end && !err; page += n, done += n)
 		err = discard_step(region, page, end - page, &n);
+	km_guard_leave(region, g);
 	km_pages_leave(region);
 	if (done)
 		km_vm_changed(region->vm, region, offset, done << region->page_shift);

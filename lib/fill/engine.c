@@ -116,13 +116,26 @@ static uint64_t claim_poisoned(struct kvmem_region *r, uint64_t page, uint64_t m
 	return 0;
 }
 
+/* Without a pager a capture has ABSENT pages as the guest has them, which are to be filled now, or taken out. */
+static void hand_out(struct kvmem_region *r, uint64_t page, uint64_t count)
+{
+	struct km_guard *g = km_guard_enter(r);
+
+	km_guard_before(g, page, count);
+	km_guard_leave(r, g);
+}
+
 uint64_t km_pages_claim(struct kvmem_region *r, uint64_t page, uint64_t max)
 {
 	uint64_t n;
 
 	max = km_min(max, KM_CLAIM_PAGES);
 	n = km_presence_claim(&r->presence, page, max);
-	return n ? n : claim_poisoned(r, page, max);
+	if (!n)
+		return claim_poisoned(r, page, max);
+	if (!r->watch)
+		hand_out(r, page, n);
+	return n;
 }
 
 /* ---- taking out ---- */
@@ -135,6 +148,8 @@ int64_t km_pages_punch(const struct kvmem_region *r, uint64_t page, uint64_t cou
 
 void km_pages_forget(struct kvmem_region *r, uint64_t page, uint64_t count)
 {
+	if (!r->watch)
+		hand_out(r, page, count);
 	km_store_forget(r, r->watch ? r->alias : r->base, page << r->page_shift,
 			count << r->page_shift);
 }

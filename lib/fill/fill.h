@@ -15,6 +15,7 @@
  *    raise SIGBUS.
  */
 
+#include "fill/guard.h"
 #include "fill/store.h"
 #include "fill/watch.h"
 #include "numa/numa.h"

@@ -8,6 +8,8 @@
  *	store.c		content into memory that no userfaultfd watches
  *	uffd.c		userfaultfds: opened, registered over regions, woken
  *	events.c	their events: removals into the record, faults to who asks
+ *	protect.c	write protection that stays
+ *	guard.c		who is to see pages before they change
  *	place.c		one placing ioctl, and what it answers
  *	engine.c	claimed pages to their end: placed, published, woken, or given up
  *	unannounced.c	pages that exist and are not in the record

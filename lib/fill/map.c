@@ -122,6 +122,15 @@ int km_map_run(struct km_watch *w, uint64_t first, uint64_t count, bool zero, un
 
 /* ---- poison ---- */
 
+static bool unprotect(struct km_watch *w, uint64_t page)
+{
+	struct km_guard *g = km_guard_enter(w->region);
+	bool done = !(g && g->holds(g, page)) && km_watch_unprotect(w, page);
+
+	km_guard_leave(w->region, g);
+	return done;
+}
+
 /*
  * UFFDIO_POISON refuses a page table entry that is not empty: a page that is mapped, but also a mark
  * of write protection, which is no page and is taken away here. A claimed page that was removed
@@ -138,7 +147,7 @@ static int place_poison(struct km_watch *w, uint64_t page, bool claimed)
 	int err = km_place(&p);
 
 	/* The dirty tracker may protect it again just now. */
-	for (unsigned int i = 0; err == -EEXIST && i < TRIES && km_watch_unprotect(w, page); i++)
+	for (unsigned int i = 0; err == -EEXIST && i < TRIES && unprotect(w, page); i++)
 		err = km_place(&p);
 	return err;
 }

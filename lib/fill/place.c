@@ -99,7 +99,7 @@ static void back_off(unsigned int tries)
 		km_sys_poll(NULL, 0, 1);
 }
 
-int km_place(struct km_place *p)
+static int place(struct km_place *p)
 {
 	unsigned int index = km_watch_uffd(p->watch, p->first), tries = 0;
 	struct km_uffd *u = &p->watch->set->all[index];
@@ -126,4 +126,24 @@ int km_place(struct km_place *p)
 		else
 			back_off(++tries);
 	}
+}
+
+/*
+ * What is placed or mapped is not write-protected. A page that is guarded, and had no place in the page table, is
+ * handed out first; claimed pages have no content that anybody guards.
+ */
+int km_place(struct km_place *p)
+{
+	struct kvmem_region *r = p->watch->region;
+	struct km_guard *g;
+	int err;
+
+	if (p->claimed || !p->watch->set->captures)
+		return place(p);
+	p->count = km_min(p->count, PER_IOCTL);
+	g = km_guard_enter(r);
+	km_guard_before(g, p->first, p->count);
+	err = place(p);
+	km_guard_leave(r, g);
+	return err;
 }

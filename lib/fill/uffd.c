@@ -47,23 +47,21 @@ static int take_given(int given, uint64_t features)
 	int64_t fl = km_sys_fcntl_getfl(given), r;
 
 	if (fl < 0)
-		return km_fail(EBADF, "pager: userfaultfd %d is not open", given);
+		return km_fail(EBADF, "userfaultfd %d is not open", given);
 	if (!(fl & O_NONBLOCK))
-		return km_fail(EINVAL, "pager: userfaultfd %d was opened without O_NONBLOCK",
-			       given);
+		return km_fail(EINVAL, "userfaultfd %d was opened without O_NONBLOCK", given);
 	r = km_sys_ioctl(given, UFFDIO_API, &api);
 	if (r == -EINVAL && features & KM_UFFD_FEATURE_WP_ASYNC)
-		return km_fail(EOPNOTSUPP, "pager: UFFDIO_API refused the features");
+		return km_fail(EOPNOTSUPP, "UFFDIO_API refused the features");
 	if (r == -EINVAL)
-		return km_fail(
-			EINVAL,
-			"pager: UFFDIO_API of userfaultfd %d: %m; has it been called already? "
-			"It is for the pager to call",
-			given);
+		return km_fail(EINVAL,
+			       "UFFDIO_API of userfaultfd %d: %m; has it been called already? "
+			       "It is for the library to call",
+			       given);
 	if (r < 0)
-		return km_fail(EBADF, "pager: file descriptor %d is not a userfaultfd: %m", given);
+		return km_fail(EBADF, "file descriptor %d is not a userfaultfd: %m", given);
 	r = km_sys_dup(given);
-	return r < 0 ? km_fail((int)-r, "pager: duplicating userfaultfd %d: %m", given) : (int)r;
+	return r < 0 ? km_fail((int)-r, "duplicating userfaultfd %d: %m", given) : (int)r;
 }
 
 /* given -1: none. */
@@ -77,7 +75,7 @@ static int open_uffd(struct km_uffd *u, int given, uint64_t features)
 	spare = km_sys_dup(fd);
 	if (spare < 0) {
 		km_sys_close(fd);
-		return km_fail((int)-spare, "pager: duplicating a userfaultfd: %m");
+		return km_fail((int)-spare, "duplicating a userfaultfd: %m");
 	}
 	atomic_store(&u->fd, fd);
 	u->spare = (int)spare;
@@ -99,7 +97,7 @@ static int open_one(struct km_uffd_set *set, unsigned int i, int given, uint64_t
 	struct km_detail before;
 	int r;
 
-	if (i && !set->protects)
+	if (set->captures || (i && !set->protects))
 		return open_uffd(&set->all[i], given, features);
 	km_detail_save(&before);
 	r = open_uffd(&set->all[i], given, features | KM_UFFD_FEATURE_WP_ASYNC);
@@ -115,13 +113,15 @@ int km_uffd_set_open(struct km_uffd_set *set, unsigned int count, const int32_t 
 {
 	bool removals = flags & KM_UFFD_REMOVALS;
 	uint64_t features = (removals ? UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP : 0) |
-			    (flags & KM_UFFD_THREADS ? UFFD_FEATURE_THREAD_ID : 0);
+			    (flags & KM_UFFD_THREADS ? UFFD_FEATURE_THREAD_ID : 0) |
+			    (flags & KM_UFFD_CAPTURES ? UFFD_FEATURE_PAGEFAULT_FLAG_WP : 0);
 	int r = 0;
 
 	set->sees_removals = removals;
+	set->protects = set->captures = flags & KM_UFFD_CAPTURES;
 	set->raw = km_sys_alloc(count * sizeof(*set->all) + KM_CACHE_LINE);
 	if (!set->raw)
-		return km_fail(ENOMEM, "pager: no memory for %u shards", count);
+		return km_fail(ENOMEM, "no memory for %u userfaultfds", count);
 	set->all = (void *)(((uintptr_t)set->raw + KM_CACHE_LINE - 1) &
 			    ~(uintptr_t)(KM_CACHE_LINE - 1));
 	set->count = count;
@@ -240,8 +240,8 @@ static int register_stripe(struct km_watch *w, uint64_t first, uint64_t count)
 	/* Never MINOR alone: an absent page would not fault, but be allocated as zeros. */
 	if (w->region->fd >= 0)
 		reg.mode |= UFFDIO_REGISTER_MODE_MINOR;
-	/* For the dirty tracker: km_watch_protect(). */
-	if (w->set->protects && w->region->plan.granted & KVMEM_WANT_DIRTY)
+	/* For the dirty tracker: km_watch_protect(); and for captures. */
+	if (w->set->captures || (w->set->protects && w->region->plan.granted & KVMEM_WANT_DIRTY))
 		reg.mode |= UFFDIO_REGISTER_MODE_WP;
 	r = km_uffd_ioctl(km_watch_uffd_of(w, first), UFFDIO_REGISTER, &reg);
 	if (r == -EINVAL && reg.mode & UFFDIO_REGISTER_MODE_WP) {

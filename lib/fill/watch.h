@@ -49,8 +49,9 @@ struct km_uffd_set {
 	unsigned int count;
 	struct km_uffd *all;
 	void *raw;
-	bool sees_removals;  /* REMOVE and UNMAP events are on */
-	bool protects;	     /* write protection that raises no events is on */
+	bool sees_removals; /* REMOVE and UNMAP events are on */
+	bool protects; /* write protection is on: for a moment, as km_watch_protect() does it */
+	bool captures; /* ... and it raises events: pages can be guarded (guard.h) */
 	_Atomic bool served; /* somebody reads events all the time */
 	/* ... and leaves faults on absent pages waiting: what ends their wait wakes them. */
 	_Atomic bool drops;
@@ -73,6 +74,7 @@ struct km_watch {
 
 #define KM_UFFD_REMOVALS (1u << 0) /* REMOVE and UNMAP events */
 #define KM_UFFD_THREADS	 (1u << 1) /* faults say whose they are */
+#define KM_UFFD_CAPTURES (1u << 2) /* write protection raises events */
 
 /* `given`: userfaultfds of the caller, which stay his; NULL: made here. -errno with the detail set. */
 int km_uffd_set_open(struct km_uffd_set *set, unsigned int count, const int32_t *given,
@@ -110,12 +112,27 @@ void km_watch_wake(const struct km_watch *w, uint64_t first, uint64_t count);
 
 /*
  * Write-protect pages for a moment: KVM, which follows the host's mapping, lets go of them, and the
- * next write faults there. The kernel lets a write through by itself and raises no event. False
+ * next write faults there. The kernel lets a write through by itself and raises no event; where it
+ * raises one (km_uffd_set.captures), who reads that lets the writer go on. None of the pages is guarded. False
  * where it cannot be had, or not now (events are unread). With the region's lock held.
  */
 bool km_watch_protect(const struct km_watch *w, uint64_t first, uint64_t count);
 /* Take the mark of it away, which stays where the page has gone. False: not here, or not now. */
 bool km_watch_unprotect(const struct km_watch *w, uint64_t page);
+
+/* ---- protect.c: write protection that stays ---- */
+
+/*
+ * A watch for write protection alone, of a region that no pager has: it is in no list. Neither sets the detail.
+ * _end_wp() lets all who wait go on.
+ */
+int km_watch_begin_wp(struct km_watch *w);
+void km_watch_end_wp(struct km_watch *w, uint64_t pages);
+/* Events of a set that has no removals: how many, or -errno. */
+int64_t km_uffd_read_events(struct km_uffd_set *set, unsigned int index, struct uffd_msg *msgs,
+			    unsigned int max);
+/* Protection of pages on; or off, and who waits goes on. Pages that are not mapped are passed over. 0 or -errno. */
+int km_watch_set_wp(const struct km_watch *w, uint64_t first, uint64_t count, bool on);
 
 /*
  * Read events, up to KM_UFFD_MSGS: enters the removals among them into the records and leaves the

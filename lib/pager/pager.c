@@ -50,7 +50,8 @@ static int check_uffds(struct kvmem_pager_opts *o)
 
 static int check_opts(struct kvmem_pager_opts *o)
 {
-	const uint32_t known = KVMEM_PAGER_BACKGROUND | KVMEM_PAGER_NO_THREADS;
+	const uint32_t known = KVMEM_PAGER_BACKGROUND | KVMEM_PAGER_NO_THREADS |
+			       KVMEM_PAGER_CAPTURE;
 	int r = km_flags_check(o->flags, known, "kvmem_pager_opts.flags");
 
 	if (!r)
@@ -120,9 +121,11 @@ static int alloc_parts(struct kvmem_pager *pager)
 	 * REMOVE and UNMAP events stop their thread until we have read them. Without threads that
 	 * may be the very thread that would read them, so these events are left off there.
 	 */
-	return km_uffd_set_open(&pager->set, shards, pager->opts.uffds,
-				(has_threads(pager) ? KM_UFFD_REMOVALS : 0) |
-					(pager->opts.trace_entries ? KM_UFFD_THREADS : 0));
+	return km_uffd_set_open(
+		&pager->set, shards, pager->opts.uffds,
+		(has_threads(pager) ? KM_UFFD_REMOVALS : 0) |
+			(pager->opts.trace_entries ? KM_UFFD_THREADS : 0) |
+			(pager->opts.flags & KVMEM_PAGER_CAPTURE ? KM_UFFD_CAPTURES : 0));
 }
 
 static int open_traces(struct kvmem_pager *pager)
@@ -232,6 +235,9 @@ int kvmem_pager_free(struct kvmem_pager *pager)
 		return km_fail(
 			EBUSY,
 			"kvmem_pager_free: the pager is running: kvmem_pager_stop() it first");
+	r = km_pager_capture_check(pager, "kvmem_pager_free");
+	if (r)
+		return r;
 	km_caretaker_stop(pager);
 	atomic_store(&pager->set.served, false);
 	km_prefetch_close(pager);
@@ -408,6 +414,10 @@ int kvmem_pager_stop(struct kvmem_pager *pager, uint32_t how)
 		return r;
 	if (atomic_load(&pager->state) != KM_PAGER_RUNNING)
 		return km_fail(EINVAL, "kvmem_pager_stop: the pager is not running");
+	if (how == KVMEM_STOP_FILL || !has_threads(pager))
+		r = km_pager_capture_check(pager, "kvmem_pager_stop");
+	if (r)
+		return r;
 	if (how == KVMEM_STOP_FILL)
 		r = fill_rest(pager);
 	join_all(pager);

@@ -277,6 +277,8 @@ static inline void km_pager_kick_all(struct kvmem_pager *pager)
 /* -EDEADLK inside a callback of the pager, or of a populate of one of its regions: `call` would wait
  * for it. */
 int km_pager_callback_check(struct kvmem_pager *pager, const char *call);
+/* -EBUSY while a capture of one of its regions is under way. */
+int km_pager_capture_check(struct kvmem_pager *pager, const char *call);
 /* Pages that are not PRESENT or ZERO, and those of them that are POISONED. */
 uint64_t km_pager_missing(const struct kvmem_pager *pager, uint64_t *ret_poisoned);
 void km_pager_set_error(struct kvmem_pager *pager, int err);

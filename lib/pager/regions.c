@@ -117,6 +117,8 @@ static int check_region(const struct kvmem_region *r)
 		return -EOPNOTSUPP;
 	if (r->watch)
 		return km_fail(EBUSY, "kvmem_pager_add: the region has a pager already");
+	if (atomic_load(&r->guard))
+		return km_fail(EBUSY, "kvmem_pager_add: a capture of the region is under way");
 	if (atomic_load(&r->fillers))
 		return km_fail(EBUSY, "kvmem_pager_add: the region is being populated");
 	return 0;
@@ -390,6 +392,9 @@ static int remove_check(struct kvmem_pager *pager, struct kvmem_region *region, 
 	*ret = find(pager, region);
 	if (!*ret)
 		return km_fail(ENOENT, "kvmem_pager_remove: the region is not of this pager");
+	if (atomic_load(&region->guard))
+		return km_fail(EBUSY, "kvmem_pager_remove: a capture of the region is under way: "
+				      "kvmem_capture_stop() it first");
 	if (how == KVMEM_STOP_HAND_BACK && km_presence_missing(&region->presence) &&
 	    km_region_is_attached(region))
 		return km_fail(EBUSY,

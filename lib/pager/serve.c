@@ -297,6 +297,22 @@ static void take_fault(struct km_worker *w, const struct uffd_msg *m)
 	};
 }
 
+/* After the faults of the batch: who is handed the page may take his time. */
+static void serve_write(struct km_worker *w, const struct uffd_msg *m)
+{
+	struct km_paged *p = km_paged_at(w->pager, m->arg.pagefault.address);
+
+	if (p)
+		km_guard_fault(&p->watch,
+			       (m->arg.pagefault.address - p->watch.addr) >> p->watch.shift,
+			       w->demand_ns);
+}
+
+static bool is_write_protected(const struct uffd_msg *m)
+{
+	return m->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP;
+}
+
 static void note_time(struct km_worker *w, unsigned int shard)
 {
 	uint64_t now = km_sys_now_ns(), gap = km_min(now - w->demand_ns, GAP_MAX_NS);
@@ -318,9 +334,13 @@ unsigned int km_serve_events(struct km_worker *w)
 		km_count_own(&w->counts.reads, 1);
 		note_time(w, w->first_shard + i);
 		for (unsigned int k = 0; k < faults; k++)
-			take_fault(w, &w->msgs[k]);
+			if (!is_write_protected(&w->msgs[k]))
+				take_fault(w, &w->msgs[k]);
 		serve_faults(w);
 		km_later_flush(w);
+		for (unsigned int k = 0; k < faults; k++)
+			if (is_write_protected(&w->msgs[k]))
+				serve_write(w, &w->msgs[k]);
 	}
 	return events;
 }

@@ -84,6 +84,22 @@ int km_pager_callback_check(struct kvmem_pager *pager, const char *call)
 	return r;
 }
 
+int km_pager_capture_check(struct kvmem_pager *pager, const char *call)
+{
+	bool any = false;
+
+	pthread_mutex_lock(&pager->lock);
+	for (struct km_paged *p = km_paged_first(pager); !any && p; p = km_paged_next(p))
+		any = atomic_load(&p->watch.region->guard) != NULL;
+	pthread_mutex_unlock(&pager->lock);
+	if (!any)
+		return 0;
+	return km_fail(EBUSY,
+		       "%s: a capture of a region is under way, whose writes the pager hands out: "
+		       "kvmem_capture_stop() it first",
+		       call);
+}
+
 struct timespec km_pager_from_now(int64_t ns)
 {
 	struct timespec t;

@@ -126,6 +126,17 @@ int km_clone_kind(struct kvmem_region_opts *o)
 
 /* ---- the plan ---- */
 
+/* A private mapping of a memfd is as good as the memfd; one of an ordinary file is refused by the kernel. */
+static const char *no_capture(const struct kvmem_caps *caps, const struct kvmem_region_opts *o)
+{
+	struct stat st;
+	uint32_t backing = km_sys_fstat(o->fd, &st) < 0 ? 0 : km_file_kind(o->fd, &st);
+
+	return backing ? km_no_capture(caps, backing)
+		       : "userfaultfd has no write protection that raises events on private mappings "
+			 "of ordinary files: make the template a memfd";
+}
+
 const char *km_clone_lacks(const struct kvmem_caps *caps, const struct kvmem_region_opts *o,
 			   uint64_t bit)
 {
@@ -139,6 +150,8 @@ const char *km_clone_lacks(const struct kvmem_caps *caps, const struct kvmem_reg
 		       "shared by all clones, and no pager has anything to fill";
 	case KVMEM_WANT_NUMA: /* of what the clone writes: its mapping holds the policy */
 		return km_caps_lack(caps, KVMEM_CAP_NUMA_NODES);
+	case KVMEM_WANT_CAPTURE:
+		return no_capture(caps, o);
 	case KVMEM_WANT_HUGE:
 		return huge ? NULL : "the template has base pages: make it a memfd of huge pages";
 	case KVMEM_WANT_THP:

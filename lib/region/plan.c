@@ -16,7 +16,8 @@
 #define SIZE_1G (1ull << 30)
 #define ALL_WANTS \
 	(KVMEM_WANT_DIRTY | KVMEM_WANT_PAGING | KVMEM_WANT_NUMA | KVMEM_WANT_PRIVATE | \
-	 KVMEM_WANT_HUGE | KVMEM_WANT_SHARED | KVMEM_WANT_WRITE | KVMEM_WANT_THP)
+	 KVMEM_WANT_HUGE | KVMEM_WANT_SHARED | KVMEM_WANT_WRITE | KVMEM_WANT_THP | \
+	 KVMEM_WANT_CAPTURE)
 
 struct candidate {
 	uint32_t backing;
@@ -41,10 +42,11 @@ static const struct wish {
 	unsigned int weight;
 	const char *name;
 } wishes[] = {
-	{ KVMEM_WANT_PRIVATE, 128, "private" }, { KVMEM_WANT_HUGE, 64, "huge" },
-	{ KVMEM_WANT_DIRTY, 32, "dirty" },	{ KVMEM_WANT_PAGING, 16, "paging" },
-	{ KVMEM_WANT_SHARED, 8, "shared" },	{ KVMEM_WANT_NUMA, 4, "numa" },
-	{ KVMEM_WANT_WRITE, 2, "write" },	{ KVMEM_WANT_THP, 1, "thp" },
+	{ KVMEM_WANT_PRIVATE, 256, "private" }, { KVMEM_WANT_HUGE, 128, "huge" },
+	{ KVMEM_WANT_DIRTY, 64, "dirty" },	{ KVMEM_WANT_PAGING, 32, "paging" },
+	{ KVMEM_WANT_CAPTURE, 16, "capture" },	{ KVMEM_WANT_SHARED, 8, "shared" },
+	{ KVMEM_WANT_NUMA, 4, "numa" },		{ KVMEM_WANT_WRITE, 2, "write" },
+	{ KVMEM_WANT_THP, 1, "thp" },
 };
 
 /* What the planner knows while it asks. */
@@ -255,6 +257,8 @@ static const char *can_thp(struct asking *a, const struct candidate *c)
 static const char *able(struct asking *a, const struct candidate *c, uint64_t bit)
 {
 	/* KVM logs what is written through any mapping: that is all that is asked of this one. */
+	if (c->backing == KVMEM_BACKING_OTHER && bit == KVMEM_WANT_CAPTURE)
+		return "the mapping was given without its file: kvmem_capture_check() tells";
 	if (c->backing == KVMEM_BACKING_OTHER && bit != KVMEM_WANT_DIRTY)
 		return a->own->limits;
 	if (c->backing == KVMEM_BACKING_CLONE)
@@ -274,6 +278,8 @@ static const char *able(struct asking *a, const struct candidate *c, uint64_t bi
 		return can_shared(a, c);
 	case KVMEM_WANT_THP:
 		return can_thp(a, c);
+	case KVMEM_WANT_CAPTURE:
+		return km_no_capture(a->caps, c->backing);
 	default:
 		return can_write(a, c);
 	}
@@ -357,7 +363,10 @@ static bool runs_fast(const struct asking *a)
 	uint64_t asked = a->o->wants | a->o->needs;
 	struct rlimit limit;
 
-	if (asked & ~(uint64_t)(KVMEM_WANT_DIRTY | KVMEM_WANT_NUMA | KVMEM_WANT_THP))
+	if (asked &
+	    ~(uint64_t)(KVMEM_WANT_DIRTY | KVMEM_WANT_NUMA | KVMEM_WANT_THP | KVMEM_WANT_CAPTURE))
+		return false;
+	if (asked & KVMEM_WANT_CAPTURE && km_no_capture(a->caps, KVMEM_BACKING_ANONYMOUS))
 		return false;
 	if (asked & KVMEM_WANT_DIRTY && !km_caps_has(a->caps, KVMEM_CAP_UFFD_WP_ASYNC))
 		return false;

@@ -188,7 +188,7 @@ static void leave_vm(struct kvmem_region *region)
 
 int kvmem_region_free(struct kvmem_region *region)
 {
-	bool busy;
+	bool busy, captured;
 	int r;
 
 	if (!region)
@@ -198,7 +198,11 @@ int kvmem_region_free(struct kvmem_region *region)
 		return r;
 	pthread_mutex_lock(&region->lock);
 	busy = region->watch || atomic_load(&region->fillers);
+	captured = atomic_load(&region->guard) != NULL;
 	pthread_mutex_unlock(&region->lock);
+	if (captured)
+		return km_fail(EBUSY, "kvmem_region_free: a capture of the region is under way: "
+				      "kvmem_capture_stop() it first");
 	if (busy)
 		return km_fail(
 			EBUSY,

@@ -24,6 +24,7 @@
 #include "vm/vm.h"
 
 struct km_watch; /* fill: the userfaultfds that watch the mapping, while a pager has it */
+struct km_guard; /* fill: who is to see pages before they change, while a capture has it */
 
 struct kvmem_region {
 	struct kvmem_vm *vm; /* may be NULL */
@@ -59,6 +60,8 @@ struct kvmem_region {
 	_Atomic unsigned int fillers; /* operations on its pages under way: see km_pages_enter() */
 	void *_Atomic tracked;	      /* dirty: its record of the region, while there is one */
 	_Atomic bool no_access;	      /* pages were poisoned by taking their access rights away */
+	struct km_guard *_Atomic guard; /* NULL: no capture has it; see fill/guard.h */
+	_Atomic unsigned int unguarded; /* who found no guard, and is at work still */
 };
 
 static inline uint64_t km_region_page(const struct kvmem_region *r)
@@ -123,6 +126,8 @@ int km_region_map_fail(const struct kvmem_region *r, const char *what, int64_t e
  * KVMEM_REGION_MAPPING alone. */
 int km_plan_make(const struct kvmem_caps *caps, bool has_vm, const struct kvmem_region_opts *o,
 		 const struct km_own *own, struct kvmem_plan *ret_plan);
+/* Why memory of this backing cannot be captured (KVMEM_WANT_CAPTURE); NULL: it can. */
+const char *km_no_capture(const struct kvmem_caps *caps, uint32_t backing);
 int km_plan_opts(const struct kvmem_region_opts *opts, struct kvmem_region_opts *o);
 int km_region_detach_all(struct kvmem_region *r);
 /* Does a slot show part of the range to the guest, to be written? */

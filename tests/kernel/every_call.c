@@ -325,6 +325,27 @@ TEST(null_to_every_function)
 }
 END
 
+TEST(null_to_captures)
+{
+	struct kvmem_capture_opts o = KVMEM_CAPTURE_OPTS_INIT;
+	struct kvmem_capture_stats stats = KVMEM_CAPTURE_STATS_INIT;
+	struct kvmem_region *none = NULL;
+	struct kvmem_capture_run run;
+	struct kvmem_capture *c;
+	uint8_t page[64];
+
+	NONE(kvmem_capture_create(NULL, NULL));
+	NONE(kvmem_capture_create(&o, &c)); /* before_write */
+	NONE(kvmem_capture_check(NULL, NULL));
+	NONE(kvmem_capture_start(NULL, &none, 1));
+	NONE(kvmem_capture_next(NULL, page, sizeof(page), &run));
+	NONE(kvmem_capture_stop(NULL));
+	NONE(kvmem_capture_get_stats(NULL, &stats));
+	NONE(kvmem_capture_get_stats(NULL, NULL));
+	ck_assert_int_eq(kvmem_capture_free(NULL), 0);
+}
+END
+
 /* Those that return no code. */
 TEST(null_where_there_is_no_code)
 {
@@ -603,7 +624,7 @@ TEST(k2_13_calls_that_succeed_leave_the_detail)
 }
 END
 
-HARNESS_MAIN(T(null_to_every_function), T(null_where_there_is_no_code), T(results_of_every_kind),
-	     T(ranges_of_every_function), T(flags_of_every_function), T(kvm_fd_of_another_kind),
-	     T(descriptors_may_be_closed_after_the_call),
+HARNESS_MAIN(T(null_to_every_function), T(null_to_captures), T(null_where_there_is_no_code),
+	     T(results_of_every_kind), T(ranges_of_every_function), T(flags_of_every_function),
+	     T(kvm_fd_of_another_kind), T(descriptors_may_be_closed_after_the_call),
 	     T(k2_13_calls_that_succeed_leave_the_detail))

@@ -26,6 +26,7 @@ GROUPS = [
 	("kvmem-fill/N", "kvmem-pager/N", "kvmem_pager_handle", "kvmem_pager_put", "kvmem_pager_stop",
 		"kvmem_pager_remove", "kvmem_source_complete"),
 	("kvmem_region_discard", "kvmem_region_mark_absent"),
+	("kvmem-save/N", "kvmem_capture_next"),
 	("kvmem-reaper", "kvmem_dirty_commit", "kvmem_dirty_harvest", "kvmem_dirty_ring_full",
 		"kvmem_reader_forget", "kvmem_reader_harvest", "kvmem_reader_pending"),
 ]

@@ -816,6 +816,79 @@ static void private_life(void)
 	MUST(kvmem_vm_free, vm);
 }
 
+/* ---- a capture ---- */
+
+static int keep_page(void *arg, const struct kvmem_capture_run *run, const void *page)
+{
+	atomic_fetch_add((atomic_ulong *)arg, run->bytes);
+	return page ? 0 : -EIO;
+}
+
+static uint64_t take_rest(struct kvmem_capture *capture)
+{
+	static uint8_t buf[16 * PAGE];
+	struct kvmem_capture_run run;
+	uint64_t sum = 0;
+
+	while (MUST(kvmem_capture_next, capture, buf, sizeof(buf), &run) > 0)
+		sum += run.bytes;
+	return sum;
+}
+
+/*
+ * Memory with a pager, memory without one, and a memfd: captured while it is written to and pages are discarded. The
+ * capture's userfaultfd is opened in the beginning.
+ */
+static void capture_life(void)
+{
+	struct kvmem_capture_opts o = KVMEM_CAPTURE_OPTS_INIT;
+	struct kvmem_capture_stats stats = KVMEM_CAPTURE_STATS_INIT;
+	struct kvmem_capture *capture;
+	struct kvmem_region *r[3];
+	struct kvmem_source *source;
+	struct kvmem_pager *pager;
+	atomic_ulong written = 0;
+	uint64_t rest;
+
+	life_phase(LIFE_CREATE);
+	r[0] = make_region(NULL, KVMEM_BACKING_ANONYMOUS, 0);
+	r[1] = make_region(NULL, KVMEM_BACKING_MEMFD, 0);
+	r[2] = make_region(NULL, KVMEM_BACKING_MEMFD, KVMEM_WANT_PAGING);
+	MUST(kvmem_source_memory, content, BYTES, &source);
+	pager = make_pager(KVMEM_PAGER_CAPTURE, 1);
+	MUST(kvmem_pager_add, pager, r[2], source, 0, 0);
+	o.before_write = keep_page;
+	o.arg = &written;
+	o.threads = 2;
+	if (life_how.given) {
+		o.flags = KVMEM_CAPTURE_UFFD;
+		o.uffd = uffds[uffds_used++];
+	}
+	MUST(kvmem_capture_create, &o, &capture);
+	life_phase(LIFE_RUN);
+	MUST(kvmem_pager_start, pager);
+	for (unsigned int i = 0; i < 3; i++)
+		memset(kvmem_region_base(r[i]), 7, 40 * PAGE);
+	MUST(kvmem_capture_check, capture, r[0]);
+	MUST(kvmem_capture_start, capture, r, 3);
+	for (unsigned int i = 0; i < 3; i++)
+		memset(kvmem_region_base(r[i]), 8, 8 * PAGE);
+	for (unsigned int i = 0; i < 3; i++)
+		MUST(kvmem_region_discard, r[i], 4 * PAGE, 8 * PAGE);
+	rest = take_rest(capture);
+	MUST(kvmem_capture_get_stats, capture, &stats);
+	MUST(kvmem_capture_stop, capture);
+	if (rest + written != 3 * BYTES || stats.bytes_left)
+		life_fail(LIFE_WRONG, "a page was not captured");
+	life_phase(LIFE_STOP);
+	MUST(kvmem_pager_stop, pager, KVMEM_STOP_HAND_BACK);
+	MUST(kvmem_capture_free, capture);
+	MUST(kvmem_pager_free, pager);
+	for (unsigned int i = 0; i < 3; i++)
+		MUST(kvmem_region_free, r[i]);
+	MUST(kvmem_source_free, source);
+}
+
 /* A clone: pages of it are discarded, and its template is not touched. */
 static void clone_life(void)
 {
@@ -856,6 +929,7 @@ const struct life lives[] = {
 	{ "grow", grow_life },
 	{ "private", private_life },
 	{ "clone", clone_life },
+	{ "capture", capture_life },
 };
 
 const size_t life_count = sizeof(lives) / sizeof(lives[0]);

@@ -21,11 +21,11 @@ enum {
 	A_UFFD = 1 << 6,
 	A_DIRECT_DIRTY = 1 << 7,
 	A_THP = 1 << 8,	     /* of anonymous and of shared memory */
-	A_WP_ASYNC = 1 << 9, /* write protection without events */
+	A_WP_ASYNC = 1 << 9, /* write protection, with events and without */
 	ABILITIES = 1 << 10,
 };
 
-#define WANTS 256u
+#define WANTS 512u
 #define BYTES (4ull << 20)
 
 static struct kvmem_caps caps;
@@ -87,6 +87,7 @@ static void thp(const char *anonymous, const char *shared, const char *own, cons
 static void kernel(unsigned int a)
 {
 	int64_t modes = KVMEM_UFFD_MISSING | KVMEM_UFFD_MINOR;
+	int64_t wp = a & A_WP_ASYNC ? KVMEM_UFFD_WP : 0;
 
 	fake_reset();
 	fake.memfd_create = huge_memfd;
@@ -111,9 +112,9 @@ static void kernel(unsigned int a)
 	cap(KVMEM_CAP_GUEST_MEMFD_NUMA, a & A_GMEM && a & A_GMEM_NUMA, 0);
 	cap(KVMEM_CAP_MEMORY_ATTRIBUTES, a & A_PRIVATE, 8);
 	cap(KVMEM_CAP_HUGETLB_2M, a & A_HUGE, 8);
-	cap(KVMEM_CAP_UFFD_SHMEM, a & A_UFFD, modes);
-	cap(KVMEM_CAP_UFFD_HUGETLB, a & A_UFFD, modes);
-	cap(KVMEM_CAP_UFFD_ANON, a & A_UFFD, KVMEM_UFFD_MISSING);
+	cap(KVMEM_CAP_UFFD_SHMEM, a & A_UFFD, modes | wp);
+	cap(KVMEM_CAP_UFFD_HUGETLB, a & A_UFFD, modes | wp);
+	cap(KVMEM_CAP_UFFD_ANON, a & A_UFFD, KVMEM_UFFD_MISSING | wp);
 	cap(KVMEM_CAP_UFFD_WP_ASYNC, a & A_WP_ASYNC, 0);
 	cap(KVMEM_CAP_NUMA_NODES, true, 2);
 }
@@ -150,24 +151,27 @@ static void exclude(uint64_t wants, struct answer *out, unsigned int n)
 /* Nothing that is wanted needs a file, and what is written is found without one. */
 static bool no_file(unsigned int a, uint64_t wants)
 {
-	return !(wants & ~(uint64_t)(KVMEM_WANT_DIRTY | KVMEM_WANT_NUMA | KVMEM_WANT_THP)) &&
-	       (!(wants & KVMEM_WANT_DIRTY) || a & A_WP_ASYNC);
+	return !(wants & ~(uint64_t)(KVMEM_WANT_DIRTY | KVMEM_WANT_NUMA | KVMEM_WANT_THP |
+				     KVMEM_WANT_CAPTURE)) &&
+	       (!(wants & KVMEM_WANT_DIRTY) || a & A_WP_ASYNC) &&
+	       (!(wants & KVMEM_WANT_CAPTURE) || (a & A_UFFD && a & A_WP_ASYNC));
 }
 
 static unsigned int answers(unsigned int a, uint64_t wants, struct answer *out)
 {
 	uint64_t hva = KVMEM_WANT_SHARED | when(a & A_WRITE, KVMEM_WANT_WRITE) |
 		       when(a & A_GMEM_NUMA, KVMEM_WANT_NUMA);
+	uint64_t capture = when(a & A_UFFD && a & A_WP_ASYNC, KVMEM_WANT_CAPTURE);
 
 	out[0] = (struct answer){ KVMEM_BACKING_ANONYMOUS, KVMEM_SLOT_HVA,
-				  KVMEM_WANT_DIRTY | KVMEM_WANT_NUMA |
+				  KVMEM_WANT_DIRTY | KVMEM_WANT_NUMA | capture |
 					  when(a & A_THP, KVMEM_WANT_THP),
 				  no_file(a, wants) };
 	out[1] = (struct answer){ KVMEM_BACKING_GUEST_MEMFD, KVMEM_SLOT_HVA,
 				  hva | KVMEM_WANT_DIRTY | when(a & A_GMEM_UFFD, KVMEM_WANT_PAGING),
 				  a & A_GMEM };
 	out[2] = (struct answer){ KVMEM_BACKING_MEMFD, KVMEM_SLOT_HVA,
-				  KVMEM_WANT_SHARED | KVMEM_WANT_WRITE | KVMEM_WANT_NUMA |
+				  KVMEM_WANT_SHARED | KVMEM_WANT_WRITE | KVMEM_WANT_NUMA | capture |
 					  KVMEM_WANT_DIRTY | when(a & A_UFFD, KVMEM_WANT_PAGING) |
 					  when(a & A_THP, KVMEM_WANT_THP),
 				  true };
@@ -176,22 +180,24 @@ static unsigned int answers(unsigned int a, uint64_t wants, struct answer *out)
 					  when(a & A_DIRECT_DIRTY, KVMEM_WANT_DIRTY),
 				  a & A_GMEM };
 	out[4] = (struct answer){ KVMEM_BACKING_HUGETLB, KVMEM_SLOT_HVA,
-				  KVMEM_WANT_SHARED | KVMEM_WANT_HUGE | KVMEM_WANT_DIRTY |
+				  KVMEM_WANT_SHARED | KVMEM_WANT_HUGE | KVMEM_WANT_DIRTY | capture |
 					  KVMEM_WANT_THP | when(a & A_UFFD, KVMEM_WANT_PAGING),
 				  a & A_HUGE && wants & KVMEM_WANT_HUGE };
 	exclude(wants, out, 5);
 	return 5;
 }
 
-/* private over huge over dirty over paging over shared over numa over write over thp */
+/* private over huge over dirty over paging over capture over shared over numa over write over thp */
 static unsigned int rank(uint64_t bits)
 {
-	static const uint64_t order[] = { KVMEM_WANT_THP,    KVMEM_WANT_WRITE,	KVMEM_WANT_NUMA,
-					  KVMEM_WANT_SHARED, KVMEM_WANT_PAGING, KVMEM_WANT_DIRTY,
-					  KVMEM_WANT_HUGE,   KVMEM_WANT_PRIVATE };
+	static const uint64_t order[] = {
+		KVMEM_WANT_THP,	   KVMEM_WANT_WRITE,   KVMEM_WANT_NUMA,
+		KVMEM_WANT_SHARED, KVMEM_WANT_CAPTURE, KVMEM_WANT_PAGING,
+		KVMEM_WANT_DIRTY,  KVMEM_WANT_HUGE,    KVMEM_WANT_PRIVATE
+	};
 	unsigned int r = 0;
 
-	for (unsigned int i = 0; i < 8; i++)
+	for (unsigned int i = 0; i < 9; i++)
 		r |= bits & order[i] ? 1u << i : 0;
 	return r;
 }
@@ -539,7 +545,7 @@ TEST(bad_options)
 	ck_assert_int_eq(OPTS(.bytes = 4096, .seals = KVMEM_SEAL_NONE), 0);
 	ck_assert_int_eq(OPTS(.bytes = 4096, .seals = KVMEM_SEAL_SEAL | KVMEM_SEAL_EXEC), 0);
 	invalid(OPTS(.bytes = 4096, .wants = 1ull << 40), "wants");
-	invalid(OPTS(.bytes = 4096, .needs = 1ull << 8), "needs");
+	invalid(OPTS(.bytes = 4096, .needs = 1ull << 9), "needs");
 	invalid(OPTS(.bytes = 4096, .backing = 6), "backing");
 	invalid(OPTS(.bytes = 4096, .backing = KVMEM_BACKING_OTHER), "KVMEM_REGION_MAPPING");
 	invalid(OPTS(.bytes = 4096, .slot_form = 3), "slot_form");
