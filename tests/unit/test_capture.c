@@ -17,7 +17,7 @@
 #include "fill/fill.h"
 
 #define PAGE  4096ull
-#define PAGES 256ull
+#define PAGES 64ull
 #define BYTES (PAGES * PAGE)
 
 /* The played kernel. */
@@ -317,7 +317,7 @@ TEST(mappings_that_meet_and_kernels_that_wait)
 {
 	open_ram(KVMEM_BACKING_ANONYMOUS);
 	ck_assert_int_eq(make(), 0);
-	k.map_end = 77;
+	k.map_end = 33;
 	k.again = 5;
 	ck_assert_int_eq(kvmem_capture_start(capture, &ram, 1), 0);
 	ck_assert_uint_eq(count_protected(), PAGES);
@@ -381,7 +381,7 @@ TEST(a_callback_that_fails_takes_all_protection_away)
 	ck_assert_int_eq(kvmem_capture_start(capture, &ram, 1), 0);
 	k.fail_at = 1;
 	raise_write(9);
-	ck_assert(harness_wait(is_open, &k.protected[200], 10));
+	ck_assert(harness_wait(is_open, &k.protected[50], 10));
 	ck_assert_int_eq(drain(PAGE), -ENOSPC);
 	ck_assert_msg(strstr(kvmem_error_detail(), "0x9000") != NULL, "%s", kvmem_error_detail());
 	ck_assert_uint_eq(count_protected(), 0);
@@ -398,9 +398,9 @@ TEST(protection_that_is_gone_is_told)
 	open_ram(KVMEM_BACKING_ANONYMOUS);
 	ck_assert_int_eq(make(), 0);
 	ck_assert_int_eq(kvmem_capture_start(capture, &ram, 1), 0);
-	k.protected[40] = false;
+	k.protected[20] = false;
 	ck_assert_int_eq(drain(64 * PAGE), -EIO);
-	ck_assert_msg(strstr(kvmem_error_detail(), "0x28000") != NULL, "%s", kvmem_error_detail());
+	ck_assert_msg(strstr(kvmem_error_detail(), "0x14000") != NULL, "%s", kvmem_error_detail());
 	ck_assert_int_eq(kvmem_capture_stop(capture), -EIO);
 	end();
 	close_ram();
