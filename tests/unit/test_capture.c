@@ -23,11 +23,11 @@
 /* The played kernel. */
 static struct {
 	uint8_t *base;
-	bool protected[PAGES];
-	bool registered;
-	uint64_t map_end;   /* 0; or pages of two mappings meet there: a call for both is ENOENT */
-	unsigned int again; /* so often UFFDIO_WRITEPROTECT says EAGAIN */
-	uint64_t wp_calls, wakes;
+	_Atomic bool protected[PAGES];
+	_Atomic bool registered;
+	uint64_t map_end; /* 0; or pages of two mappings meet there: a call for both is ENOENT */
+	_Atomic unsigned int again; /* so often UFFDIO_WRITEPROTECT says EAGAIN */
+	_Atomic uint64_t wp_calls, wakes;
 	int events; /* a pipe: its reading end */
 	int feed;
 	unsigned int handed, fail_at;
@@ -104,7 +104,8 @@ static int64_t play_ioctl(int fd, unsigned long request, void *arg)
 		return write_protect(arg);
 	case UFFDIO_UNREGISTER:
 		k.registered = false;
-		memset(k.protected, 0, sizeof(k.protected));
+		for (uint64_t i = 0; i < PAGES; i++)
+			k.protected[i] = false;
 		return 0;
 	case UFFDIO_WAKE:
 		k.wakes++;
@@ -345,7 +346,7 @@ static void raise_write(uint64_t page)
 
 static bool is_open(void *arg)
 {
-	return !__atomic_load_n((bool *)arg, __ATOMIC_ACQUIRE);
+	return !atomic_load((_Atomic bool *)arg);
 }
 
 TEST(a_write_that_waits_gets_its_page_handed_out)
