@@ -306,7 +306,8 @@ END
 struct calls_back {
 	struct kvmem_capture *capture;
 	struct kvmem_region *region;
-	int results[6];
+	_Atomic int
+		results[6]; /* the write that waits is no synchronisation that a checker knows */
 };
 
 static int call_back(void *arg, const struct kvmem_capture_run *run, const void *content)
