@@ -13,6 +13,7 @@
  */
 
 #include <kvmem/base.h>
+#include <kvmem/capture.h>
 #include <kvmem/dirty.h>
 #include <kvmem/source.h>
 
@@ -300,6 +301,61 @@ KVMEM_API int kvmem_image_save(struct kvmem_image_writer *writer,
 			       struct kvmem_region *const *regions, uint32_t region_count,
 			       struct kvmem_batch *batch, const struct kvmem_image_save_opts *opts,
 			       struct kvmem_image_save_result *ret_result);
+
+/* ---- saving a guest that runs on ---- */
+
+struct kvmem_image_capture;
+
+/**
+ * kvmem_image_capture_create() - what a capture into an image needs, opened ahead: as kvmem_capture_create().
+ *
+ * opts->before_write must be NULL. Errors: those of kvmem_capture_create(). May be called from any thread.
+ */
+KVMEM_API int kvmem_image_capture_create(const struct kvmem_capture_opts *opts,
+					 struct kvmem_image_capture **ret_capture);
+
+/**
+ * kvmem_image_capture_start() - what these regions hold now is what the image gets.
+ *
+ * While no vCPU runs and no device of the VMM writes to them: its time is the pause, and no disk is in it. When it has
+ * returned the guest may run; a page that it is about to write goes into the image first. regions[i] is the memory of
+ * the image's region i. flags: 0, or KVMEM_IMAGE_ABSENT_FROM_PARENT. Until kvmem_image_capture_run() or _stop() the
+ * writer is the capture's. Errors: -EINVAL, -EBUSY (started already), -ENOMEM, and those of kvmem_capture_start():
+ * nothing has begun. One thread at a time per object.
+ */
+KVMEM_API int kvmem_image_capture_start(struct kvmem_image_capture *capture,
+					struct kvmem_image_writer *writer,
+					struct kvmem_region *const *regions, uint32_t region_count,
+					uint32_t flags);
+
+/**
+ * kvmem_image_capture_run() - save all that the guest does not write first, and end the capture.
+ *
+ * Beside the running guest, in a thread of the caller's and some of its own. opts as for kvmem_image_save(), flags 0.
+ * When it returns nothing is protected any more. 0: the image is complete, and can be committed. Errors: -EINVAL (not
+ * started: nothing has happened), -EIO (a poisoned page), -EOPNOTSUPP (a page that its pager had not filled),
+ * -ECANCELED, -ENOSPC, -EFBIG, -ENOMEM, and those of a capture that has failed; the writer can only be given up then.
+ * One thread at a time per object.
+ */
+KVMEM_API int kvmem_image_capture_run(struct kvmem_image_capture *capture,
+				      const struct kvmem_image_save_opts *opts,
+				      struct kvmem_image_save_result *ret_result);
+
+/**
+ * kvmem_image_capture_stop() - end it instead of kvmem_image_capture_run().
+ *
+ * -ECANCELED, unless every page was written by the guest. Errors: -EINVAL (not started), and those of a capture that has
+ * failed. One thread at a time per object.
+ */
+KVMEM_API int kvmem_image_capture_stop(struct kvmem_image_capture *capture);
+
+/** kvmem_image_capture_get_stats() - as kvmem_capture_get_stats(): the pause, and writers that waited. May be called
+ * from any thread. */
+KVMEM_API int kvmem_image_capture_get_stats(const struct kvmem_image_capture *capture,
+					    struct kvmem_capture_stats *ret_stats);
+
+/** kvmem_image_capture_free() - Errors: -EBUSY (started). NULL is allowed. One thread at a time per object. */
+KVMEM_API int kvmem_image_capture_free(struct kvmem_image_capture *capture);
 
 KVMEM_END_DECLS
 

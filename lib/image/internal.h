@@ -8,6 +8,7 @@
  *	files.c		paths, whole reads and writes, files without a name until they get one
  *	opts.c		the rule of growable structs
  *	sums.c		checksums
+ *	workers.c	several threads for one call
  *	index.c		one index file: its head and tables, believed only after they were checked
  *	regions.c	tables of regions
  *	layers.c	the parents of an image, opened when something of them is needed
@@ -20,6 +21,7 @@
  *	writer.c	an image that is being made, and its commit
  *	save_next.c	what of a guest's memory is to be saved, piece by piece
  *	save.c		threads that do it
+ *	capture.c	the same of the memory of a moment, while the guest runs on
  */
 
 #include <pthread.h>
@@ -88,6 +90,17 @@ uint64_t ki_sum64(const void *bytes, size_t n);
 uint32_t ki_page_sum(const void *page);
 bool ki_sum_equal(struct ki_sum a, struct ki_sum b);
 bool ki_is_zero(const void *bytes, size_t n);
+
+/* ---- workers.c ---- */
+
+#define KI_MAX_WORKERS 64u
+
+uint64_t ki_now_ns(void); /* CLOCK_MONOTONIC */
+/* How many: those wanted, or as many as CPUs, at most 4. */
+uint32_t ki_workers(uint32_t wanted);
+/* fn in so many threads, the caller's among them; returns when all have returned. With fewer it takes longer. */
+void ki_workers_run(const char *name, uint32_t count, void (*fn)(void *arg, bool caller),
+		    void *arg);
 
 /* ---- index.c ---- */
 
@@ -211,6 +224,9 @@ static inline uint32_t ki_writer_layer(const struct kvmem_image_writer *w)
 /* Whole pages; buf NULL: zeros. *stored counts pages that were not zero. */
 int ki_writer_put(struct kvmem_image_writer *w, uint64_t page, uint64_t count, const char *buf,
 		  uint64_t *stored);
+/* Are these regions the memory of the image? */
+int ki_writer_check_regions(const struct kvmem_image_writer *w, const char *call,
+			    struct kvmem_region *const *regions, uint32_t count);
 /* Have the kernel begin to write these pages of the data, so that the commit has less to wait for. */
 void ki_writer_flush(struct kvmem_image_writer *w, uint64_t page, uint64_t count);
 

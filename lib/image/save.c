@@ -6,16 +6,12 @@
  */
 #include <errno.h>
 #include <inttypes.h>
-#include <sched.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "image/internal.h"
 
-#define MOST_THREADS 64u
 #define MOST_PIECES \
 	64u /* that a thread takes at once: pages that are dirty are mostly single ones */
 
@@ -137,8 +133,9 @@ static void tell(struct save *s)
 		stop(s, ki_fail(ECANCELED, "kvmem_image_save: canceled by progress"));
 }
 
-static void work(struct save *s, bool tells)
+static void work(void *arg, bool caller)
 {
+	struct save *s = arg;
 	struct job j = { .buf = aligned_alloc(KI_PAGE, KI_PIECE) };
 	int r = j.buf ? 0 : ki_fail(ENOMEM, "kvmem_image_save: no memory");
 
@@ -154,7 +151,7 @@ static void work(struct save *s, bool tells)
 		s->result.bytes_zero += j.zero;
 		s->result.bytes_absent += j.absent;
 		s->done += j.data + j.zero + j.absent;
-		if (!r && tells && s->o.progress && !s->err)
+		if (!r && caller && s->o.progress && !s->err)
 			tell(s);
 	}
 	if (r < 0)
@@ -163,84 +160,18 @@ static void work(struct save *s, bool tells)
 	free(j.buf);
 }
 
-static void *helper(void *arg)
-{
-	work(arg, false);
-	return NULL;
-}
-
-static uint32_t cpus(void)
-{
-	cpu_set_t set;
-
-	if (sched_getaffinity(0, sizeof(set), &set))
-		return 4;
-	return (uint32_t)CPU_COUNT(&set);
-}
-
-/* The VMM's signals are not for these threads. */
-static uint32_t start_helpers(struct save *s, pthread_t *threads, uint32_t count)
-{
-	sigset_t all, before;
-	uint32_t n = 0;
-	int err = 0;
-
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	while (n < count && !err) {
-		err = pthread_create(&threads[n], NULL, helper, s);
-		if (!err) {
-			pthread_setname_np(threads[n], "kvmem-save");
-			n++;
-		}
-	}
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	return n; /* with fewer it takes longer */
-}
-
-static uint64_t now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 static int save_all(struct save *s)
 {
-	uint32_t wanted = s->o.threads ? s->o.threads : (uint32_t)ki_min(cpus(), 4);
-	uint64_t begin = now_ns();
-	pthread_t threads[MOST_THREADS];
-	uint32_t n;
+	uint64_t begin = ki_now_ns();
 
 	s->total = s->next.batch ? kvmem_batch_pages(s->next.batch) * KI_PAGE : s->w->bytes;
-	n = start_helpers(s, threads, wanted - 1);
-	work(s, true);
-	while (n)
-		pthread_join(threads[--n], NULL);
-	s->result.ns = now_ns() - begin;
-	s->result.threads = wanted;
+	s->result.threads = ki_workers(s->o.threads);
+	ki_workers_run("kvmem-save", s->result.threads, work, s);
+	s->result.ns = ki_now_ns() - begin;
 	return s->err ? ki_fail(-s->err, "%s", s->detail) : 0;
 }
 
 /* ---- the call ---- */
-
-static int check_regions(const struct kvmem_image_writer *w, struct kvmem_region *const *regions,
-			 uint32_t count)
-{
-	if (!regions || count != w->region_count)
-		return ki_fail(EINVAL,
-			       "kvmem_image_save: %" PRIu32 " regions: the image has %" PRIu32,
-			       regions ? count : 0, w->region_count);
-	for (uint32_t i = 0; i < count; i++)
-		if (!regions[i] || kvmem_region_bytes(regions[i]) != w->regions[i].bytes)
-			return ki_fail(EINVAL,
-				       "kvmem_image_save: regions[%" PRIu32 "] has 0x%" PRIx64
-				       " bytes, region %" PRIu32 " of the image 0x%" PRIx64,
-				       i, regions[i] ? kvmem_region_bytes(regions[i]) : 0, i,
-				       w->regions[i].bytes);
-	return 0;
-}
 
 static int check_opts(struct save *s, const struct kvmem_image_save_opts *opts)
 {
@@ -253,8 +184,9 @@ static int check_opts(struct save *s, const struct kvmem_image_save_opts *opts)
 	if (s->o.flags & KVMEM_IMAGE_ABSENT_FROM_PARENT && !s->w->parent)
 		return ki_fail(EINVAL, "kvmem_image_save_opts: KVMEM_IMAGE_ABSENT_FROM_PARENT, and "
 				       "the image has no parent");
-	if (s->o.threads > MOST_THREADS)
-		return ki_fail(EINVAL, "kvmem_image_save_opts: threads: at most %u", MOST_THREADS);
+	if (s->o.threads > KI_MAX_WORKERS)
+		return ki_fail(EINVAL, "kvmem_image_save_opts: threads: at most %u",
+			       KI_MAX_WORKERS);
 	return 0;
 }
 
@@ -272,7 +204,7 @@ int kvmem_image_save(struct kvmem_image_writer *writer, struct kvmem_region *con
 		r = ki_result_check(ret_result, sizeof(s->result), "kvmem_image_save_result");
 	if (!r) {
 		s->w = s->next.w = writer;
-		r = check_regions(writer, regions, region_count);
+		r = ki_writer_check_regions(writer, "kvmem_image_save", regions, region_count);
 	}
 	if (!r)
 		r = check_opts(s, opts);

@@ -4,7 +4,6 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "image/workset.h"
 
@@ -54,14 +53,6 @@ static int take_replayed(struct kvmem_recorder *r, const struct kvmem_workset *w
 	return 0;
 }
 
-static uint64_t now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 static int build(struct kvmem_recorder *r, struct kvmem_region *const *regions, uint32_t count,
 		 const struct kvmem_recorder_opts *opts)
 {
@@ -77,7 +68,7 @@ static int build(struct kvmem_recorder *r, struct kvmem_region *const *regions, 
 	if (!r->touched)
 		return ki_fail(ENOMEM, "kvmem_recorder_create: no memory");
 	if (!r->o.begin_ns)
-		r->o.begin_ns = now_ns();
+		r->o.begin_ns = ki_now_ns();
 	if (!r->o.window_ns)
 		r->o.window_ns = DEFAULT_WINDOW;
 	if (!r->o.settled_ns)
@@ -253,7 +244,7 @@ int kvmem_recorder_read(struct kvmem_recorder *recorder, struct kvmem_pager *pag
 		err = n < 0 ? (int)n : kvmem_recorder_add(recorder, entries, (size_t)n);
 	}
 	/* Nothing new may come for ever. */
-	return err > 0 ? !is_over(recorder, now_ns()) : err;
+	return err > 0 ? !is_over(recorder, ki_now_ns()) : err;
 }
 
 /* ---- results ---- */

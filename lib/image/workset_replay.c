@@ -7,7 +7,6 @@
 #include <inttypes.h>
 #include <signal.h>
 #include <stdlib.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "image/workset.h"
@@ -223,18 +222,10 @@ static int replay(struct replay *r)
 
 /* ---- the call ---- */
 
-static uint64_t now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 static int run(struct replay *r)
 {
 	struct kvmem_pager_stats before = KVMEM_PAGER_STATS_INIT, after = KVMEM_PAGER_STATS_INIT;
-	uint64_t begin = now_ns();
+	uint64_t begin = ki_now_ns();
 	int err = kvmem_pager_get_stats(r->pager, &before);
 
 	if (err)
@@ -253,7 +244,7 @@ static int run(struct replay *r)
 	r->result.pages_filled = after.pages_prefetch - before.pages_prefetch;
 	r->result.faults = after.faults_missing + after.faults_minor - before.faults_missing -
 			   before.faults_minor;
-	r->result.ns = now_ns() - begin;
+	r->result.ns = ki_now_ns() - begin;
 	return err;
 }
 

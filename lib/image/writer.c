@@ -324,6 +324,22 @@ void ki_writer_flush(struct kvmem_image_writer *w, uint64_t page, uint64_t count
 				(off_t)(count << KI_PAGE_SHIFT), SYNC_FILE_RANGE_WRITE);
 }
 
+int ki_writer_check_regions(const struct kvmem_image_writer *w, const char *call,
+			    struct kvmem_region *const *regions, uint32_t count)
+{
+	if (!regions || count != w->region_count)
+		return ki_fail(EINVAL, "%s: %" PRIu32 " regions: the image has %" PRIu32, call,
+			       regions ? count : 0, w->region_count);
+	for (uint32_t i = 0; i < count; i++)
+		if (!regions[i] || kvmem_region_bytes(regions[i]) != w->regions[i].bytes)
+			return ki_fail(EINVAL,
+				       "%s: regions[%" PRIu32 "] has 0x%" PRIx64
+				       " bytes, region %" PRIu32 " of the image 0x%" PRIx64,
+				       call, i, regions[i] ? kvmem_region_bytes(regions[i]) : 0, i,
+				       w->regions[i].bytes);
+	return 0;
+}
+
 /* ---- blobs ---- */
 
 static int add_blob(struct kvmem_image_writer *w, const char *name, void *content, uint64_t bytes)

@@ -1,0 +1,314 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+/*
+ * The memory of a moment into an image, while the guest runs on. A page that is about to be written comes from
+ * kvmem_capture's before_write, in the writer's way; all others are fetched. Each comes once, so that no two threads
+ * write the same pages of the image.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "image/internal.h"
+
+struct kvmem_image_capture {
+	struct kvmem_capture *capture;
+	struct kvmem_image_writer *w; /* NULL: not started */
+	struct kvmem_region **regions;
+	uint32_t flags;
+	struct kvmem_image_save_opts o;
+	pthread_mutex_t lock; /* what follows */
+	struct kvmem_image_save_result result;
+	uint64_t done;
+	int err;
+	char detail[512];
+};
+
+/* ---- pages ---- */
+
+static uint32_t number_of(const struct kvmem_image_capture *c, const struct kvmem_region *region)
+{
+	uint32_t i = 0;
+
+	while (c->regions[i] != region)
+		i++;
+	return i;
+}
+
+static void count(struct kvmem_image_capture *c, uint64_t data, uint64_t zero, uint64_t absent)
+{
+	pthread_mutex_lock(&c->lock);
+	c->result.bytes_data += data;
+	c->result.bytes_zero += zero;
+	c->result.bytes_absent += absent;
+	c->done += data + zero + absent;
+	pthread_mutex_unlock(&c->lock);
+}
+
+static int refuse(const struct kvmem_image_capture *c, const struct kvmem_capture_run *run,
+		  uint64_t to)
+{
+	if (run->kind == KVMEM_CAPTURE_POISONED)
+		return ki_fail(EIO,
+			       "kvmem_image_capture: byte 0x%" PRIx64
+			       " of the image: a page that is poisoned",
+			       to);
+	if (c->flags & KVMEM_IMAGE_ABSENT_FROM_PARENT)
+		return 0;
+	return ki_fail(
+		EOPNOTSUPP,
+		"kvmem_image_capture: byte 0x%" PRIx64
+		" of the image: a page that its pager had not filled. Wait until all are in, "
+		"or leave them to the parent by KVMEM_IMAGE_ABSENT_FROM_PARENT",
+		to);
+}
+
+static int store(struct kvmem_image_capture *c, const struct kvmem_capture_run *run,
+		 const char *content)
+{
+	uint64_t to = c->w->regions[number_of(c, run->region)].offset + run->offset;
+	uint64_t page = to >> KI_PAGE_SHIFT, pages = run->bytes >> KI_PAGE_SHIFT, stored = 0;
+	int r;
+
+	if (run->kind == KVMEM_CAPTURE_POISONED || run->kind == KVMEM_CAPTURE_ABSENT) {
+		r = refuse(c, run, to);
+		if (!r)
+			count(c, 0, 0, run->bytes);
+		return r;
+	}
+	r = ki_writer_put(c->w, page, pages, run->kind == KVMEM_CAPTURE_DATA ? content : NULL,
+			  &stored);
+	if (!r)
+		count(c, stored << KI_PAGE_SHIFT, (pages - stored) << KI_PAGE_SHIFT, 0);
+	return r;
+}
+
+/* The first error, with what was said of it: in a thread that nobody asks. */
+static void keep(struct kvmem_image_capture *c, int err)
+{
+	pthread_mutex_lock(&c->lock);
+	if (!c->err) {
+		c->err = err;
+		snprintf(c->detail, sizeof(c->detail), "%s", kvmem_error_detail());
+	}
+	pthread_mutex_unlock(&c->lock);
+}
+
+static int before_write(void *arg, const struct kvmem_capture_run *run, const void *content)
+{
+	struct kvmem_image_capture *c = arg;
+	int r = store(c, run, content);
+
+	if (r)
+		keep(c, r);
+	return r;
+}
+
+/* ---- making, starting ---- */
+
+int kvmem_image_capture_create(const struct kvmem_capture_opts *opts,
+			       struct kvmem_image_capture **ret_capture)
+{
+	struct kvmem_capture_opts o = KVMEM_CAPTURE_OPTS_INIT;
+	struct kvmem_image_capture *c;
+	int r;
+
+	if (!ret_capture)
+		return ki_fail(EINVAL, "kvmem_image_capture_create: ret_capture is NULL");
+	r = ki_opts_copy(&o, sizeof(o), opts, "kvmem_capture_opts");
+	if (!r && o.before_write)
+		r = ki_fail(EINVAL, "kvmem_image_capture_create: opts: before_write is this "
+				    "library's, and must be NULL");
+	if (r)
+		return r;
+	c = calloc(1, sizeof(*c));
+	if (!c)
+		return ki_fail(ENOMEM, "kvmem_image_capture_create: no memory");
+	pthread_mutex_init(&c->lock, NULL);
+	o.before_write = before_write;
+	o.arg = c;
+	r = kvmem_capture_create(&o, &c->capture);
+	if (r) {
+		pthread_mutex_destroy(&c->lock);
+		free(c);
+		return r;
+	}
+	*ret_capture = c;
+	return 0;
+}
+
+static void forget(struct kvmem_image_capture *c)
+{
+	free((void *)c->regions);
+	c->regions = NULL;
+	c->w = NULL;
+}
+
+int kvmem_image_capture_start(struct kvmem_image_capture *capture,
+			      struct kvmem_image_writer *writer,
+			      struct kvmem_region *const *regions, uint32_t region_count,
+			      uint32_t flags)
+{
+	struct kvmem_image_capture *c = capture;
+	int r;
+
+	if (!c || !writer)
+		return ki_fail(EINVAL, "kvmem_image_capture_start: %s is NULL",
+			       c ? "writer" : "capture");
+	if (c->w)
+		return ki_fail(EBUSY, "kvmem_image_capture_start: it has been started already");
+	if (flags & ~KVMEM_IMAGE_ABSENT_FROM_PARENT || (flags && !writer->parent))
+		return ki_fail(EINVAL, "kvmem_image_capture_start: flags: unknown, or "
+				       "KVMEM_IMAGE_ABSENT_FROM_PARENT without a parent");
+	r = ki_writer_check_regions(writer, "kvmem_image_capture_start", regions, region_count);
+	if (r)
+		return r;
+	c->regions = malloc(region_count * sizeof(struct kvmem_region *));
+	if (!c->regions)
+		return ki_fail(ENOMEM, "kvmem_image_capture_start: no memory");
+	memcpy((void *)c->regions, (const void *)regions,
+	       region_count * sizeof(struct kvmem_region *));
+	c->w = writer;
+	c->flags = flags;
+	c->done = 0;
+	c->err = 0;
+	c->result = (struct kvmem_image_save_result)KVMEM_IMAGE_SAVE_RESULT_INIT;
+	writer->saving = true; /* before the first page comes */
+	r = kvmem_capture_start(c->capture, regions, region_count);
+	if (r) {
+		writer->saving = false;
+		forget(c);
+	}
+	return r;
+}
+
+/* ---- the background, and the end ---- */
+
+static int tell(struct kvmem_image_capture *c)
+{
+	struct kvmem_image_progress p = { .size = sizeof(p), .total = c->w->bytes };
+
+	pthread_mutex_lock(&c->lock);
+	p.done = c->done;
+	pthread_mutex_unlock(&c->lock);
+	if (!c->o.progress || !c->o.progress(c->o.arg, &p))
+		return 0;
+	return ki_fail(ECANCELED, "kvmem_image_capture_run: canceled by progress");
+}
+
+static bool has_failed(struct kvmem_image_capture *c)
+{
+	bool failed;
+
+	pthread_mutex_lock(&c->lock);
+	failed = c->err != 0;
+	pthread_mutex_unlock(&c->lock);
+	return failed;
+}
+
+static void fetch(void *arg, bool caller)
+{
+	struct kvmem_image_capture *c = arg;
+	uint64_t room = KI_PIECE;
+	struct kvmem_capture_run run;
+	char *buf;
+	int r = 1, err;
+
+	for (uint32_t i = 0; i < c->w->region_count; i++)
+		if (kvmem_region_page_size(c->regions[i]) > room)
+			room = kvmem_region_page_size(c->regions[i]);
+	buf = aligned_alloc(KI_PAGE, room);
+	if (!buf)
+		r = ki_fail(ENOMEM, "kvmem_image_capture_run: no memory");
+	while (r > 0 && !has_failed(c)) {
+		r = kvmem_capture_next(c->capture, buf, room, &run);
+		err = r > 0 ? store(c, &run, buf) : 0;
+		if (!err && r > 0 && caller)
+			err = tell(c);
+		if (err)
+			r = err;
+	}
+	/* -ECANCELED of the capture: another thread has failed, or somebody stops it. */
+	if (r < 0)
+		keep(c, r);
+	free(buf);
+}
+
+/* It has ended, well or not; the writer can be committed if well. */
+static int end(struct kvmem_image_capture *c)
+{
+	int r = kvmem_capture_stop(c->capture);
+
+	if (r == -EDEADLK || r == -EINVAL)
+		return r;
+	if (c->err)
+		r = ki_fail(-c->err, "%s", c->detail);
+	c->w->save_failed |= r != 0;
+	c->w->saving = false;
+	forget(c);
+	return r;
+}
+
+int kvmem_image_capture_run(struct kvmem_image_capture *capture,
+			    const struct kvmem_image_save_opts *opts,
+			    struct kvmem_image_save_result *ret_result)
+{
+	struct kvmem_image_capture *c = capture;
+	uint64_t begin = ki_now_ns();
+	int r;
+
+	if (!c || !c->w)
+		return ki_fail(EINVAL, "kvmem_image_capture_run: %s",
+			       c ? "not started" : "capture is NULL");
+	r = ki_opts_copy(&c->o, sizeof(c->o), opts, "kvmem_image_save_opts");
+	if (!r && (c->o.flags || c->o.reserved || c->o.threads > KI_MAX_WORKERS))
+		r = ki_fail(EINVAL,
+			    "kvmem_image_save_opts: flags and reserved must be 0, there are "
+			    "at most %u threads",
+			    KI_MAX_WORKERS);
+	if (!r && ret_result)
+		r = ki_result_check(ret_result, sizeof(c->result), "kvmem_image_save_result");
+	if (r)
+		return r;
+	c->result.threads = ki_workers(c->o.threads);
+	ki_workers_run("kvmem-save", c->result.threads, fetch, c);
+	r = end(c);
+	c->result.ns = ki_now_ns() - begin;
+	if (!r && ret_result)
+		ki_result_copy(ret_result, &c->result, sizeof(c->result));
+	return r;
+}
+
+int kvmem_image_capture_stop(struct kvmem_image_capture *capture)
+{
+	if (!capture || !capture->w)
+		return ki_fail(EINVAL, "kvmem_image_capture_stop: %s",
+			       capture ? "not started" : "capture is NULL");
+	return end(capture);
+}
+
+int kvmem_image_capture_get_stats(const struct kvmem_image_capture *capture,
+				  struct kvmem_capture_stats *ret_stats)
+{
+	if (!capture)
+		return ki_fail(EINVAL, "kvmem_image_capture_get_stats: capture is NULL");
+	return kvmem_capture_get_stats(capture->capture, ret_stats);
+}
+
+int kvmem_image_capture_free(struct kvmem_image_capture *capture)
+{
+	int r;
+
+	if (!capture)
+		return 0;
+	if (capture->w)
+		return ki_fail(EBUSY, "kvmem_image_capture_free: it is started: "
+				      "kvmem_image_capture_stop() it first");
+	r = kvmem_capture_free(capture->capture);
+	if (r)
+		return r;
+	pthread_mutex_destroy(&capture->lock);
+	free(capture);
+	return 0;
+}
