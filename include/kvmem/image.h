@@ -344,8 +344,8 @@ KVMEM_API int kvmem_image_capture_run(struct kvmem_image_capture *capture,
 /**
  * kvmem_image_capture_stop() - end it instead of kvmem_image_capture_run().
  *
- * -ECANCELED, unless every page was written by the guest. Errors: -EINVAL (not started), and those of a capture that has
- * failed. One thread at a time per object.
+ * -ECANCELED, unless every page was written by the guest. Errors: -EINVAL (not started), and those of a capture that
+ * has failed. One thread at a time per object.
  */
 KVMEM_API int kvmem_image_capture_stop(struct kvmem_image_capture *capture);
 
