@@ -223,6 +223,59 @@ static void save_full(void)
 	leave();
 }
 
+/* ---- capture-pause ---- */
+
+/* How long the guest stands still; all of it is saved and looked at afterwards. */
+static double pause_of_capture(void *arg)
+{
+	struct kvmem_capture_stats stats = KVMEM_CAPTURE_STATS_INIT;
+	struct kvmem_image_capture *capture;
+	struct kvmem_image_writer *w = create("image", s.bytes, 0, NULL);
+	struct kvmem_image *image;
+	uint8_t *buf = malloc(MIB);
+
+	(void)arg;
+	must(kvmem_image_capture_create(NULL, &capture));
+	must(kvmem_image_capture_start(capture, w, &s.ram, 1, 0));
+	must(kvmem_image_capture_get_stats(capture, &stats));
+	must(kvmem_image_capture_run(capture, NULL, NULL));
+	must(kvmem_image_commit(w, NULL));
+	must(kvmem_image_capture_free(capture));
+	image = open_image("image.kvmem");
+	for (uint64_t at = 0; at < s.bytes; at += MIB) {
+		must(kvmem_image_read(image, at, buf, MIB));
+		bench_check(!memcmp(buf, s.base + at, MIB), "capture-pause: another content");
+	}
+	must(kvmem_image_close(image));
+	free(buf);
+	unlink("image");
+	unlink("image.kvmem");
+	return (double)stats.pause_ns;
+}
+
+static void capture_pause(void)
+{
+	struct bench_report r = {
+		.unit = "ms",
+		.baseline = { "kvmem_image_save, stopped", save_by_library, NULL },
+		.ours = { "kvmem_image_capture_start", pause_of_capture, NULL },
+		.target = 50,
+		.note = "all of the memory is present, half of it zero",
+	};
+	struct kvmem_image_capture *probe;
+
+	if (kvmem_image_capture_create(NULL, &probe)) {
+		bench_skip("capture-pause", "%s", kvmem_error_detail());
+		return;
+	}
+	must(kvmem_image_capture_free(probe));
+	enter();
+	open_memory(bench_mib(2048, 64) * MIB);
+	bench_compare("capture-pause", &r);
+	must(kvmem_region_free(s.ram));
+	leave();
+}
+
 /* ---- chain ---- */
 
 #define CHAIN_BYTES (64 * MIB)
@@ -591,4 +644,5 @@ static void replay(void)
 	leave();
 }
 
-BENCH_MAIN({ "save-full", save_full }, { "chain", chains }, { "replay", replay })
+BENCH_MAIN({ "save-full", save_full }, { "capture-pause", capture_pause }, { "chain", chains },
+	   { "replay", replay })
