@@ -200,7 +200,7 @@ static int make_buffers(struct kvmem_capture *c, uint64_t bytes)
 
 	if (c->all_buffers && bytes <= c->buffer_bytes)
 		return 0;
-	for (unsigned int i = 0; i < c->buffer_count; i++)
+	for (unsigned int i = 0; c->all_buffers && i < c->buffer_count; i++)
 		km_sys_free(c->all_buffers[i].bytes);
 	km_sys_free(c->all_buffers);
 	c->buffers = NULL;

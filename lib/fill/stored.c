@@ -47,10 +47,12 @@ static bool hugetlb_is_known(const struct kvmem_region *r)
 static int ask_kernel(struct survey *s)
 {
 	const struct kvmem_region *r = s->r;
-	int64_t err = km_exists_begin(&s->exists, s->r, s->r->base);
+	struct km_exists exists;
+	int64_t err = km_exists_begin(&exists, s->r, s->r->base);
 
 	if (err < 0)
 		return km_fail((int)-err, "kvmem_region_stored: looking for pages that exist: %m");
+	s->exists = exists;
 	s->kernel = KNOWS;
 	if (r->plan.backing == KVMEM_BACKING_MEMFD && r->fd >= 0)
 		s->exists.how = KM_EXISTS_EXTENTS; /* mincore() passes over pages in swap */
@@ -165,16 +167,18 @@ int64_t kvmem_region_stored(struct kvmem_region *region, uint64_t offset, uint64
 	struct survey s = { .r = region, .runs = runs, .room = count };
 	int r = check(region, "kvmem_region_stored", offset, bytes);
 
-	if (!r && (!runs || !count))
-		r = km_fail(EINVAL, "kvmem_region_stored: %s",
-			    runs ? "count is 0" : "runs is NULL");
-	if (!r && (offset | bytes) % km_sys_page_size())
-		r = km_fail(EINVAL,
-			    "kvmem_region_stored: offset 0x%" PRIx64 " + 0x%" PRIx64
-			    " are not whole base pages",
-			    offset, bytes);
-	if (r || !bytes)
+	if (r)
 		return r;
+	if (!runs || !count)
+		return km_fail(EINVAL, "kvmem_region_stored: %s",
+			       runs ? "count is 0" : "runs is NULL");
+	if ((offset | bytes) % km_sys_page_size())
+		return km_fail(EINVAL,
+			       "kvmem_region_stored: offset 0x%" PRIx64 " + 0x%" PRIx64
+			       " are not whole base pages",
+			       offset, bytes);
+	if (!bytes)
+		return 0;
 	s.end = offset + bytes;
 	s.paged = atomic_load(&region->presence.listener) != NULL;
 	runs[0].offset = offset;

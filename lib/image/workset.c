@@ -96,7 +96,7 @@ void kvmem_workset_free(struct kvmem_workset *workset)
 /* Ranks of sets of different lengths are compared as shares of the whole. */
 static struct kw_page *expand(const struct kvmem_workset *w)
 {
-	struct kw_page *pages = malloc((w->pages + 1) * sizeof(*pages));
+	struct kw_page *pages = calloc(w->pages + 1, sizeof(*pages));
 	uint64_t n = 0;
 
 	for (uint64_t i = 0; pages && i < w->count; i++)
@@ -118,15 +118,15 @@ static bool is_kept(uint8_t history, uint32_t samples)
 static struct kw_page join_pages(const struct kw_page *old, const struct kw_page *new,
 				 uint32_t samples)
 {
-	struct kw_page p = old ? *old : *new;
+	static const struct kw_page none;
+	const struct kw_page *a = old ? old : &none, *b = new ? new : &none;
+	struct kw_page p = old ? *a : *b;
 
-	if (!samples) { /* under replay: what the set has could not be seen */
-		p.history = old ? old->history : 1;
-		return p;
-	}
-	p.history = (uint8_t)((old ? old->history : 0u) << samples | (new ? new->history : 0u));
 	if (old && new)
-		p.rank = old->rank / 2 + new->rank / 2;
+		p.rank = a->rank / 2 + b->rank / 2;
+	p.history = (uint8_t)(a->history << samples | b->history);
+	if (!samples) /* under replay: what the set has could not be seen */
+		p.history = old ? a->history : 1;
 	return p;
 }
 

@@ -410,10 +410,12 @@ static inline void huge_pages_end(void)
 static inline void huge_pages_begin(void)
 {
 	FILE *f = fopen("/proc/sys/vm/nr_hugepages", "re");
+	char text[32] = "";
 
 	if (!f)
 		return;
-	if (fscanf(f, "%ld", &huge_pages_before) == 1 && huge_pages_before < 16) {
+	huge_pages_before = fgets(text, sizeof(text), f) ? strtol(text, NULL, 10) : 16;
+	if (huge_pages_before < 16) {
 		atexit(huge_pages_end);
 		set_huge_pages(huge_pages_before + 16);
 	}

@@ -827,7 +827,7 @@ static int keep_page(void *arg, const struct kvmem_capture_run *run, const void 
 static uint64_t take_rest(struct kvmem_capture *capture)
 {
 	static uint8_t buf[16 * PAGE];
-	struct kvmem_capture_run run;
+	struct kvmem_capture_run run = { 0 };
 	uint64_t sum = 0;
 
 	while (MUST(kvmem_capture_next, capture, buf, sizeof(buf), &run) > 0)
