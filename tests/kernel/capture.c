@@ -2,7 +2,7 @@
 /* The memory of a moment, taken while it is written to: every page once, and as it was. */
 #include "capture_rig.h"
 
-#define BYTES (16 * MIB)
+#define BYTES (8 * MIB)
 
 /* Why this kernel cannot capture that kind; the test says so and goes on with the next. */
 static bool cannot(struct rig *r)

@@ -2,7 +2,7 @@
 /* A capture beside a pager that has the region: what it had not filled is its source's, all else is as it was. */
 #include "capture_rig.h"
 
-#define BYTES (16 * MIB)
+#define BYTES (12 * MIB)
 
 struct paged {
 	struct rig r;
@@ -131,7 +131,7 @@ static void beside(enum kind kind, uint32_t flags, bool keep)
 		return;
 	if (can(&p)) {
 		writers_start(&p.r);
-		rounds(&p, 5);
+		rounds(&p, 3);
 		writers_go_on(&p.r);
 		writers_stop(&p.r);
 	}
