@@ -146,27 +146,33 @@ static double save_by_loop(void *arg)
 	return t;
 }
 
+/* The image has what the memory has; and is gone. */
+static void check_saved(void)
+{
+	struct kvmem_image *image = open_image("image.kvmem");
+	uint8_t *buf = malloc(MIB);
+
+	for (uint64_t at = 0; at < s.bytes; at += MIB) {
+		must(kvmem_image_read(image, at, buf, MIB));
+		bench_check(!memcmp(buf, s.base + at, MIB), "save: another content");
+	}
+	must(kvmem_image_close(image));
+	free(buf);
+	unlink("image");
+	unlink("image.kvmem");
+}
+
 static double save_by_library(void *arg)
 {
 	struct kvmem_image_writer *w;
 	double t = bench_now();
-	struct kvmem_image *image;
-	uint8_t *buf = malloc(MIB);
 
 	(void)arg;
 	w = create("image", s.bytes, 0, NULL);
 	must(kvmem_image_save(w, &s.ram, 1, NULL, NULL, NULL));
 	must(kvmem_image_commit(w, NULL));
 	t = bench_now() - t;
-	image = open_image("image.kvmem");
-	for (uint64_t at = 0; at < s.bytes; at += MIB) {
-		must(kvmem_image_read(image, at, buf, MIB));
-		bench_check(!memcmp(buf, s.base + at, MIB), "save-full: another content");
-	}
-	must(kvmem_image_close(image));
-	free(buf);
-	unlink("image");
-	unlink("image.kvmem");
+	check_saved();
 	return t;
 }
 
@@ -231,8 +237,6 @@ static double pause_of_capture(void *arg)
 	struct kvmem_capture_stats stats = KVMEM_CAPTURE_STATS_INIT;
 	struct kvmem_image_capture *capture;
 	struct kvmem_image_writer *w = create("image", s.bytes, 0, NULL);
-	struct kvmem_image *image;
-	uint8_t *buf = malloc(MIB);
 
 	(void)arg;
 	must(kvmem_image_capture_create(NULL, &capture));
@@ -241,15 +245,7 @@ static double pause_of_capture(void *arg)
 	must(kvmem_image_capture_run(capture, NULL, NULL));
 	must(kvmem_image_commit(w, NULL));
 	must(kvmem_image_capture_free(capture));
-	image = open_image("image.kvmem");
-	for (uint64_t at = 0; at < s.bytes; at += MIB) {
-		must(kvmem_image_read(image, at, buf, MIB));
-		bench_check(!memcmp(buf, s.base + at, MIB), "capture-pause: another content");
-	}
-	must(kvmem_image_close(image));
-	free(buf);
-	unlink("image");
-	unlink("image.kvmem");
+	check_saved();
 	return (double)stats.pause_ns;
 }
 
