@@ -185,8 +185,8 @@ struct talker {
 	struct set *s;
 	_Atomic unsigned int reads, extents;
 	_Atomic bool broken;
-	_Atomic uint64_t broken_page;	 /* UINT64_MAX: all of them */
-	_Atomic unsigned int fail_reads; /* so many from now on */
+	_Atomic uint64_t broken_page; /* UINT64_MAX: all of them */
+	_Atomic int fail_reads;	      /* so many from now on */
 	void (*on_read)(struct talker *t, uint64_t page);
 	void *arg;
 	_Atomic unsigned int whys[4];
@@ -203,10 +203,9 @@ static int talk(void *arg, uint64_t offset, void *buf, uint64_t bytes)
 	atomic_fetch_add(&t->reads, 1);
 	if (t->on_read)
 		t->on_read(t, page);
-	if (atomic_load(&t->fail_reads)) {
-		atomic_fetch_sub(&t->fail_reads, 1);
+	/* Taken, not looked at first: two readers at once would take it below zero. */
+	if (atomic_load(&t->fail_reads) > 0 && atomic_fetch_sub(&t->fail_reads, 1) > 0)
 		return -EIO;
-	}
 	if (atomic_load(&t->broken) &&
 	    (bad == UINT64_MAX || (offset <= bad * PAGE && bad * PAGE < offset + bytes)))
 		return -EIO;
