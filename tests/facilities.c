@@ -244,6 +244,11 @@ static bool has_seccomp(void)
 	return !access("/proc/sys/kernel/seccomp/actions_avail", F_OK);
 }
 
+static bool has_nbdkit(void)
+{
+	return !system("nbdkit --version >/dev/null 2>&1"); /* NOLINT(cert-env33-c) */
+}
+
 static const struct {
 	const char *name;
 	bool (*has)(void);
@@ -271,6 +276,7 @@ static const struct {
 	{ "root", has_root },
 	{ "private", has_private },
 	{ "seccomp", has_seccomp },
+	{ "nbdkit", has_nbdkit },
 };
 
 int main(int argc, char **argv)

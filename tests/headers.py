@@ -11,7 +11,7 @@ from pathlib import Path
 TOP = Path(__file__).resolve().parent.parent
 INCLUDE = TOP / "include"
 # Of libraries of their own, on top of libkvmem.
-OTHERS = {"image.h": "kvmem-image", "workset.h": "kvmem-image"}
+OTHERS = {"image.h": "kvmem-image", "workset.h": "kvmem-image", "nbd.h": "kvmem-nbd"}
 TOOLS = {"kvmem-image": ["kvmem-image"]}	# programs that are installed with them
 EVERY = sorted(p.name for p in (INCLUDE / "kvmem").glob("*.h"))
 NAMES = [n for n in EVERY if n not in OTHERS]

@@ -22,7 +22,7 @@ class Facilities(headers.TestCase):
 	def test_skips_name_known_ones(self):
 		known = set(output([BUILD / "tests/facilities", "--known"]).strip().split(","))
 		used = {}
-		for directory in ("tests/unit", "tests/kernel"):
+		for directory in ("tests/unit", "tests/kernel", "tests/nbd"):
 			for path in (TOP / directory).glob("*.[ch]"):
 				for name in SKIP.findall(path.read_text(encoding="utf-8")):
 					used.setdefault(name, path.name)

@@ -106,7 +106,7 @@ class Installed(headers.TestCase):
 		env = dict(self.env, LD_LIBRARY_PATH=str(self.prefix / "lib"))
 		for header, name in headers.OTHERS.items():
 			if not (self.prefix / f"lib/pkgconfig/{name}.pc").exists():
-				self.skipTest(f"lib{name} is not installed")
+				continue	# what it needs is not here
 			src, exe = self.tmp / f"{name}.c", self.tmp / name
 			function = sorted(headers.functions([header]))[0]
 			src.write_text(f"#include <kvmem/{header}>\nint main(void)\n{{\n"
