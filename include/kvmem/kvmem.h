@@ -14,5 +14,6 @@
 #include <kvmem/pager.h>
 #include <kvmem/dirty.h>
 #include <kvmem/capture.h>
+#include <kvmem/writes.h>
 
 #endif

@@ -111,8 +111,8 @@ int kvmem_region_mark_absent(struct kvmem_region *region, uint64_t offset, uint6
 		err = absent_step(region, page, end - page, &n);
 	km_guard_leave(region, g);
 	km_presence_notify_absent(&region->presence); /* its pager does not go before we leave */
-	km_pages_leave(region);
 	if (done)
-		km_vm_changed(region->vm, region, offset, done << region->page_shift);
+		km_region_changed(region, offset, done << region->page_shift);
+	km_pages_leave(region);
 	return err;
 }

@@ -242,8 +242,8 @@ int kvmem_region_discard(struct kvmem_region *region, uint64_t offset, uint64_t 
 	for (; page < end && !err; page += n, done += n)
 		err = discard_step(region, page, end - page, &n);
 	km_guard_leave(region, g);
-	km_pages_leave(region);
 	if (done)
-		km_vm_changed(region->vm, region, offset, done << region->page_shift);
+		km_region_changed(region, offset, done << region->page_shift);
+	km_pages_leave(region);
 	return err;
 }

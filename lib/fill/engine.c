@@ -37,7 +37,7 @@ bool km_pages_wait(struct kvmem_region *r, uint64_t page, uint64_t count, uint64
 
 static void changed(struct kvmem_region *r, uint64_t page, uint64_t count)
 {
-	km_vm_changed(r->vm, r, page << r->page_shift, count << r->page_shift);
+	km_region_changed(r, page << r->page_shift, count << r->page_shift);
 }
 
 static void end_claim(struct kvmem_region *r, uint64_t page, uint64_t count, unsigned int ended,

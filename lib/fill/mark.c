@@ -68,7 +68,7 @@ static int mark_step(struct kvmem_region *r, uint64_t page, uint64_t max, uint64
 		return *ret_n ? mark_claimed(r, page, *ret_n) : 0;
 	} else {
 		km_presence_turn(&r->presence, page, n, KM_ZERO, KM_PRESENT);
-		km_vm_changed(r->vm, r, page << r->page_shift, n << r->page_shift);
+		km_region_changed(r, page << r->page_shift, n << r->page_shift);
 		*ret_n = n;
 	}
 	return 0;

@@ -188,7 +188,7 @@ static void leave_vm(struct kvmem_region *region)
 
 int kvmem_region_free(struct kvmem_region *region)
 {
-	bool busy, captured;
+	bool busy, captured, watched;
 	int r;
 
 	if (!region)
@@ -198,11 +198,15 @@ int kvmem_region_free(struct kvmem_region *region)
 		return r;
 	pthread_mutex_lock(&region->lock);
 	busy = region->watch || atomic_load(&region->fillers);
+	watched = atomic_load(&region->writes) != 0;
 	captured = atomic_load(&region->guard) != NULL;
 	pthread_mutex_unlock(&region->lock);
 	if (captured)
 		return km_fail(EBUSY, "kvmem_region_free: a capture of the region is under way: "
 				      "kvmem_capture_stop() it first");
+	if (watched)
+		return km_fail(EBUSY, "kvmem_region_free: writes to it are watched: "
+				      "kvmem_writes_remove() it first");
 	if (busy)
 		return km_fail(
 			EBUSY,

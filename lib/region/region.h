@@ -60,6 +60,8 @@ struct kvmem_region {
 	_Atomic unsigned int fillers; /* operations on its pages under way: see km_pages_enter() */
 	void *_Atomic tracked;	      /* dirty: its record of the region, while there is one */
 	_Atomic bool no_access;	      /* pages were poisoned by taking their access rights away */
+	_Atomic int
+		writes; /* 1 + the userfaultfd of who watches writes to the mapping; 0: nobody */
 	struct km_guard *_Atomic guard; /* NULL: no capture has it; see fill/guard.h */
 	_Atomic unsigned int unguarded; /* who found no guard, and is at work still */
 };
@@ -79,6 +81,13 @@ static inline bool km_region_is_shared(const struct kvmem_region *r)
 {
 	return r->own_mapping ? r->own.shared : r->fd >= 0;
 }
+
+/*
+ * changed.c: who watches writes hears by this userfaultfd of what the library changes past the mapping; -1: of no more.
+ * -EBUSY of that while pages are filled or taken away. And: these bytes were changed.
+ */
+int km_region_changes_to(struct kvmem_region *r, int uffd);
+void km_region_changed(struct kvmem_region *r, uint64_t offset, uint64_t bytes);
 
 /* -EOPNOTSUPP of a clone, and of a mapping given whose pages cannot be filled or taken out. */
 int km_region_fill_check(const struct kvmem_region *r, const char *what);

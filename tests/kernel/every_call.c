@@ -346,6 +346,19 @@ TEST(null_to_captures)
 }
 END
 
+TEST(null_to_writes)
+{
+	struct kvmem_run run;
+	uint64_t next;
+
+	NONE(kvmem_writes_create(NULL, NULL));
+	NONE(kvmem_writes_add(NULL, NULL));
+	NONE(kvmem_writes_take(NULL, NULL, 0, &run, 1, &next));
+	NONE(kvmem_writes_remove(NULL, NULL));
+	ck_assert_int_eq(kvmem_writes_free(NULL), 0);
+}
+END
+
 /* Those that return no code. */
 TEST(null_where_there_is_no_code)
 {
@@ -624,7 +637,8 @@ TEST(k2_13_calls_that_succeed_leave_the_detail)
 }
 END
 
-HARNESS_MAIN(T(null_to_every_function), T(null_to_captures), T(null_where_there_is_no_code),
-	     T(results_of_every_kind), T(ranges_of_every_function), T(flags_of_every_function),
-	     T(kvm_fd_of_another_kind), T(descriptors_may_be_closed_after_the_call),
+HARNESS_MAIN(T(null_to_every_function), T(null_to_captures), T(null_to_writes),
+	     T(null_where_there_is_no_code), T(results_of_every_kind), T(ranges_of_every_function),
+	     T(flags_of_every_function), T(kvm_fd_of_another_kind),
+	     T(descriptors_may_be_closed_after_the_call),
 	     T(k2_13_calls_that_succeed_leave_the_detail))

@@ -14,6 +14,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "base/uapi/pagemap.h"
 #include "base/uapi/kvm.h"
 #include "base/uapi/mm.h"
 #include "base/uapi/userfaultfd.h"
@@ -69,6 +70,7 @@ static const struct {
 	KM(UFFDIO_POISON),
 	KM(UFFDIO_MOVE),
 	KM(PROCMAP_QUERY),
+	KM(PAGEMAP_SCAN),
 	I(TCGETS),
 };
 

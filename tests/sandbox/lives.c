@@ -918,6 +918,35 @@ static void clone_life(void)
 	close(o.fd);
 }
 
+/* ---- writes through a mapping ---- */
+
+static void writes_life(void)
+{
+	struct kvmem_writes *writes;
+	struct kvmem_region *r;
+	struct kvmem_run run;
+	uint64_t next;
+	int ret;
+
+	life_phase(LIFE_CREATE);
+	r = make_region(NULL, KVMEM_BACKING_MEMFD, 0);
+	ret = CALL(kvmem_writes_create, NULL, &writes);
+	if (ret != -EOPNOTSUPP) { /* before Linux 6.7 */
+		life_check("kvmem_writes_create", ret);
+		life_phase(LIFE_RUN);
+		MUST(kvmem_writes_add, writes, r);
+		memset((char *)kvmem_region_base(r) + 8 * PAGE, 7, PAGE);
+		if (MUST(kvmem_writes_take, writes, r, 0, &run, 1, &next) != 1 ||
+		    run.offset != 8 * PAGE)
+			life_fail(LIFE_WRONG, "a page that was written is not told");
+		MUST(kvmem_region_discard, r, 0, 8 * PAGE);
+		MUST(kvmem_writes_remove, writes, r);
+		life_phase(LIFE_STOP);
+		MUST(kvmem_writes_free, writes);
+	}
+	MUST(kvmem_region_free, r);
+}
+
 const struct life lives[] = {
 	{ "guest_memfd", guest_memfd_life },
 	{ "memfd", memfd_life },
@@ -930,6 +959,7 @@ const struct life lives[] = {
 	{ "private", private_life },
 	{ "clone", clone_life },
 	{ "capture", capture_life },
+	{ "writes", writes_life },
 };
 
 const size_t life_count = sizeof(lives) / sizeof(lives[0]);

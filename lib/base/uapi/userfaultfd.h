@@ -5,6 +5,7 @@
 /* As uapi/kvm.h: what Linux 6.1 headers lack of userfaultfd, under names of our own. */
 
 #include <linux/userfaultfd.h>
+#include <stdint.h>
 
 struct km_uffdio_poison {
 	struct uffdio_range range;
