@@ -4,8 +4,9 @@
  *
  *	protected	its entry in the page table has the bit, or is a marker with it: not written
  *	present		without the bit: written
- *	nothing there	it was written, and taken out of the mapping since: by reclaim of a file's page, by a discard, or
- *			by km_pages_changed(). Where a page was never touched there is a marker, so this is none of those
+ *	nothing there	written, and taken out of the mapping since: by reclaim of a file's page, by a discard or by
+ *			km_region_changed(). Where a page was never touched there is a marker, so that is none of
+ *			these
  *
  * PAGEMAP_SCAN knows the second as WRITTEN; the third it knows by what it is not (fs/proc/task_mmu.c of 6.7,
  * pagemap_page_category()). A mapping that has come in place of a part of the watched one (a discard in a clone) is
