@@ -271,6 +271,9 @@ struct kvmem_image_save_opts {
 	/* Called now and then in the calling thread; non-zero cancels. It must not use the writer. NULL is allowed. */
 	int (*progress)(void *arg, const struct kvmem_image_progress *progress);
 	void *arg;
+	/* Of kvmem_image_save(), in place of a batch: these runs of the regions, read during the call. */
+	const struct kvmem_run *runs;
+	uint64_t run_count; /* 0 with runs: none */
 };
 
 #define KVMEM_IMAGE_SAVE_OPTS_INIT KVMEM_INIT_(struct kvmem_image_save_opts)
@@ -290,8 +293,9 @@ struct kvmem_image_save_result {
  * kvmem_image_save() - what memory holds, all of it or what a dirty batch has, into an image that is being made.
  *
  * regions[i] is the memory of the image's region i, of the same length. The guest is stopped meanwhile: a page that is
- * written while it is read has any mixture of both contents. batch NULL: all of the regions; else the runs of the
- * batch, which is committed (kvmem_dirty_commit()) and has no other regions. The batch is taken, also when the call
+ * written while it is read has any mixture of both contents. batch NULL: all of the regions, or opts->runs, which stay
+ * the caller's; else the runs of the batch, which is committed (kvmem_dirty_commit()) and has no other regions. The
+ * batch is taken, also when the call
  * fails: kvmem_image_commit() frees it when it succeeds. When anything fails, or the image is given up, it is given
  * back to its reader, whose next harvest has its pages again. ret_result may be NULL. Errors: -EINVAL, -EIO (a poisoned
  * page), -EFAULT (memory that cannot be read), -EPERM (the batch is not committed), -ECANCELED, -ENOSPC, -EFBIG,
@@ -301,6 +305,68 @@ KVMEM_API int kvmem_image_save(struct kvmem_image_writer *writer,
 			       struct kvmem_region *const *regions, uint32_t region_count,
 			       struct kvmem_batch *batch, const struct kvmem_image_save_opts *opts,
 			       struct kvmem_image_save_result *ret_result);
+
+/* ---- saving a guest that runs, pass by pass ---- */
+
+struct kvmem_dirty;
+struct kvmem_reader;
+struct kvmem_writes;
+
+#define KVMEM_IMAGE_LAST_PASS \
+	(1u << 1) /* the guest is stopped: what is left, and the image is complete */
+
+struct kvmem_image_precopy_opts {
+	uint32_t size;
+	uint32_t flags;	  /* KVMEM_IMAGE_LAST_PASS, KVMEM_IMAGE_ABSENT_FROM_PARENT */
+	uint32_t threads; /* as of kvmem_image_save() */
+	uint32_t passes;  /* at most, of one call; 0: 16 */
+	/* Who tells what was written: a reader of this image's own, with its tracker; or `writes` with all regions. */
+	struct kvmem_dirty *dirty;
+	struct kvmem_reader *reader;
+	struct kvmem_writes *writes;
+	uint64_t pause_ns; /* the last pass is to take no longer; 0: 100 ms */
+	int (*progress)(void *arg, const struct kvmem_image_progress *progress);
+	void *arg;
+};
+
+#define KVMEM_IMAGE_PRECOPY_OPTS_INIT KVMEM_INIT_(struct kvmem_image_precopy_opts)
+
+enum kvmem_image_precopy_end {
+	KVMEM_IMAGE_PRECOPY_CONVERGED = 0, /* what is left is saved within pause_ns */
+	KVMEM_IMAGE_PRECOPY_STALLED = 1,   /* the guest writes as fast as pages are saved */
+	KVMEM_IMAGE_PRECOPY_PASSES = 2,	   /* that were all passes */
+};
+
+struct kvmem_image_precopy_result {
+	uint32_t size;
+	uint32_t end;	     /* enum kvmem_image_precopy_end; after the last pass CONVERGED */
+	uint32_t passes;     /* that this call has made */
+	uint32_t reserved;   /* 0 */
+	uint64_t bytes_data; /* stored by all passes of this call: pages count each time */
+	uint64_t bytes_pass; /* that the last of them looked at */
+	uint64_t
+		pause_ns; /* how long the next pass is expected to take; of the last one how long it took */
+	uint64_t ns;
+};
+
+#define KVMEM_IMAGE_PRECOPY_RESULT_INIT KVMEM_INIT_(struct kvmem_image_precopy_result)
+
+/**
+ * kvmem_image_precopy() - save what memory holds while the guest runs, until what is left is a short pause.
+ *
+ * For memory that kvmem_capture_check() refuses. The image is of the moment of the last pass. The first call saves
+ * all of the regions, then again and again what was written meanwhile, and returns when a pass took no longer than
+ * pause_ns, or when that is not to be had (ret_result->end). The caller then stops the guest and calls it once more,
+ * with KVMEM_IMAGE_LAST_PASS; or goes on without it, for more passes. Until the last pass the image cannot be
+ * committed. The reader sees all regions, is nobody else's and has existed since before the first call (the regions
+ * are added to `writes` before it): what it has told is not given back when the image fails. ret_result may be NULL.
+ * Errors: those of kvmem_image_save(), kvmem_reader_harvest(), kvmem_dirty_commit() and kvmem_writes_take(); the
+ * writer can only be given up then. One thread at a time per object.
+ */
+KVMEM_API int kvmem_image_precopy(struct kvmem_image_writer *writer,
+				  struct kvmem_region *const *regions, uint32_t region_count,
+				  const struct kvmem_image_precopy_opts *opts,
+				  struct kvmem_image_precopy_result *ret_result);
 
 /* ---- saving a guest that runs on ---- */
 

@@ -262,9 +262,10 @@ int kvmem_image_capture_run(struct kvmem_image_capture *capture,
 		return ki_fail(EINVAL, "kvmem_image_capture_run: %s",
 			       c ? "not started" : "capture is NULL");
 	r = ki_opts_copy(&c->o, sizeof(c->o), opts, "kvmem_image_save_opts");
-	if (!r && (c->o.flags || c->o.reserved || c->o.threads > KI_MAX_WORKERS))
+	if (!r && (c->o.flags || c->o.reserved || c->o.runs || c->o.run_count ||
+		   c->o.threads > KI_MAX_WORKERS))
 		r = ki_fail(EINVAL,
-			    "kvmem_image_save_opts: flags and reserved must be 0, there are "
+			    "kvmem_image_save_opts: flags, reserved and runs must be 0, there are "
 			    "at most %u threads",
 			    KI_MAX_WORKERS);
 	if (!r && ret_result)

@@ -21,6 +21,7 @@
  *	writer.c	an image that is being made, and its commit
  *	save_next.c	what of a guest's memory is to be saved, piece by piece
  *	save.c		threads that do it
+ *	precopy.c	the same while the guest runs, pass by pass
  *	capture.c	the same of the memory of a moment, while the guest runs on
  */
 
@@ -208,6 +209,7 @@ struct kvmem_image_writer {
 	struct kvmem_image *parent;
 	struct ki_new_file data;
 	_Atomic bool saving, save_failed;
+	bool precopy;			  /* pages may have been written since they were saved */
 	struct kvmem_batch *batch;	  /* freed by the commit, else given back; NULL: none */
 	pthread_mutex_t lock;		  /* blocks that are made, blobs */
 	struct ki_entry *_Atomic *blocks; /* of spans that something was written to */
@@ -248,6 +250,8 @@ struct ki_next {
 	struct kvmem_image_writer *w;
 	struct kvmem_region *const *regions;
 	struct kvmem_batch *batch;
+	const struct kvmem_run *runs; /* in place of a batch */
+	uint64_t run_at, run_count;
 	uint32_t region;  /* that is at */
 	uint64_t at, end; /* in it: what is left of a run to be saved */
 	struct kvmem_run dirty[KI_RUNS];
@@ -261,8 +265,17 @@ struct ki_next {
 };
 
 int ki_next_begin(struct ki_next *n);
+/* Are these runs of the regions? */
+int ki_next_check(const struct ki_next *n);
 /* 1: a piece; 0: that was all. One thread at a time. */
 int ki_next_piece(struct ki_next *n, struct ki_piece *ret);
+
+/* ---- save.c ---- */
+
+/* Of regions that fit: all of them, a batch (borrowed) or o->runs. */
+int ki_save(const char *call, struct kvmem_image_writer *w, struct kvmem_region *const *regions,
+	    struct kvmem_batch *batch, const struct kvmem_image_save_opts *o,
+	    struct kvmem_image_save_result *ret);
 
 /* ---- store.c ---- */
 

@@ -16,6 +16,7 @@
 	64u /* that a thread takes at once: pages that are dirty are mostly single ones */
 
 struct save {
+	const char *call;
 	struct kvmem_image_writer *w;
 	struct kvmem_image_save_opts o;
 	struct kvmem_image_save_result result;
@@ -100,8 +101,8 @@ static int do_job(struct save *s, struct job *j)
 	j->data = j->zero = j->absent = 0;
 	for (uint32_t i = 0; !r && i < j->count; i++)
 		r = save_piece(s, j, &j->pieces[i]);
-	/* Pages of a batch are all over the memory: what lies between them is none of this thread's. */
-	if (!r && j->data && !s->next.batch) {
+	/* Pages of a batch, or of runs, are all over the memory: what lies between them is none of this thread's. */
+	if (!r && j->data && !s->next.batch && !s->next.runs) {
 		const struct ki_piece *first = &j->pieces[0], *last = &j->pieces[j->count - 1];
 
 		ki_writer_flush(s->w, first->to >> KI_PAGE_SHIFT,
@@ -130,16 +131,18 @@ static void tell(struct save *s)
 	cancel = s->o.progress(s->o.arg, &p) != 0;
 	pthread_mutex_lock(&s->lock);
 	if (cancel)
-		stop(s, ki_fail(ECANCELED, "kvmem_image_save: canceled by progress"));
+		stop(s, ki_fail(ECANCELED, "%s: canceled by progress", s->call));
 }
 
 static void work(void *arg, bool caller)
 {
 	struct save *s = arg;
 	struct job j = { .buf = aligned_alloc(KI_PAGE, KI_PIECE) };
-	int r = j.buf ? 0 : ki_fail(ENOMEM, "kvmem_image_save: no memory");
+	int r = j.buf ? 0 : ki_fail(ENOMEM, "%s: no memory", s->call);
 
 	pthread_mutex_lock(&s->lock);
+	if (!r && caller && s->o.progress && !s->err)
+		tell(s); /* once at least: the other threads may leave it nothing to do */
 	while (!r && !s->err) {
 		r = take(s, &j);
 		if (r <= 0)
@@ -160,33 +163,80 @@ static void work(void *arg, bool caller)
 	free(j.buf);
 }
 
+static uint64_t total(const struct save *s)
+{
+	uint64_t bytes = 0;
+
+	if (s->next.batch)
+		return kvmem_batch_pages(s->next.batch) * KI_PAGE;
+	if (!s->next.runs)
+		return s->w->bytes;
+	for (uint64_t i = 0; i < s->next.run_count; i++)
+		bytes += s->next.runs[i].bytes;
+	return bytes;
+}
+
 static int save_all(struct save *s)
 {
 	uint64_t begin = ki_now_ns();
 
-	s->total = s->next.batch ? kvmem_batch_pages(s->next.batch) * KI_PAGE : s->w->bytes;
+	s->total = total(s);
 	s->result.threads = ki_workers(s->o.threads);
 	ki_workers_run("kvmem-save", s->result.threads, work, s);
 	s->result.ns = ki_now_ns() - begin;
 	return s->err ? ki_fail(-s->err, "%s", s->detail) : 0;
 }
 
+int ki_save(const char *call, struct kvmem_image_writer *w, struct kvmem_region *const *regions,
+	    struct kvmem_batch *batch, const struct kvmem_image_save_opts *o,
+	    struct kvmem_image_save_result *ret)
+{
+	struct save *s = calloc(1, sizeof(*s));
+	int r;
+
+	if (!s) {
+		w->save_failed = true;
+		return ki_fail(ENOMEM, "%s: no memory", call);
+	}
+	s->call = call;
+	s->w = s->next.w = w;
+	s->o = *o;
+	s->next.regions = regions;
+	s->next.batch = batch;
+	s->next.runs = o->runs;
+	s->next.run_count = o->run_count;
+	pthread_mutex_init(&s->lock, NULL);
+	w->saving = true;
+	r = ki_next_begin(&s->next);
+	if (!r)
+		r = save_all(s);
+	w->saving = false;
+	w->save_failed |= r != 0;
+	*ret = s->result;
+	pthread_mutex_destroy(&s->lock);
+	free(s);
+	return r;
+}
+
 /* ---- the call ---- */
 
-static int check_opts(struct save *s, const struct kvmem_image_save_opts *opts)
+static int check_opts(const struct kvmem_image_writer *w, const struct kvmem_image_save_opts *o,
+		      const struct kvmem_batch *batch)
 {
-	int r = ki_opts_copy(&s->o, sizeof(s->o), opts, "kvmem_image_save_opts");
-
-	if (r)
-		return r;
-	if (s->o.flags & ~KVMEM_IMAGE_ABSENT_FROM_PARENT || s->o.reserved)
+	if (o->flags & ~KVMEM_IMAGE_ABSENT_FROM_PARENT || o->reserved)
 		return ki_fail(EINVAL, "kvmem_image_save_opts: unknown flags, or reserved not 0");
-	if (s->o.flags & KVMEM_IMAGE_ABSENT_FROM_PARENT && !s->w->parent)
+	if (o->flags & KVMEM_IMAGE_ABSENT_FROM_PARENT && !w->parent)
 		return ki_fail(EINVAL, "kvmem_image_save_opts: KVMEM_IMAGE_ABSENT_FROM_PARENT, and "
 				       "the image has no parent");
-	if (s->o.threads > KI_MAX_WORKERS)
+	if (o->threads > KI_MAX_WORKERS)
 		return ki_fail(EINVAL, "kvmem_image_save_opts: threads: at most %u",
 			       KI_MAX_WORKERS);
+	if (o->runs && batch)
+		return ki_fail(EINVAL, "kvmem_image_save_opts: runs, and there is a batch");
+	if (!o->runs && o->run_count)
+		return ki_fail(EINVAL, "kvmem_image_save_opts: run_count without runs");
+	if (batch && w->batch)
+		return ki_fail(EINVAL, "kvmem_image_save: batch: the image has taken one already");
 	return 0;
 }
 
@@ -195,41 +245,35 @@ int kvmem_image_save(struct kvmem_image_writer *writer, struct kvmem_region *con
 		     const struct kvmem_image_save_opts *opts,
 		     struct kvmem_image_save_result *ret_result)
 {
-	struct save *s = calloc(1, sizeof(*s));
-	int r = s ? 0 : ki_fail(ENOMEM, "kvmem_image_save: no memory");
+	struct kvmem_image_save_result result = KVMEM_IMAGE_SAVE_RESULT_INIT;
+	struct ki_next all = { .w = writer, .regions = regions };
+	struct kvmem_image_save_opts o;
+	int r = 0;
 
-	if (!r && !writer)
+	if (!writer)
 		r = ki_fail(EINVAL, "kvmem_image_save: writer is NULL");
 	if (!r && ret_result)
-		r = ki_result_check(ret_result, sizeof(s->result), "kvmem_image_save_result");
-	if (!r) {
-		s->w = s->next.w = writer;
-		r = ki_writer_check_regions(writer, "kvmem_image_save", regions, region_count);
-	}
+		r = ki_result_check(ret_result, sizeof(result), "kvmem_image_save_result");
 	if (!r)
-		r = check_opts(s, opts);
-	if (!r && batch && writer->batch)
-		r = ki_fail(EINVAL, "kvmem_image_save: batch: the image has taken one already");
+		r = ki_writer_check_regions(writer, "kvmem_image_save", regions, region_count);
+	if (!r)
+		r = ki_opts_copy(&o, sizeof(o), opts, "kvmem_image_save_opts");
+	if (!r)
+		r = check_opts(writer, &o, batch);
+	if (!r) {
+		all.runs = o.runs;
+		all.run_count = o.run_count;
+		r = ki_next_check(&all);
+	}
 	if (r) {
 		if (batch)
 			kvmem_batch_return(batch);
-		free(s);
 		return r;
 	}
-	s->next.regions = regions;
-	s->next.batch = batch;
 	if (batch)
 		writer->batch = batch;
-	pthread_mutex_init(&s->lock, NULL);
-	writer->saving = true;
-	r = ki_next_begin(&s->next);
-	if (!r)
-		r = save_all(s);
-	writer->saving = false;
-	writer->save_failed |= r != 0;
+	r = ki_save("kvmem_image_save", writer, regions, batch, &o, &result);
 	if (!r && ret_result)
-		ki_result_copy(ret_result, &s->result, sizeof(s->result));
-	pthread_mutex_destroy(&s->lock);
-	free(s);
+		ki_result_copy(ret_result, &result, sizeof(result));
 	return r;
 }

@@ -18,8 +18,8 @@ static int find_region(struct ki_next *n, const struct kvmem_run *run)
 		if (n->regions[i] == run->region)
 			break;
 	if (n->regions[i] != run->region)
-		return ki_fail(EINVAL, "kvmem_image_save: batch: it has pages of a region that is "
-				       "none of regions");
+		return ki_fail(EINVAL,
+			       "kvmem_image_save: pages of a region that is none of regions");
 	if (i != n->region)
 		n->stored_at = n->stored_count = 0, n->record.bytes = 0;
 	n->region = i;
@@ -33,7 +33,7 @@ static int next_run(struct ki_next *n)
 {
 	int64_t got;
 
-	if (!n->batch) {
+	if (!n->batch && !n->runs) {
 		if (n->end) /* all of a region is behind us */
 			n->region++;
 		n->stored_at = n->stored_count = 0;
@@ -41,6 +41,8 @@ static int next_run(struct ki_next *n)
 		n->end = n->region < n->w->region_count ? n->w->regions[n->region].bytes : 0;
 		return n->end != 0;
 	}
+	if (n->runs)
+		return n->run_at < n->run_count ? find_region(n, &n->runs[n->run_at++]) : 0;
 	if (n->dirty_at == n->dirty_count) {
 		got = kvmem_batch_runs(n->batch, n->dirty, KI_RUNS);
 		if (got <= 0)
@@ -49,6 +51,27 @@ static int next_run(struct ki_next *n)
 		n->dirty_at = 0;
 	}
 	return find_region(n, &n->dirty[n->dirty_at++]);
+}
+
+int ki_next_check(const struct ki_next *n)
+{
+	for (uint64_t i = 0; i < n->run_count; i++) {
+		const struct kvmem_run *run = &n->runs[i];
+		uint64_t bytes;
+		uint32_t k = 0;
+
+		while (k < n->w->region_count && n->regions[k] != run->region)
+			k++;
+		bytes = k < n->w->region_count ? n->w->regions[k].bytes : 0;
+		if (!bytes || (run->offset | run->bytes) % KI_PAGE || !run->bytes ||
+		    run->offset > bytes || run->bytes > bytes - run->offset)
+			return ki_fail(EINVAL,
+				       "kvmem_image_save_opts: runs[%" PRIu64 "]: 0x%" PRIx64
+				       " bytes at offset 0x%" PRIx64
+				       " are no whole pages of one of regions",
+				       i, run->bytes, run->offset);
+	}
+	return 0;
 }
 
 /* ---- what they hold ---- */
@@ -142,7 +165,7 @@ int ki_next_piece(struct ki_next *n, struct ki_piece *ret)
 	ret->region = n->regions[n->region];
 	ret->from = n->at;
 	ret->to = n->w->regions[n->region].offset + n->at;
-	r = n->batch ? by_record(n, ret) : by_survey(n, ret);
+	r = n->batch || n->runs ? by_record(n, ret) : by_survey(n, ret);
 	if (r)
 		return r;
 	ret->bytes = ki_min(ret->bytes, n->end - n->at);

@@ -502,7 +502,11 @@ int kvmem_image_commit(struct kvmem_image_writer *writer, struct kvmem_image_id 
 		return ki_fail(EINVAL, "kvmem_image_commit: writer is NULL");
 	if (writer->saving)
 		return ki_fail(EBUSY, "kvmem_image_commit: kvmem_image_save() is not over");
-	if (writer->save_failed)
+	if (writer->precopy)
+		r = ki_fail(EINVAL,
+			    "kvmem_image_commit: KVMEM_IMAGE_LAST_PASS of kvmem_image_precopy() "
+			    "has not been made: pages may have been written since");
+	else if (writer->save_failed)
 		r = ki_fail(EINVAL, "kvmem_image_commit: kvmem_image_save() has failed: the image "
 				    "would lack pages");
 	else if (getrandom(id, sizeof(id), 0) != sizeof(id))

@@ -1,16 +1,11 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
 /*
- * Writes through a mapping, by asynchronous write protection. A page of a watched region is in one of three states:
- *
- *	protected	its entry in the page table has the bit, or is a marker with it: not written
- *	present		without the bit: written
- *	nothing there	written, and taken out of the mapping since: by reclaim of a file's page, by a discard or by
- *			km_region_changed(). Where a page was never touched there is a marker, so that is none of
- *			these
- *
- * PAGEMAP_SCAN knows the second as WRITTEN; the third it knows by what it is not (fs/proc/task_mmu.c of 6.7,
- * pagemap_page_category()). A mapping that has come in place of a part of the watched one (a discard in a clone) is
- * registered by the next take, and nothing is protected in it: all of it reads as written.
+ * Writes through a mapping, by asynchronous write protection. Protected pages have a bit in their entry of the page
+ * table, memory that was never touched has a marker with it (WP_UNPOPULATED). Everything else PAGEMAP_SCAN tells as
+ * written: pages whose bit a write has taken off, and entries that are empty, since something was there and has been
+ * taken out of the mapping: by reclaim of a file's page, by a discard or by km_region_changed(). So a mapping that
+ * has come in place of a part of the watched one (a discard in a clone) need only be registered, which each take
+ * does: all of it reads as written.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -254,27 +249,17 @@ int kvmem_writes_remove(struct kvmem_writes *writes, struct kvmem_region *region
 
 /* ---- taken ---- */
 
-/* Appended, or joined to the run before. False: there is no room. */
-static bool append(struct kvmem_region *region, uint64_t from, uint64_t to, struct kvmem_run *runs,
-		   size_t count, size_t *used)
+/* There is room for it: joined to the run before, or one more. */
+static void append(struct kvmem_region *region, uint64_t from, uint64_t to, struct kvmem_run *runs,
+		   size_t *used)
 {
 	struct kvmem_run *last = *used ? &runs[*used - 1] : NULL;
 
-	if (last && last->offset + last->bytes == from) {
+	if (last && last->offset + last->bytes == from)
 		last->bytes += to - from;
-		return true;
-	}
-	if (*used == count)
-		return false;
-	runs[(*used)++] =
-		(struct kvmem_run){ .region = region, .offset = from, .bytes = to - from };
-	return true;
-}
-
-static bool is_written(const struct km_page_region *p)
-{
-	return p->categories & KM_PAGE_IS_WRITTEN ||
-	       !(p->categories & (KM_PAGE_IS_PRESENT | KM_PAGE_IS_SWAPPED));
+	else
+		runs[(*used)++] =
+			(struct kvmem_run){ .region = region, .offset = from, .bytes = to - from };
 }
 
 /* What is told is protected again, so no more is asked than there is room for. */
@@ -288,9 +273,8 @@ static int64_t scan(const struct kvmem_writes *w, uint64_t from, uint64_t to, si
 		.end = to,
 		.vec = (uintptr_t)vec,
 		.vec_len = km_min(VECTOR, room),
-		.category_inverted = KM_PAGE_IS_PRESENT,
-		.category_anyof_mask = KM_PAGE_IS_WRITTEN | KM_PAGE_IS_PRESENT,
-		.return_mask = KM_PAGE_IS_WRITTEN | KM_PAGE_IS_PRESENT | KM_PAGE_IS_SWAPPED,
+		.category_mask = KM_PAGE_IS_WRITTEN,
+		.return_mask = KM_PAGE_IS_WRITTEN,
 	};
 	int64_t n = km_sys_ioctl(w->pagemap, KM_PAGEMAP_SCAN, &s);
 
@@ -317,9 +301,7 @@ static int64_t take(const struct kvmem_writes *w, const struct watched *e, uint6
 				       ": error %d",
 				       at - base, (int)-n);
 		for (int64_t i = 0; i < n; i++)
-			if (is_written(&vec[i]))
-				append(e->region, vec[i].start - base, vec[i].end - base, runs,
-				       count, &used);
+			append(e->region, vec[i].start - base, vec[i].end - base, runs, &used);
 	}
 	*ret_next = at - base;
 	return (int64_t)used;
