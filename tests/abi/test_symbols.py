@@ -25,7 +25,7 @@ FORBIDDEN = re.compile(
 	r"on_exit|(secure_)?getenv|setenv|putenv|environ|signal|sigaction|sigwait\w*|signalfd|raise|"
 	r"system|popen|fork|vfork|exec\w+|sleep|usleep|nanosleep|setlocale)$")
 CONSTRUCTOR = re.compile(r"^\.(init_array|ctors|preinit_array|fini_array|dtors|init|fini)\b")
-ON_TOP = re.compile(r"^(libc|libkvmem|libxxhash|ld-linux[-\w]*)\.so\.\d+$")
+ON_TOP = re.compile(r"^(libc|libkvmem|libxxhash|libzstd|ld-linux[-\w]*)\.so\.\d+$")
 NEEDED = re.compile(r"^(libc|libm|libpthread|liburing|libnuma|ld-linux[-\w]*)\.so\.\d+$")
 
 
