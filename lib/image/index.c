@@ -18,6 +18,20 @@ static int bad(const char *path, const char *what)
 	return ki_fail(EBADMSG, "%s: not an index of libkvmem, or damaged: %s", path, what);
 }
 
+static bool is_inside(const struct ki_table *t, const struct ki_super *s)
+{
+	return t->offset >= KI_PAGE && t->offset <= s->index_bytes &&
+	       t->bytes <= s->index_bytes - t->offset;
+}
+
+static bool check_packed(const struct ki_super *s)
+{
+	return s->chunk_shift == KI_CHUNK_SHIFT &&
+	       s->data_bytes <= ki_chunks(s->bytes) * KI_MAX_FRAME &&
+	       s->frame_table.bytes == ki_chunks(s->bytes) * sizeof(struct ki_frame) &&
+	       is_inside(&s->frame_table, s);
+}
+
 static int check_super(const struct ki_super *s, uint64_t file_bytes, const char *path)
 {
 	if (memcmp(s->magic, KI_MAGIC, sizeof(s->magic)))
@@ -38,10 +52,7 @@ static int check_super(const struct ki_super *s, uint64_t file_bytes, const char
 	if (!s->regions || s->regions > KI_MAX_REGIONS || !s->layers || s->layers > KI_MAX_LAYERS ||
 	    s->blobs > KI_MAX_BLOBS)
 		return bad(path, "its counts");
-	if (s->incompat & KI_PACKED &&
-	    (s->chunk_shift != KI_CHUNK_SHIFT ||
-	     s->data_bytes > ki_chunks(s->bytes) * KI_MAX_FRAME ||
-	     s->frame_table.bytes != ki_chunks(s->bytes) * sizeof(struct ki_frame)))
+	if (s->incompat & KI_PACKED && !check_packed(s))
 		return bad(path, "how its data are packed");
 	if (!s->data_name_bytes || s->data_name_bytes >= sizeof(s->data_name) ||
 	    strnlen(s->data_name, sizeof(s->data_name)) != s->data_name_bytes ||
@@ -61,12 +72,6 @@ int ki_index_read_super(int fd, const char *path, struct ki_super *ret)
 		return bad(path, "no file, or a short one");
 	r = ki_read_at(fd, 0, ret, sizeof(*ret), path);
 	return r ? r : check_super(ret, (uint64_t)st.st_size, path);
-}
-
-static bool is_inside(const struct ki_table *t, const struct ki_super *s)
-{
-	return t->offset >= KI_PAGE && t->offset <= s->index_bytes &&
-	       t->bytes <= s->index_bytes - t->offset;
 }
 
 int ki_table_read(int fd, const char *path, const struct ki_super *s, const struct ki_table *t,
