@@ -67,7 +67,8 @@ struct kvmem_image_open_opts {
  * Firecracker's; nothing checks its content. The image and each of its parents that has been read from are
  * locked (flock, shared) until it is closed, so that who replaces or deletes images can see that they are in use.
  * Errors: -EINVAL, -ENOENT, -EACCES, -EBADMSG (damaged, or not an image), -EOPNOTSUPP (it has features that this
- * library does not know, or is packed, and the library was built without zstd), -EBUSY (it is being deleted), -ENOMEM, -EMFILE. May be called from any thread.
+ * library does not know, or is packed, and the library was built without zstd), -EBUSY (it is being deleted),
+ * -ENOMEM, -EMFILE. May be called from any thread.
  */
 KVMEM_API int kvmem_image_open(const char *path, const struct kvmem_image_open_opts *opts,
 			       struct kvmem_image **ret_image);
@@ -229,8 +230,8 @@ struct kvmem_image_create_opts {
  * kvmem_image_create() - begin to write an image whose data are `path` and whose index is `path`.kvmem.
  *
  * Nothing of it has a name until kvmem_image_commit(). With KVMEM_IMAGE_PACKED the commit packs it: until then its
- * pages are in a file without a name, as long as they are. With a parent, its index has to be reachable from the folder of
- * `path` by the path that the parent was opened with. Errors: -EINVAL, -EEXIST (there is such an image, or a file where
+ * pages are in a raw file without a name. With a parent, its index has to be reachable from the folder of `path` by
+ * the path that the parent was opened with. Errors: -EINVAL, -EEXIST (there is such an image, or a file where
  * its data go, and not KVMEM_IMAGE_REPLACE), -ENOENT, -EACCES, -EOPNOTSUPP (the parent is a raw file; or
  * KVMEM_IMAGE_PACKED, and the library was built without zstd), -ENOSPC, -ENOMEM. May be called from any thread.
  */

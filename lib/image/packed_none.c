@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
-/* Packed data in a build without zstd: they are refused when an image is opened or made, so the rest is never called. */
+/* Packed data in a build without zstd: refused when an image is opened or made, so that the rest is never called. */
 #include <errno.h>
 #include <unistd.h>
 
