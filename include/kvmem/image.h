@@ -67,7 +67,8 @@ struct kvmem_image_open_opts {
  * Firecracker's; nothing checks its content. The image and each of its parents that has been read from are
  * locked (flock, shared) until it is closed, so that who replaces or deletes images can see that they are in use.
  * Errors: -EINVAL, -ENOENT, -EACCES, -EBADMSG (damaged, or not an image), -EOPNOTSUPP (it has features that this
- * library does not know), -EBUSY (it is being deleted), -ENOMEM, -EMFILE. May be called from any thread.
+ * library does not know, or is packed, and the library was built without zstd), -EBUSY (it is being deleted),
+ * -ENOMEM, -EMFILE. May be called from any thread.
  */
 KVMEM_API int kvmem_image_open(const char *path, const struct kvmem_image_open_opts *opts,
 			       struct kvmem_image **ret_image);
@@ -80,9 +81,17 @@ KVMEM_API int kvmem_image_open(const char *path, const struct kvmem_image_open_o
  */
 KVMEM_API int kvmem_image_close(struct kvmem_image *image);
 
+/**
+ * kvmem_image_open_parent() - open the image that it was made on top of, as kvmem_image_open() does.
+ *
+ * By the path that it knows; it has to be the very image. It is the caller's to close. Errors: -EINVAL, -ENOENT (there
+ * is none), -ESTALE (it is another image by now), and those of kvmem_image_open(). May be called from any thread.
+ */
+KVMEM_API int kvmem_image_open_parent(struct kvmem_image *image, struct kvmem_image **ret_parent);
+
 struct kvmem_image_info {
 	uint32_t size;
-	uint32_t flags;			  /* KVMEM_IMAGE_DIFF, KVMEM_IMAGE_RAW_* */
+	uint32_t flags; /* KVMEM_IMAGE_DIFF, KVMEM_IMAGE_PACKED, KVMEM_IMAGE_RAW_* */
 	struct kvmem_image_id id, parent; /* zero: raw; none */
 	uint64_t bytes;			  /* of all regions */
 	uint64_t bytes_data;		  /* of pages stored in this image itself */
@@ -93,9 +102,12 @@ struct kvmem_image_info {
 	uint32_t blobs;
 	uint32_t depth; /* parents that there are */
 	uint32_t reserved;
+	uint64_t bytes_packed; /* length of packed data; 0: they are not packed */
 };
 
-#define KVMEM_IMAGE_DIFF      (1u << 8) /* made as a difference to a parent */
+#define KVMEM_IMAGE_DIFF (1u << 8) /* made as a difference to a parent */
+#define KVMEM_IMAGE_PACKED \
+	(1u << 9) /* its own data are zstd frames; the name of its data is no raw file */
 #define KVMEM_IMAGE_INFO_INIT KVMEM_INIT_(struct kvmem_image_info)
 
 /** kvmem_image_get_info() - what it is. The bytes by kind are 0 of a raw file. May be called from any thread. */
@@ -198,12 +210,18 @@ KVMEM_API int kvmem_image_verify(struct kvmem_image *image,
 
 struct kvmem_image_create_opts {
 	uint32_t size;
-	uint32_t flags;				  /* KVMEM_IMAGE_NO_SYNC, KVMEM_IMAGE_REPLACE */
+	uint32_t flags; /* KVMEM_IMAGE_NO_SYNC, KVMEM_IMAGE_REPLACE, KVMEM_IMAGE_PACKED */
 	const struct kvmem_image_region *regions; /* NULL with a parent: as it has them */
 	uint32_t region_count;
 	uint32_t reserved; /* 0 */
 	/* Pages that nothing is written to are its; NULL: they are zero. It stays the caller's, and open as long. */
 	struct kvmem_image *parent;
+	/*
+	 * Of KVMEM_IMAGE_PACKED: called now and then by kvmem_image_commit(), in its thread; non-zero cancels. NULL is
+	 * allowed.
+	 */
+	int (*progress)(void *arg, const struct kvmem_image_progress *progress);
+	void *arg;
 };
 
 #define KVMEM_IMAGE_CREATE_OPTS_INIT KVMEM_INIT_(struct kvmem_image_create_opts)
@@ -211,10 +229,11 @@ struct kvmem_image_create_opts {
 /**
  * kvmem_image_create() - begin to write an image whose data are `path` and whose index is `path`.kvmem.
  *
- * Nothing of it has a name until kvmem_image_commit(). With a parent, its index has to be reachable from the folder of
- * `path` by the path that the parent was opened with. Errors: -EINVAL, -EEXIST (there is such an image, or a file where
- * its data go, and not KVMEM_IMAGE_REPLACE), -ENOENT, -EACCES, -EOPNOTSUPP (the parent is a raw file), -ENOSPC,
- * -ENOMEM. May be called from any thread.
+ * Nothing of it has a name until kvmem_image_commit(). With KVMEM_IMAGE_PACKED the commit packs it: until then its
+ * pages are in a raw file without a name. With a parent, its index has to be reachable from the folder of `path` by
+ * the path that the parent was opened with. Errors: -EINVAL, -EEXIST (there is such an image, or a file where
+ * its data go, and not KVMEM_IMAGE_REPLACE), -ENOENT, -EACCES, -EOPNOTSUPP (the parent is a raw file; or
+ * KVMEM_IMAGE_PACKED, and the library was built without zstd), -ENOSPC, -ENOMEM. May be called from any thread.
  */
 KVMEM_API int kvmem_image_create(const char *path, const struct kvmem_image_create_opts *opts,
 				 struct kvmem_image_writer **ret_writer);
@@ -246,7 +265,8 @@ KVMEM_API int kvmem_image_write_blob(struct kvmem_image_writer *writer, const ch
  * kvmem_image_commit() - the image is complete: it is there from now on, and the writer is gone.
  *
  * Data and index are on the disk before the index has its name, unless KVMEM_IMAGE_NO_SYNC. On failure the writer is
- * gone as well, and what was there before is there still. ret_id may be NULL. Errors: -EINVAL, -EEXIST (somebody else
+ * gone as well, and what was there before is there still. ret_id may be NULL. Errors: -EINVAL (also: the image that
+ * it would replace is one of its parents), -ECANCELED, -EEXIST (somebody else
  * made it meanwhile), -ESTALE, -ENOENT (the parent is another image by now, or not there), -ENOSPC, -EFBIG, -EIO,
  * -EDQUOT; -EBUSY (kvmem_image_save() is not over) leaves the writer. One thread at a time per object.
  */

@@ -22,6 +22,23 @@ static int will_need(int fd, uint64_t at, uint64_t bytes)
 	return 0;
 }
 
+/* The frames that have these pages. */
+static int prefetch_frames(const struct kvmem_image *image, uint32_t layer, int fd, uint64_t at,
+			   uint64_t bytes)
+{
+	uint64_t end = ki_chunks(at + bytes);
+	int r = 0;
+
+	for (uint64_t chunk = at >> KI_CHUNK_SHIFT; !r && chunk < end; chunk++) {
+		struct ki_frame frame;
+
+		r = ki_packed_frame(image->layers.packed[layer], image->path, chunk, &frame);
+		if (!r)
+			r = will_need(fd, frame.offset, frame.bytes);
+	}
+	return r;
+}
+
 static int prefetch_run(struct kvmem_image *image, const struct kvmem_image_run *run, uint64_t at,
 			uint64_t bytes)
 {
@@ -32,6 +49,8 @@ static int prefetch_run(struct kvmem_image *image, const struct kvmem_image_run 
 		return kvmem_image_prefetch(image->parent, at, bytes);
 	if (!ki_is_raw(image))
 		r = ki_layer_data(image, run->layer, &fd);
+	if (!r && !ki_is_raw(image) && image->layers.packed[run->layer])
+		return prefetch_frames(image, run->layer, fd, at, bytes);
 	return r ? r : will_need(fd, at, bytes);
 }
 

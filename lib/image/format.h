@@ -10,6 +10,7 @@
  *	tables		regions, layers with their names, blobs with their bytes, sums of the block table
  *	block table	for each 2 MiB of the image: in which index its block is, where, and the block's sum
  *	blocks		4096 bytes each: what and where the 512 pages of 2 MiB are, and their sums
+ *	frame table	of packed data: for each 64 KiB of the image where their zstd frame is, and its sum
  */
 
 #include <stdint.h>
@@ -28,7 +29,14 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the index is stored l
 
 /* What this library knows. Others: of the first kind they can be ignored, of the second they cannot. */
 #define KI_COMPAT   0ull
-#define KI_INCOMPAT 0ull
+#define KI_PACKED   (1ull << 0) /* the data are zstd frames */
+#define KI_INCOMPAT KI_PACKED
+
+/* Packed data: each chunk of the image that has pages stored there is one zstd frame. */
+#define KI_CHUNK_SHIFT 16
+#define KI_CHUNK       (1u << KI_CHUNK_SHIFT)
+#define KI_CHUNK_PAGES (KI_CHUNK / KI_PAGE)
+#define KI_MAX_FRAME   (KI_CHUNK + KI_CHUNK / 64)
 
 #define KI_FLAG_DIFF (1u << 0)
 
@@ -76,8 +84,15 @@ struct ki_super {
 	struct ki_table part_table;   /* a 64-bit sum for each KI_PART bytes of the block table */
 	struct ki_table block_table;  /* struct ki_block each; its own sum is not used: zero */
 	char data_name[256];	      /* of the data, in the folder of the index */
-	uint8_t unused[3488];	      /* zero */
-	struct ki_sum sum;	      /* of all before it */
+	/* Of packed data; else zero. */
+	uint32_t chunk_shift; /* KI_CHUNK_SHIFT */
+	uint32_t unused_32;
+	uint64_t data_bytes; /* of the data */
+	struct ki_table
+		frame_part_table;    /* a 64-bit sum for each KI_PART bytes of the frame table */
+	struct ki_table frame_table; /* struct ki_frame each; its own sum is not used: zero */
+	uint8_t unused[3408];	     /* zero */
+	struct ki_sum sum;	     /* of all before it */
 };
 
 struct ki_region {
@@ -113,10 +128,18 @@ struct ki_entry {
 	uint32_t sum;	/* lower half of XXH3, 64 bits, of the page; of a page of zeros 0 */
 };
 
+/* One chunk of packed data: its pages that this image stores at their places in the chunk, zeros between them. */
+struct ki_frame {
+	uint64_t offset; /* bytes into the data */
+	uint32_t
+		bytes; /* 0: there is no frame, since no page of the chunk is stored in this image */
+	uint32_t sum;  /* lower half of XXH3, 64 bits, of the frame */
+};
+
 _Static_assert(sizeof(struct ki_super) == KI_PAGE, "the superblock is one page");
 _Static_assert(sizeof(struct ki_region) == 64 && sizeof(struct ki_layer) == 48 &&
 		       sizeof(struct ki_blob) == 64 && sizeof(struct ki_block) == 16 &&
-		       sizeof(struct ki_entry) == 8,
+		       sizeof(struct ki_entry) == 8 && sizeof(struct ki_frame) == 16,
 	       "no padding in what is stored");
 
 #endif

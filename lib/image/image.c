@@ -18,27 +18,10 @@ const struct ki_entry ki_zero_block[KI_BLOCK_PAGES];
 
 /* ---- open and close ---- */
 
-/* All but the data of parents. */
-static int open_layers(struct kvmem_image *image, int dir)
+static int make_blocks(struct kvmem_image *image)
 {
-	const struct ki_super *s = &image->index.super;
-	struct ki_layers *l = &image->layers;
-	int fd;
-
-	l->dir = -1;
-	l->data = malloc(s->layers * sizeof(*l->data));
-	image->blocks = calloc(ki_spans(s->bytes), sizeof(*image->blocks));
-	if (!l->data || !image->blocks)
-		return ki_fail(ENOMEM, "kvmem_image_open: no memory for %" PRIu32 " layers",
-			       s->layers);
-	for (uint32_t i = 0; i < s->layers; i++)
-		atomic_init(&l->data[i], -1);
-	fd = ki_data_open(dir, s, image->path);
-	if (fd < 0)
-		return fd;
-	atomic_store(&l->data[s->layers - 1], fd);
-	l->dir = fcntl(dir, F_DUPFD_CLOEXEC, 0);
-	return l->dir < 0 ? ki_fail(errno, "kvmem_image_open: %m") : 0;
+	image->blocks = calloc(ki_spans(image->bytes), sizeof(*image->blocks));
+	return image->blocks ? 0 : ki_fail(ENOMEM, "kvmem_image_open: no memory for blocks");
 }
 
 /* An index that was replaced after it was opened may have lost its data: then the new one is to be had. */
@@ -70,7 +53,9 @@ static int open_index(struct kvmem_image *image, bool *ret_again)
 		image->region_count = image->index.super.regions;
 		r = ki_regions_stored(&image->index, &image->regions);
 		if (!r)
-			r = open_layers(image, place.dir);
+			r = make_blocks(image);
+		if (!r)
+			r = ki_layers_open(image, place.dir);
 		*ret_again = r && was_replaced(&place, fd);
 	} else {
 		image->index = (struct ki_index){ .fd = -1 };
@@ -82,14 +67,10 @@ static int open_index(struct kvmem_image *image, bool *ret_again)
 static void destroy(struct kvmem_image *image)
 {
 	if (image->index.fd >= 0) {
-		for (uint32_t i = 0; image->layers.data && i < image->index.super.layers; i++)
-			if (image->layers.data[i] >= 0)
-				close(image->layers.data[i]);
+		ki_layers_close(image);
 		for (uint64_t i = 0; image->blocks && i < ki_spans(image->bytes); i++)
 			if (image->blocks[i] != ki_zero_block)
 				free((void *)image->blocks[i]);
-		if (image->layers.data && image->layers.dir >= 0)
-			close(image->layers.dir);
 		ki_index_close(&image->index);
 	}
 	if (image->raw_fd >= 0)
@@ -97,7 +78,6 @@ static void destroy(struct kvmem_image *image)
 	if (image->parent)
 		atomic_fetch_sub(&image->parent->users, 1);
 	pthread_mutex_destroy(&image->layers.lock);
-	free((void *)image->layers.data);
 	free((void *)image->blocks);
 	free(image->regions);
 	free(image->path);
@@ -267,6 +247,8 @@ int kvmem_image_get_info(const struct kvmem_image *image, struct kvmem_image_inf
 		const struct ki_super *s = &image->index.super;
 
 		i.flags |= s->flags & KI_FLAG_DIFF ? KVMEM_IMAGE_DIFF : 0;
+		i.flags |= s->incompat & KI_PACKED ? KVMEM_IMAGE_PACKED : 0;
+		i.bytes_packed = s->incompat & KI_PACKED ? s->data_bytes : 0;
 		memcpy(i.id.bytes, s->id, sizeof(s->id));
 		memcpy(i.parent.bytes, s->parent, sizeof(s->parent));
 		i.bytes_data = s->pages_data << KI_PAGE_SHIFT;

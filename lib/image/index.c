@@ -18,6 +18,20 @@ static int bad(const char *path, const char *what)
 	return ki_fail(EBADMSG, "%s: not an index of libkvmem, or damaged: %s", path, what);
 }
 
+static bool is_inside(const struct ki_table *t, const struct ki_super *s)
+{
+	return t->offset >= KI_PAGE && t->offset <= s->index_bytes &&
+	       t->bytes <= s->index_bytes - t->offset;
+}
+
+static bool check_packed(const struct ki_super *s)
+{
+	return s->chunk_shift == KI_CHUNK_SHIFT &&
+	       s->data_bytes <= ki_chunks(s->bytes) * KI_MAX_FRAME &&
+	       s->frame_table.bytes == ki_chunks(s->bytes) * sizeof(struct ki_frame) &&
+	       is_inside(&s->frame_table, s);
+}
+
 static int check_super(const struct ki_super *s, uint64_t file_bytes, const char *path)
 {
 	if (memcmp(s->magic, KI_MAGIC, sizeof(s->magic)))
@@ -38,6 +52,8 @@ static int check_super(const struct ki_super *s, uint64_t file_bytes, const char
 	if (!s->regions || s->regions > KI_MAX_REGIONS || !s->layers || s->layers > KI_MAX_LAYERS ||
 	    s->blobs > KI_MAX_BLOBS)
 		return bad(path, "its counts");
+	if (s->incompat & KI_PACKED && !check_packed(s))
+		return bad(path, "how its data are packed");
 	if (!s->data_name_bytes || s->data_name_bytes >= sizeof(s->data_name) ||
 	    strnlen(s->data_name, sizeof(s->data_name)) != s->data_name_bytes ||
 	    strchr(s->data_name, '/'))
@@ -58,15 +74,8 @@ int ki_index_read_super(int fd, const char *path, struct ki_super *ret)
 	return r ? r : check_super(ret, (uint64_t)st.st_size, path);
 }
 
-static bool is_inside(const struct ki_table *t, const struct ki_super *s)
-{
-	return t->offset >= KI_PAGE && t->offset <= s->index_bytes &&
-	       t->bytes <= s->index_bytes - t->offset;
-}
-
-/* A table of the head: allocated, read and compared with its sum. */
-static int read_table(int fd, const char *path, const struct ki_super *s, const struct ki_table *t,
-		      uint64_t bytes, void *ret)
+int ki_table_read(int fd, const char *path, const struct ki_super *s, const struct ki_table *t,
+		  uint64_t bytes, void *ret)
 {
 	void *p;
 	int r;
@@ -154,14 +163,14 @@ static int read_tables(struct ki_index *x, const char *path)
 	if (s->block_table.bytes != table || !is_inside(&s->block_table, s) ||
 	    s->name_table.bytes > KI_MAX_NAMES)
 		return bad(path, "where its tables are");
-	r = read_table(x->fd, path, s, &s->region_table, s->regions * sizeof(*x->regions),
-		       &x->regions);
+	r = ki_table_read(x->fd, path, s, &s->region_table, s->regions * sizeof(*x->regions),
+			  &x->regions);
 	if (!r)
-		r = read_table(x->fd, path, s, &s->blob_table, s->blobs * sizeof(*x->blobs),
-			       &x->blobs);
+		r = ki_table_read(x->fd, path, s, &s->blob_table, s->blobs * sizeof(*x->blobs),
+				  &x->blobs);
 	if (!r)
-		r = read_table(x->fd, path, s, &s->part_table, parts * sizeof(*x->parts),
-			       &x->parts);
+		r = ki_table_read(x->fd, path, s, &s->part_table, parts * sizeof(*x->parts),
+				  &x->parts);
 	if (!r)
 		r = check_regions(x, path);
 	return r ? r : check_blobs(x, path);
@@ -173,10 +182,10 @@ int ki_index_read_layers(struct ki_index *x, const char *path)
 	int r = 0;
 
 	if (!x->layers)
-		r = read_table(x->fd, path, s, &s->layer_table, s->layers * sizeof(*x->layers),
-			       &x->layers);
+		r = ki_table_read(x->fd, path, s, &s->layer_table, s->layers * sizeof(*x->layers),
+				  &x->layers);
 	if (!r && !x->names)
-		r = read_table(x->fd, path, s, &s->name_table, s->name_table.bytes, &x->names);
+		r = ki_table_read(x->fd, path, s, &s->name_table, s->name_table.bytes, &x->names);
 	return r ? r : check_layers(x, path);
 }
 
@@ -203,19 +212,30 @@ void ki_index_close(struct ki_index *x)
 	close(x->fd);
 }
 
+int ki_part_read(int fd, const char *path, const struct ki_table *t, const uint64_t *sums,
+		 uint64_t part, void *buf)
+{
+	uint64_t bytes = ki_min(KI_PART, t->bytes - part * KI_PART);
+	int r = ki_read_at(fd, t->offset + part * KI_PART, buf, bytes, path);
+
+	if (!r && ki_sum64(buf, bytes) != sums[part])
+		r = ki_fail(EBADMSG,
+			    "%s: the index is damaged: its table at byte %" PRIu64
+			    ", part %" PRIu64,
+			    path, t->offset, part);
+	return r;
+}
+
 /* Part `part` of the block table, checked. */
 static int read_part(const struct ki_index *x, uint64_t part, void *buf)
 {
 	const struct ki_table *t = &x->super.block_table;
 	uint64_t bytes = ki_min(KI_PART, t->bytes - part * KI_PART);
 	struct ki_block *blocks = buf;
-	int r = ki_read_at(x->fd, t->offset + part * KI_PART, buf, bytes, "the index");
+	int r = ki_part_read(x->fd, "the index", t, x->parts, part, buf);
 
 	if (r)
 		return r;
-	if (ki_sum64(buf, bytes) != x->parts[part])
-		return ki_fail(EBADMSG, "the index is damaged: part %" PRIu64 " of its block table",
-			       part);
 	for (uint64_t i = 0; i < bytes / sizeof(*blocks); i++)
 		if (blocks[i].layer != KI_NO_LAYER && blocks[i].layer >= x->super.layers)
 			return ki_fail(EBADMSG,

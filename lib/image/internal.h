@@ -11,12 +11,14 @@
  *	workers.c	several threads for one call
  *	index.c		one index file: its head and tables, believed only after they were checked
  *	regions.c	tables of regions
+ *	packed.c	data that are zstd frames; packed_none.c where the build has no zstd
  *	layers.c	the parents of an image, opened when something of them is needed
  *	raw.c		files without an index
  *	image.c		an image: opened, looked up, closed
  *	read.c		content, checked; runs; verify
  *	source.c	its content as a source
  *	ahead.c		data into the page cache
+ *	pack.c		the data of a new image into zstd frames
  *	store.c		the index of a new image
  *	writer.c	an image that is being made, and its commit
  *	save_next.c	what of a guest's memory is to be saved, piece by piece
@@ -131,6 +133,12 @@ int ki_index_read_layers(struct ki_index *x, const char *path);
 int ki_index_block(const struct ki_index *x, uint64_t span, struct ki_block *ret);
 /* Of all spans. */
 int ki_index_blocks(const struct ki_index *x, struct ki_block *ret);
+/* A table of the head of an index: allocated, read and compared with its sum. It has to have so many bytes. */
+int ki_table_read(int fd, const char *path, const struct ki_super *s, const struct ki_table *t,
+		  uint64_t bytes, void *ret);
+/* KI_PART bytes of a table, or what is left of it, compared with their sum. */
+int ki_part_read(int fd, const char *path, const struct ki_table *t, const uint64_t *sums,
+		 uint64_t part, void *buf);
 
 /* ---- regions.c ---- */
 
@@ -139,12 +147,38 @@ int ki_regions_copy(const char *call, const struct kvmem_image_region *regions, 
 		    struct kvmem_image_region **ret, uint64_t *ret_bytes);
 int ki_regions_stored(const struct ki_index *x, struct kvmem_image_region **ret);
 
+/* ---- packed.c ---- */
+
+static inline uint64_t ki_chunks(uint64_t bytes)
+{
+	return (bytes + KI_CHUNK - 1) >> KI_CHUNK_SHIFT;
+}
+
+struct ki_packed; /* the frames of one layer */
+struct ki_cache;  /* chunks of an image that were unpacked, of all its layers */
+
+/* index is taken, also when it fails; data stay the caller's. */
+int ki_packed_open(int index, int data, const struct ki_super *super, const char *path,
+		   struct ki_packed **ret);
+void ki_packed_close(struct ki_packed *p);
+/* Where a chunk's frame is: checked to lie in the data. */
+int ki_packed_frame(const struct ki_packed *p, const char *path, uint64_t chunk,
+		    struct ki_frame *ret);
+int ki_cache_new(struct ki_cache **ret);
+void ki_cache_free(struct ki_cache *cache);
+/* Pages as they were packed: their sums are the caller's to check. */
+int ki_packed_read(struct ki_cache *cache, const struct ki_packed *p, const char *path,
+		   uint32_t layer, uint64_t page, uint64_t count, char *buf);
+
 /* ---- layers.c ---- */
 
 struct ki_layers {
 	_Atomic bool known; /* the index's table of them has been read */
 	int dir;	    /* of the image's index: names are from there */
 	_Atomic int *data;  /* descriptors, -1: not opened yet; of the image itself the last one */
+	/* As `data`, whose descriptors are stored last: NULL where the data are not packed. */
+	struct ki_packed **packed;
+	struct ki_cache *cache; /* NULL: no layer that was opened is packed */
 	pthread_mutex_t lock;
 };
 
@@ -154,8 +188,9 @@ int ki_layers_know(struct kvmem_image *image);
 int ki_layer_data(struct kvmem_image *image, uint32_t layer, int *ret_fd);
 /* Its index, opened and compared; the caller's. */
 int ki_layer_index(struct kvmem_image *image, uint32_t layer);
-/* The data of an index in the folder dir, locked. */
-int ki_data_open(int dir, const struct ki_super *super, const char *path);
+/* The image's own data, in the folder dir of its index. */
+int ki_layers_open(struct kvmem_image *image, int dir);
+void ki_layers_close(struct kvmem_image *image);
 
 /* ---- image.c ---- */
 
@@ -208,6 +243,10 @@ struct kvmem_image_writer {
 	uint32_t region_count;
 	struct kvmem_image *parent;
 	struct ki_new_file data;
+	int (*progress)(void *arg, const struct kvmem_image_progress *progress); /* of packing */
+	void *progress_arg;
+	struct ki_frame *frames; /* of each chunk, once the data are packed; else NULL */
+	uint64_t packed_bytes;
 	_Atomic bool saving, save_failed;
 	bool precopy;			  /* pages may have been written since they were saved */
 	struct kvmem_batch *batch;	  /* freed by the commit, else given back; NULL: none */
@@ -276,6 +315,13 @@ int ki_next_piece(struct ki_next *n, struct ki_piece *ret);
 int ki_save(const char *call, struct kvmem_image_writer *w, struct kvmem_region *const *regions,
 	    struct kvmem_batch *batch, const struct kvmem_image_save_opts *o,
 	    struct kvmem_image_save_result *ret);
+
+/* ---- pack.c ---- */
+
+/* Can this build pack? */
+int ki_pack_check(void);
+/* The data, which were a raw file so far, are frames from its return on. */
+int ki_pack(struct kvmem_image_writer *w);
 
 /* ---- store.c ---- */
 

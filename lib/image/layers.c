@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
@@ -73,8 +74,10 @@ int ki_layer_index(struct kvmem_image *image, uint32_t layer)
 	return r ? r : open_index(image, layer, &super);
 }
 
-int ki_data_open(int dir, const struct ki_super *super, const char *path)
+/* The data of an index in the folder dir, locked. */
+static int open_file(int dir, const struct ki_super *super, const char *path)
 {
+	uint64_t bytes = super->incompat & KI_PACKED ? super->data_bytes : super->bytes;
 	int fd = openat(dir, super->data_name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
 	struct stat st;
 	int r = 0;
@@ -83,15 +86,40 @@ int ki_data_open(int dir, const struct ki_super *super, const char *path)
 		return ki_fail(errno, "%s: its data '%s': %m", path, super->data_name);
 	if (fstat(fd, &st))
 		r = ki_fail(errno, "%s: its data '%s': %m", path, super->data_name);
-	else if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size != super->bytes)
+	else if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size != bytes)
 		r = ki_fail(EBADMSG,
 			    "%s: its data '%s' have another length than the index says: %" PRIu64,
-			    path, super->data_name, super->bytes);
+			    path, super->data_name, bytes);
 	else if (flock(fd, LOCK_SH | LOCK_NB))
 		r = errno == EWOULDBLOCK
 			    ? ki_fail(EBUSY, "%s: its data '%s' are locked by who deletes them",
 				      path, super->data_name)
 			    : ki_fail(errno, "%s: locking '%s': %m", path, super->data_name);
+	if (!r)
+		return fd;
+	close(fd);
+	return r;
+}
+
+/* The data of a layer, and its frames where they are packed. `index` is taken. One thread at a time. */
+static int open_layer(struct kvmem_image *image, uint32_t layer, int dir, int index,
+		      const struct ki_super *super, const char *path)
+{
+	struct ki_layers *l = &image->layers;
+	int fd = open_file(dir, super, path), r = 0;
+
+	if (fd < 0 || !(super->incompat & KI_PACKED)) {
+		close(index);
+		return fd;
+	}
+	r = ki_packed_open(index, fd, super, path, &l->packed[layer]);
+	if (!r && !l->cache) {
+		r = ki_cache_new(&l->cache);
+		if (r) {
+			ki_packed_close(l->packed[layer]);
+			l->packed[layer] = NULL;
+		}
+	}
 	if (!r)
 		return fd;
 	close(fd);
@@ -104,18 +132,60 @@ static int open_data(struct kvmem_image *image, uint32_t layer)
 	struct ki_super super;
 	struct ki_place place;
 	struct name n;
-	int fd = open_index(image, layer, &super);
+	int index = open_index(image, layer, &super), fd;
 
-	if (fd < 0)
-		return fd;
-	close(fd);
+	if (index < 0)
+		return index;
 	name_of(image, layer, &n);
 	fd = ki_place_open("kvmem_image", image->layers.dir, n.path, &place);
-	if (fd < 0)
+	if (fd < 0) {
+		close(index);
 		return fd;
-	fd = ki_data_open(place.dir, &super, n.path);
+	}
+	fd = open_layer(image, layer, place.dir, index, &super, n.path);
 	ki_place_close(&place);
 	return fd;
+}
+
+int ki_layers_open(struct kvmem_image *image, int dir)
+{
+	const struct ki_super *s = &image->index.super;
+	struct ki_layers *l = &image->layers;
+	int fd, index;
+
+	l->data = malloc(s->layers * sizeof(*l->data));
+	l->packed = calloc(s->layers, sizeof(struct ki_packed *));
+	l->dir = -1;
+	for (uint32_t i = 0; l->data && i < s->layers; i++)
+		atomic_init(&l->data[i], -1);
+	if (!l->data || !l->packed)
+		return ki_fail(ENOMEM, "kvmem_image_open: no memory for %" PRIu32 " layers",
+			       s->layers);
+	index = fcntl(image->index.fd, F_DUPFD_CLOEXEC, 0);
+	if (index < 0)
+		return ki_fail(errno, "kvmem_image_open: %m");
+	fd = open_layer(image, s->layers - 1, dir, index, s, image->path);
+	if (fd < 0)
+		return fd;
+	atomic_store(&l->data[s->layers - 1], fd);
+	l->dir = fcntl(dir, F_DUPFD_CLOEXEC, 0);
+	return l->dir < 0 ? ki_fail(errno, "kvmem_image_open: %m") : 0;
+}
+
+void ki_layers_close(struct kvmem_image *image)
+{
+	struct ki_layers *l = &image->layers;
+
+	for (uint32_t i = 0; l->data && i < image->index.super.layers; i++)
+		if (l->data[i] >= 0)
+			close(l->data[i]);
+	for (uint32_t i = 0; l->packed && i < image->index.super.layers; i++)
+		ki_packed_close(l->packed[i]);
+	if (l->data && l->dir >= 0)
+		close(l->dir);
+	ki_cache_free(l->cache);
+	free((void *)l->data);
+	free((void *)l->packed);
 }
 
 int ki_layer_data(struct kvmem_image *image, uint32_t layer, int *ret_fd)
@@ -137,4 +207,59 @@ int ki_layer_data(struct kvmem_image *image, uint32_t layer, int *ret_fd)
 	}
 	*ret_fd = fd;
 	return fd < 0 ? fd : 0;
+}
+
+/* ---- the parent as an image ---- */
+
+/* The path of a layer's index, also after the program has changed its working directory. */
+static int path_of(const struct kvmem_image *image, uint32_t layer, char *ret, size_t room)
+{
+	char folder[KI_MAX_NAME + 1], proc[40];
+	struct name n;
+	ssize_t got;
+
+	name_of(image, layer, &n);
+	snprintf(proc, sizeof(proc), "/proc/self/fd/%d", image->layers.dir);
+	got = readlink(proc, folder, sizeof(folder));
+	if (got < 0)
+		return ki_fail(errno, "kvmem_image_open_parent: the folder of '%s': %m",
+			       image->path);
+	got = *n.path == '/' ? snprintf(ret, room, "%s", n.path)
+			     : snprintf(ret, room, "%.*s/%s", (int)got, folder, n.path);
+	return (size_t)got < room
+		       ? 0
+		       : ki_fail(ENAMETOOLONG,
+				 "kvmem_image_open_parent: the path of the parent of '%s'",
+				 image->path);
+}
+
+int kvmem_image_open_parent(struct kvmem_image *image, struct kvmem_image **ret_parent)
+{
+	char path[2 * (KI_MAX_NAME + 1)];
+	struct kvmem_image *parent;
+	uint32_t layer;
+	int r;
+
+	if (!image || !ret_parent)
+		return ki_fail(EINVAL, "kvmem_image_open_parent: %s is NULL",
+			       image ? "ret_parent" : "image");
+	if (ki_is_raw(image) || image->index.super.layers < 2)
+		return ki_fail(ENOENT, "kvmem_image_open_parent: '%s' names no parent",
+			       image->path);
+	layer = image->index.super.layers - 2;
+	r = ki_layers_know(image);
+	if (!r)
+		r = path_of(image, layer, path, sizeof(path));
+	if (!r)
+		r = kvmem_image_open(path, NULL, &parent);
+	if (r)
+		return r;
+	if (!ki_sum_equal(parent->index.super.sum, image->index.layers[layer].sum)) {
+		kvmem_image_close(parent);
+		return ki_fail(ESTALE,
+			       "%s: '%s' is not the image any more that it was made on top of",
+			       image->path, path);
+	}
+	*ret_parent = parent;
+	return 0;
 }

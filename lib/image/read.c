@@ -35,16 +35,21 @@ static uint64_t same_place(const struct ki_entry *e, uint64_t page, uint64_t mos
 static int read_data(struct kvmem_image *image, const struct ki_entry *e, uint64_t page,
 		     uint64_t count, char *buf)
 {
-	int fd, r = ki_layer_data(image, e->place - 1, &fd);
+	const struct ki_layers *l = &image->layers;
+	uint32_t layer = e->place - 1;
+	int fd, r = ki_layer_data(image, layer, &fd);
 
-	if (!r)
+	if (!r && l->packed[layer])
+		r = ki_packed_read(l->cache, l->packed[layer], image->path, layer, page, count,
+				   buf);
+	else if (!r)
 		r = ki_read_at(fd, page << KI_PAGE_SHIFT, buf, count << KI_PAGE_SHIFT, image->path);
 	for (uint64_t i = 0; !r && i < count; i++)
 		if (ki_page_sum(buf + (i << KI_PAGE_SHIFT)) != e[i].sum)
 			r = ki_fail(EBADMSG,
 				    "%s: the page at offset 0x%" PRIx64
 				    " is damaged, in layer %" PRIu32 " of %" PRIu32,
-				    image->path, (page + i) << KI_PAGE_SHIFT, e->place - 1,
+				    image->path, (page + i) << KI_PAGE_SHIFT, layer,
 				    image->index.super.layers);
 	return r;
 }

@@ -200,23 +200,44 @@ static int put_blocks(struct store *s)
 	return r;
 }
 
-static int put_block_table(struct store *s)
+/* A table of which each part has a sum of its own, in another table. */
+static int put_parts(struct store *s, const void *table, uint64_t bytes, struct ki_table *ret_sums,
+		     struct ki_table *ret_table)
 {
-	uint64_t bytes = s->spans * sizeof(*s->blocks), parts = (bytes + KI_PART - 1) / KI_PART;
+	uint64_t parts = (bytes + KI_PART - 1) / KI_PART;
 	uint64_t *sums = malloc(parts * sizeof(*sums));
 	int r;
 
 	if (!sums)
 		return ki_fail(ENOMEM, "kvmem_image_commit: no memory");
 	for (uint64_t i = 0; i < parts; i++)
-		sums[i] = ki_sum64((char *)s->blocks + i * KI_PART,
+		sums[i] = ki_sum64((const char *)table + i * KI_PART,
 				   ki_min(KI_PART, bytes - i * KI_PART));
-	r = put(s, sums, parts * sizeof(*sums), &s->super.part_table);
+	r = put(s, sums, parts * sizeof(*sums), ret_sums);
 	if (!r)
-		r = put(s, s->blocks, bytes, &s->super.block_table);
-	s->super.block_table.sum = (struct ki_sum){ 0 }; /* its parts have theirs */
+		r = put(s, table, bytes, ret_table);
+	ret_table->sum = (struct ki_sum){ 0 };
 	free(sums);
 	return r;
+}
+
+static int put_block_table(struct store *s)
+{
+	return put_parts(s, s->blocks, s->spans * sizeof(*s->blocks), &s->super.part_table,
+			 &s->super.block_table);
+}
+
+static int put_frames(struct store *s)
+{
+	const struct kvmem_image_writer *w = s->w;
+
+	if (!w->frames)
+		return 0;
+	s->super.incompat |= KI_PACKED;
+	s->super.chunk_shift = KI_CHUNK_SHIFT;
+	s->super.data_bytes = w->packed_bytes;
+	return put_parts(s, w->frames, ki_chunks(w->bytes) * sizeof(*w->frames),
+			 &s->super.frame_part_table, &s->super.frame_table);
 }
 
 /* ---- the rest ---- */
@@ -312,6 +333,8 @@ int ki_store_index(struct kvmem_image_writer *w, const char *data_name, const ui
 		r = put_blocks(&s);
 	if (!r)
 		r = put_block_table(&s);
+	if (!r)
+		r = put_frames(&s);
 	if (!r)
 		r = put_layers(&s);
 	if (!r)

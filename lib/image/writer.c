@@ -13,7 +13,7 @@
 
 #include "image/internal.h"
 
-#define FLAGS (KVMEM_IMAGE_NO_SYNC | KVMEM_IMAGE_REPLACE)
+#define FLAGS (KVMEM_IMAGE_NO_SYNC | KVMEM_IMAGE_REPLACE | KVMEM_IMAGE_PACKED)
 
 /* ---- making and giving up ---- */
 
@@ -32,6 +32,7 @@ static void destroy(struct kvmem_image_writer *w)
 		ki_place_close(&w->place);
 	pthread_mutex_destroy(&w->lock);
 	free((void *)w->blocks);
+	free(w->frames);
 	free(w->regions);
 	free(w);
 }
@@ -141,6 +142,10 @@ int kvmem_image_create(const char *path, const struct kvmem_image_create_opts *o
 			    o.flags & ~FLAGS);
 	if (!r)
 		r = check_parent(&o);
+	if (!r && o.flags & KVMEM_IMAGE_PACKED)
+		r = ki_pack_check();
+	if (!r && o.progress && !(o.flags & KVMEM_IMAGE_PACKED))
+		r = ki_fail(EINVAL, "kvmem_image_create: progress goes with KVMEM_IMAGE_PACKED");
 	if (r)
 		return r;
 	w = calloc(1, sizeof(*w));
@@ -149,6 +154,8 @@ int kvmem_image_create(const char *path, const struct kvmem_image_create_opts *o
 	pthread_mutex_init(&w->lock, NULL);
 	w->place.dir = w->data.fd = -1;
 	w->flags = o.flags;
+	w->progress = o.progress;
+	w->progress_arg = o.arg;
 	w->parent = o.parent;
 	if (w->parent)
 		atomic_fetch_add(&w->parent->users, 1);
@@ -319,7 +326,8 @@ int kvmem_image_write_zero(struct kvmem_image_writer *writer, uint64_t offset, u
 
 void ki_writer_flush(struct kvmem_image_writer *w, uint64_t page, uint64_t count)
 {
-	if (!(w->flags & KVMEM_IMAGE_NO_SYNC))
+	/* What will be packed need not reach the disk before. */
+	if (!(w->flags & (KVMEM_IMAGE_NO_SYNC | KVMEM_IMAGE_PACKED)))
 		sync_file_range(w->data.fd, (off_t)(page << KI_PAGE_SHIFT),
 				(off_t)(count << KI_PAGE_SHIFT), SYNC_FILE_RANGE_WRITE);
 }
@@ -402,6 +410,20 @@ static void name_by_id(const char *name, const uint8_t *id, char *ret, size_t ro
 		snprintf(ret + n, room - n, "%02x", id[i]);
 }
 
+/* An image that replaces one of its own parents could never be read. */
+static int check_no_parent(const struct kvmem_image_writer *w, const uint8_t *id)
+{
+	int r = w->parent ? ki_layers_know(w->parent) : 0;
+
+	for (uint32_t i = 0; !r && w->parent && i < w->parent->index.super.layers; i++)
+		if (!memcmp(w->parent->index.layers[i].id, id, 16))
+			r = ki_fail(EINVAL,
+				    "kvmem_image_commit: '%s' is a parent of the image that would "
+				    "replace it",
+				    w->place.name);
+	return r;
+}
+
 /*
  * What the data of an image are called that is replaced; "": there is none, or they are somebody else's too. An index
  * that was copied names the data of the image that it was copied from.
@@ -418,6 +440,8 @@ static int old_data(const struct kvmem_image_writer *w, const char *index, char 
 		return errno == ENOENT ? 0 : ki_fail(errno, "kvmem_image_commit: '%s': %m", index);
 	r = ki_index_read_super(fd, index, &super);
 	close(fd);
+	if (!r)
+		r = check_no_parent(w, super.id);
 	if (r)
 		return r;
 	name_by_id(w->place.name, super.id, by_id, sizeof(by_id));
@@ -468,6 +492,8 @@ static int publish(struct kvmem_image_writer *w, const uint8_t *id)
 	else
 		snprintf(data_name, sizeof(data_name), "%s", w->place.name);
 	r = replace ? old_data(w, index_name, old) : 0;
+	if (!r && w->flags & KVMEM_IMAGE_PACKED)
+		r = ki_pack(w);
 	if (!r)
 		r = sync_file(w, w->data.fd, "the data");
 	if (!r)

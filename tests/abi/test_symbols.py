@@ -26,7 +26,7 @@ FORBIDDEN = re.compile(
 	r"system|popen|fork|vfork|exec\w+|sleep|usleep|nanosleep|setlocale)$")
 CONSTRUCTOR = re.compile(r"^\.(init_array|ctors|preinit_array|fini_array|dtors|init|fini)\b")
 ON_TOP = re.compile(r"^(libc|libkvmem|ld-linux[-\w]*)\.so\.\d+$")	# needed by libraries on top, and
-AND = {"kvmem-image": re.compile(r"^libxxhash\.so\.\d+$"), "kvmem-nbd": re.compile(r"^libnbd\.so\.\d+$")}
+AND = {"kvmem-image": re.compile(r"^lib(xxhash|zstd)\.so\.\d+$"), "kvmem-nbd": re.compile(r"^libnbd\.so\.\d+$")}
 NEEDED = re.compile(r"^(libc|libm|libpthread|liburing|libnuma|ld-linux[-\w]*)\.so\.\d+$")
 
 

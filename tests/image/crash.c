@@ -5,6 +5,7 @@
  */
 #include "image_rig.h"
 
+#include <sched.h>
 #include <signal.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
@@ -15,12 +16,14 @@
 #define BYTES (PAGES * PAGE)
 
 static uint8_t *old_model, *new_model;
+static uint32_t layout; /* of the image that is made, and of those that are there */
 
 /* What is traced begins with a call that nobody else makes. */
 #define BEGIN_MARK 0x6b766d65
 
 struct job {
 	bool replace, chained;
+	uint32_t layout; /* KVMEM_IMAGE_PACKED or 0 */
 };
 
 static int save_new(const struct job *job)
@@ -31,7 +34,7 @@ static int save_new(const struct job *job)
 	struct kvmem_image_writer *w;
 	int r = 0;
 
-	o.flags = job->replace ? KVMEM_IMAGE_REPLACE : 0;
+	o.flags = job->layout | (job->replace ? KVMEM_IMAGE_REPLACE : 0);
 	if (job->chained) {
 		r = kvmem_image_open("base.kvmem", NULL, &parent);
 		o.parent = parent;
@@ -60,6 +63,12 @@ static int save_new(const struct job *job)
 /* Exits with 0, or 1 where the library reported a failure. */
 static void child(const struct job *job)
 {
+	cpu_set_t one;
+
+	/* On one processor an image is packed by one thread, the one that is traced. */
+	CPU_ZERO(&one);
+	CPU_SET((size_t)sched_getcpu(), &one);
+	sched_setaffinity(0, sizeof(one), &one);
 	ptrace(PTRACE_TRACEME, 0, NULL, NULL);
 	raise(SIGSTOP);
 	syscall(SYS_getpriority, BEGIN_MARK, 0);
@@ -149,9 +158,9 @@ static int traced(const struct job *job, unsigned int n, int error, bool *ret_re
 static void start_over(const struct job *job)
 {
 	shell("rm -rf ./* ./.k*");
-	save_model("base", old_model, BYTES, KVMEM_IMAGE_NO_SYNC);
+	save_model("base", old_model, BYTES, KVMEM_IMAGE_NO_SYNC | job->layout);
 	if (job->replace)
-		save_model("a", old_model, BYTES, KVMEM_IMAGE_NO_SYNC);
+		save_model("a", old_model, BYTES, KVMEM_IMAGE_NO_SYNC | job->layout);
 }
 
 /* 0: the old one, or none; 1: the new one. */
@@ -205,9 +214,10 @@ static void every_call(const struct job *job, int error)
 			ck_assert_uint_eq(files_here(), job->replace ? 4 : 2);
 	}
 	harness_note(
-		"%s%s, %s: %u calls, %u failures reported, %u times the new one, %u left a file",
+		"%s%s%s, %s: %u calls, %u failures reported, %u times the new one, %u left a file",
 		job->replace ? "replaced" : "new", job->chained ? ", on a parent" : "",
-		error ? strerror(error) : "killed", n - 2, reported, news, left);
+		job->layout ? ", packed" : "", error ? strerror(error) : "killed", n - 2, reported,
+		news, left);
 	ck_assert_uint_gt(n, 10);
 }
 
@@ -222,8 +232,8 @@ static void in_all_ways(int error)
 		if (p % 5 == 0)
 			memset(new_model + p * PAGE, 0, PAGE);
 	}
-	every_call(&(struct job){ .replace = false, .chained = false }, error);
-	every_call(&(struct job){ .replace = true, .chained = true }, error);
+	every_call(&(struct job){ .replace = false, .chained = false, .layout = layout }, error);
+	every_call(&(struct job){ .replace = true, .chained = true, .layout = layout }, error);
 	leave_folder();
 	free(old_model);
 	free(new_model);
@@ -244,4 +254,16 @@ TEST(each_call_fails)
 }
 END
 
-HARNESS_MAIN(T(killed_before_each_call), T(each_call_fails))
+/* With an argument "packed" first: of packed images. */
+int main(int argc, char **argv)
+{
+	const struct harness_test tests[] = { T(killed_before_each_call), T(each_call_fails) };
+
+	if (argc > 1 && !strcmp(argv[1], "packed")) {
+		layout = KVMEM_IMAGE_PACKED;
+		argv[1] = argv[0];
+		argc--;
+		argv++;
+	}
+	return harness_main(argc, argv, tests, sizeof(tests) / sizeof(tests[0]));
+}

@@ -3,54 +3,20 @@
  * Images that are damaged, or made to deceive. Whatever is done to the bytes of an image: what is read is either what
  * was written or an error.
  */
-#include "image_rig.h"
-
-#include <stddef.h>
-
-#include <xxhash.h>
-
-#include "image/format.h"
+#include "index_rig.h"
 
 #define PAGES 1100u /* three blocks, the last one not whole */
 #define BYTES (PAGES * PAGE)
 
 static uint8_t *model;
-static struct {
-	const char *name;
-	uint8_t *bytes;
-	size_t size;
-} files[] = {
+static struct file files[] = {
 	{ .name = "base" }, { .name = "base.kvmem" }, { .name = "top" }, { .name = "top.kvmem" }
 };
 
 #define FILES (sizeof(files) / sizeof(files[0]))
 
-static void put(size_t f, size_t size)
-{
-	int fd = open(files[f].name, O_WRONLY | O_TRUNC | O_CLOEXEC);
-
-	ck_assert_int_ge(fd, 0);
-	for (size_t at = 0, n; at < size; at += n) { /* holes stay holes */
-		n = size - at < PAGE ? size - at : PAGE;
-		if (n == PAGE && is_zero_page(files[f].bytes + at))
-			continue;
-		ck_assert_int_eq(pwrite(fd, files[f].bytes + at, n, (off_t)at), (ssize_t)n);
-	}
-	ck_assert_int_eq(ftruncate(fd, (off_t)size), 0);
-	close(fd);
-}
-
-static void get(size_t f)
-{
-	int fd = open(files[f].name, O_RDONLY | O_CLOEXEC);
-	struct stat st;
-
-	ck_assert_int_eq(fstat(fd, &st), 0);
-	files[f].size = (size_t)st.st_size;
-	files[f].bytes = malloc(files[f].size);
-	ck_assert_int_eq(pread(fd, files[f].bytes, files[f].size, 0), st.st_size);
-	close(fd);
-}
+/* KVMEM_IMAGE_PACKED or 0, of the base and of what is on top of it. */
+static uint32_t layout;
 
 /* A base of which a few pages are data, and a difference to it. */
 static void make(void)
@@ -60,13 +26,13 @@ static void make(void)
 
 	model = calloc(1, BYTES);
 	enter_folder();
-	w = create("base", NULL, BYTES, KVMEM_IMAGE_NO_SYNC);
+	w = create("base", NULL, BYTES, KVMEM_IMAGE_NO_SYNC | layout);
 	for (uint64_t p = 0; p < PAGES; p += 37)
 		fill_page(model + p * PAGE, p, 1);
 	must(kvmem_image_write(w, 0, model, BYTES));
 	must(kvmem_image_commit(w, NULL));
 	base = open_image("base.kvmem");
-	w = create("top", base, BYTES, KVMEM_IMAGE_NO_SYNC);
+	w = create("top", base, BYTES, KVMEM_IMAGE_NO_SYNC | layout);
 	for (uint64_t p = 5; p < PAGES; p += 111) {
 		fill_page(model + p * PAGE, p, 2);
 		must(kvmem_image_write(w, p * PAGE, model + p * PAGE, PAGE));
@@ -77,7 +43,7 @@ static void make(void)
 	must(kvmem_image_commit(w, NULL));
 	must(kvmem_image_close(base));
 	for (size_t f = 0; f < FILES; f++)
-		get(f);
+		file_get(&files[f]);
 }
 
 static void unmake(void)
@@ -134,18 +100,10 @@ static unsigned int rounds(unsigned int usual)
 
 /* ---- accidents ---- */
 
-static void write_byte(size_t f, size_t at, uint8_t byte)
-{
-	int fd = open(files[f].name, O_WRONLY | O_CLOEXEC);
-
-	ck_assert_int_eq(pwrite(fd, &byte, 1, (off_t)at), 1);
-	close(fd);
-}
-
 /* Pages of zeros are not stored: their bytes in the data are nobody's. */
 static bool is_content(size_t f, size_t at)
 {
-	return f % 2 || !is_zero_page(files[f].bytes + at / PAGE * PAGE);
+	return f % 2 || layout || !is_zero_page(files[f].bytes + at / PAGE * PAGE);
 }
 
 TEST(no_flipped_bit_is_given_out)
@@ -161,12 +119,13 @@ TEST(no_flipped_bit_is_given_out)
 
 		if (!is_content(f, at))
 			continue;
-		write_byte(f, at, files[f].bytes[at] ^ (uint8_t)(1u << harness_random(&seed) % 8));
+		file_write_byte(&files[f], at,
+				files[f].bytes[at] ^ (uint8_t)(1u << harness_random(&seed) % 8));
 		if (look(true))
 			seen++;
 		else
 			silent++; /* between tables, and of parents what this image does not use */
-		write_byte(f, at, files[f].bytes[at]);
+		file_write_byte(&files[f], at, files[f].bytes[at]);
 	}
 	harness_note("%u flips: %u noticed, %u of bytes that mean nothing", seen + silent, seen,
 		     silent);
@@ -181,9 +140,9 @@ TEST(no_bit_of_the_superblock_is_believed)
 {
 	make();
 	for (size_t at = 0; at<KI_PAGE; at += rounds(0)> 3000 ? 1 : 13) {
-		write_byte(3, at, files[3].bytes[at] ^ (uint8_t)(1u << at % 8));
+		file_write_byte(&files[3], at, files[3].bytes[at] ^ (uint8_t)(1u << at % 8));
 		ck_assert_uint_eq(look(true), 1); /* it does not open */
-		write_byte(3, at, files[3].bytes[at]);
+		file_write_byte(&files[3], at, files[3].bytes[at]);
 	}
 	unmake();
 }
@@ -203,7 +162,7 @@ TEST(files_that_are_shorter_or_longer)
 		ck_assert_uint_gt(look(true), 0);
 		ck_assert_int_eq(truncate(files[f].name, (off_t)files[f].size + 1), 0);
 		ck_assert_uint_gt(look(true), 0);
-		put(f, files[f].size);
+		file_put(&files[f], files[f].size);
 		ck_assert_int_eq(stat(files[f].name, &st), 0);
 	}
 	ck_assert_uint_eq(look(true), 0);
@@ -224,10 +183,10 @@ TEST(pages_that_changed_places)
 
 		memcpy(old, at, PAGE);
 		memcpy(at, files[f].bytes + b * PAGE, PAGE);
-		put(f, files[f].size);
+		file_put(&files[f], files[f].size);
 		look(true);
 		memcpy(at, old, PAGE);
-		put(f, files[f].size);
+		file_put(&files[f], files[f].size);
 	}
 	ck_assert_uint_eq(look(true), 0);
 	unmake();
@@ -260,47 +219,6 @@ END
 
 /* ---- deceit: the sums are right ---- */
 
-static struct ki_sum sum_of(const void *p, size_t n)
-{
-	XXH128_hash_t h = XXH3_128bits(p, n);
-
-	return (struct ki_sum){ .low = h.low64, .high = h.high64 };
-}
-
-static bool is_inside(const struct ki_table *t, size_t size)
-{
-	return t->offset <= size && t->bytes <= size - t->offset;
-}
-
-static void sum_table(uint8_t *file, size_t size, struct ki_table *t)
-{
-	if (is_inside(t, size))
-		t->sum = sum_of(file + t->offset, t->bytes);
-}
-
-/* All sums as they should be, as far as they can be found. */
-static void make_right(uint8_t *file, size_t size)
-{
-	struct ki_super *s = (void *)file;
-	uint64_t parts = is_inside(&s->part_table, size) ? s->part_table.bytes / 8 : 0;
-
-	for (uint64_t i = 0; i < parts && i * KI_PART < s->block_table.bytes; i++) {
-		uint64_t at = s->block_table.offset + i * KI_PART, sum;
-		uint64_t left = s->block_table.bytes - i * KI_PART;
-
-		if (at > size || left > size - at)
-			break;
-		sum = XXH3_64bits(file + at, left < KI_PART ? left : KI_PART);
-		memcpy(file + s->part_table.offset + i * 8, &sum, 8);
-	}
-	sum_table(file, size, &s->region_table);
-	sum_table(file, size, &s->layer_table);
-	sum_table(file, size, &s->name_table);
-	sum_table(file, size, &s->blob_table);
-	sum_table(file, size, &s->part_table);
-	s->sum = sum_of(s, offsetof(struct ki_super, sum));
-}
-
 static uint64_t odd_value(unsigned long long *seed)
 {
 	static const uint64_t odd[] = { 0,	  1,	     7,		 4095,	    4096,
@@ -322,7 +240,7 @@ TEST(fields_that_lie_lead_nobody_astray)
 	memcpy(honest, files[3].bytes, files[3].size);
 	for (unsigned int i = 0; i < n; i++) {
 		/* The superblock half of the time, else the tables. */
-		size_t room = harness_random(&seed) % 2 ? offsetof(struct ki_super, data_name) + 64
+		size_t room = harness_random(&seed) % 2 ? offsetof(struct ki_super, unused)
 							: files[3].size;
 		size_t width = harness_random(&seed) % 2 ? 4 : 8;
 
@@ -332,12 +250,12 @@ TEST(fields_that_lie_lead_nobody_astray)
 			memcpy(files[3].bytes + harness_random(&seed) % (room / width - 1) * width,
 			       &value, width);
 		}
-		make_right(files[3].bytes, files[3].size);
-		put(3, files[3].size);
+		make_right(&files[3]);
+		file_put(&files[3], files[3].size);
 		opened += look(false) != 1;
 		memcpy(files[3].bytes, honest, files[3].size);
 	}
-	put(3, files[3].size);
+	file_put(&files[3], files[3].size);
 	ck_assert_uint_eq(look(true), 0);
 	harness_note("%u lies, %u of them opened", n, opened);
 	free(honest);
@@ -376,7 +294,22 @@ TEST(parents_that_are_no_images)
 }
 END
 
-HARNESS_MAIN(T(no_flipped_bit_is_given_out), T(no_bit_of_the_superblock_is_believed),
-	     T(files_that_are_shorter_or_longer), T(pages_that_changed_places),
-	     T(files_that_shrink_while_they_are_open), T(fields_that_lie_lead_nobody_astray),
-	     T(parents_that_are_no_images))
+#define ALL_TESTS \
+	T(no_flipped_bit_is_given_out), T(no_bit_of_the_superblock_is_believed), \
+		T(files_that_are_shorter_or_longer), T(pages_that_changed_places), \
+		T(files_that_shrink_while_they_are_open), T(fields_that_lie_lead_nobody_astray), \
+		T(parents_that_are_no_images)
+
+/* With an argument "packed" first: of packed images. */
+int main(int argc, char **argv)
+{
+	const struct harness_test tests[] = { ALL_TESTS };
+
+	if (argc > 1 && !strcmp(argv[1], "packed")) {
+		layout = KVMEM_IMAGE_PACKED;
+		argv[1] = argv[0];
+		argc--;
+		argv++;
+	}
+	return harness_main(argc, argv, tests, sizeof(tests) / sizeof(tests[0]));
+}

@@ -399,6 +399,34 @@ TEST(a_difference_to_what_is_no_longer_there)
 }
 END
 
+/* An image on top of what it replaces could never be read: neither its parent nor the parent's is replaced. */
+TEST(an_image_does_not_replace_its_parents)
+{
+	unsigned long long seed = 61;
+	uint8_t *m = model_new(BYTES, &seed);
+	char name[] = "c0";
+	struct kvmem_image *image;
+	struct kvmem_image_writer *w;
+
+	enter_folder();
+	make_chain(m, 4);
+	for (; name[1] < '4'; name[1]++) {
+		image = open_image("c3.kvmem");
+		w = create(name, image, 0, KVMEM_IMAGE_REPLACE);
+		must(kvmem_image_write_zero(w, 0, PAGE));
+		fails(kvmem_image_commit(w, NULL), EINVAL, "parent");
+		must(kvmem_image_close(image));
+	}
+	ck_assert_uint_eq(files_here(), 8);
+	image = open_image("c3.kvmem");
+	check_model(image, m, BYTES);
+	must(kvmem_image_verify(image, NULL, NULL));
+	must(kvmem_image_close(image));
+	free(m);
+	leave_folder();
+}
+END
+
 static int with_a_short_limit(void *arg)
 {
 	const struct rlimit limit = { .rlim_cur = BYTES - 1, .rlim_max = BYTES - 1 };
@@ -928,7 +956,8 @@ HARNESS_MAIN(T(what_was_written_is_read), T(a_clone_of_the_data_and_its_differen
 	     T(a_parent_that_is_not_the_one), T(what_is_there_is_not_touched),
 	     T(an_image_is_replaced), T(data_of_others_stay),
 	     T(an_image_is_opened_while_it_is_replaced), T(a_difference_to_what_is_no_longer_there),
-	     T(files_may_not_be_so_long), T(an_image_in_use_is_locked),
-	     T(raw_files_by_the_callers_word), T(several_threads_write_and_read),
-	     T(a_region_is_filled_from_it), T(a_pager_never_gives_out_a_damaged_page),
-	     T(nonsense_is_refused_by_name), T(few_descriptors))
+	     T(an_image_does_not_replace_its_parents), T(files_may_not_be_so_long),
+	     T(an_image_in_use_is_locked), T(raw_files_by_the_callers_word),
+	     T(several_threads_write_and_read), T(a_region_is_filled_from_it),
+	     T(a_pager_never_gives_out_a_damaged_page), T(nonsense_is_refused_by_name),
+	     T(few_descriptors))

@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
 """kvmem-image(1), as it is used."""
 
+import fcntl
 import json
 import os
+import pty
 import random
 import re
 import shutil
@@ -132,6 +134,181 @@ class Tool(unittest.TestCase):
 		self.run_tool("create", "--replace", "a", "b")
 		self.check("b", before)
 
+	def chain(self, *layers, start=0):
+		"""Images i0, i1, ... each a difference to the one before."""
+		for n, pages in enumerate(layers, start):
+			self.write("raw", pages)
+			more = ["--parent", f"i{n - 1}.kvmem", "--diff"] if n else []
+			self.run_tool("create", *more, "raw", f"i{n}")
+
+	def file(self, name):
+		return (self.dir / name).read_bytes()
+
+	def names(self):
+		return sorted(p.name for p in self.dir.iterdir() if p.is_file())
+
+	def need_zstd(self):
+		if "zstd" not in os.environ.get("KVMEM_TOOL_HAS", "zstd"):
+			self.skipTest("zstd: built without it")
+
+	def test_packed_and_back(self):
+		self.need_zstd()
+		layers = [self.pages(0, 1, 2, 30, 600, PAGES - 1), {**self.pages(2, 9), 30: bytes(PAGE)}]
+		layers[1][77] = layers[0][1][:100] * 40 + bytes(96)
+		self.chain(*layers)
+		self.run_tool("pack", "i0.kvmem", "p0")
+		i, p = self.info("i0.kvmem"), self.info("p0.kvmem")
+		self.assertEqual(p["packed"], (self.dir / "p0").stat().st_size)
+		self.assertIsNone(i["packed"])
+		self.assertIn(f"into {p['packed']}", self.run_tool("info", "p0.kvmem"))
+		for field in ("bytes", "data", "zero", "parents", "depth", "regions", "blobs", "parent"):
+			self.assertEqual(i[field], p[field])
+		self.check("p0", self.content(layers[0]))
+		self.run_tool("unpack", "p0.kvmem", "u0")
+		self.assertEqual(self.file("u0"), self.file("i0"))
+		self.assertLess((self.dir / "u0").stat().st_blocks * 512, 40 * PAGE)
+		# A difference: on top of the same parent, each with a layout of its own.
+		self.run_tool("pack", "i1.kvmem", "p1")
+		self.assertEqual(self.info("p1.kvmem")["parent"], i["id"])
+		self.assertEqual(self.info("p1.kvmem")["data"], 3 * PAGE)
+		self.check("p1", self.content(*layers))
+		self.run_tool("unpack", "p1.kvmem", "u1")
+		self.assertEqual(self.file("u1"), self.file("i1"))
+		self.assertEqual(self.run_tool("diff", "u1.kvmem", "p1.kvmem"), "")
+		self.run_tool("rebase", "--parent", "p0.kvmem", "p1.kvmem", "q1")
+		self.assertEqual(self.info("q1.kvmem")["parent"], p["id"])
+		self.assertIsNotNone(self.info("q1.kvmem")["packed"])
+		for name in ("i0", "i0.kvmem", "u0", "u0.kvmem"):
+			(self.dir / name).unlink()
+		self.check("q1", self.content(*layers))
+		self.run_tool("flatten", "q1.kvmem", "f1")
+		self.assertIsNotNone(self.info("f1.kvmem")["packed"])
+		self.check("f1", self.content(*layers))
+
+	def test_rebase(self):
+		layers = [self.pages(*self.random.sample(range(PAGES), 20)) for _ in range(4)]
+		layers[3][5] = layers[0][5] = self.random.randbytes(PAGE)
+		layers[1][5] = self.random.randbytes(PAGE)
+		layers[2][6] = bytes(PAGE)
+		layers[0][6] = self.random.randbytes(PAGE)
+		self.chain(*layers)
+		want = self.content(*layers)
+		base = self.content(layers[0])
+		self.run_tool("rebase", "--parent", "i0.kvmem", "i3.kvmem", "r")
+		i = self.info("r.kvmem")
+		self.assertEqual((i["depth"], i["parent"]), (1, self.info("i0.kvmem")["id"]))
+		differ = sum(want[n:n + PAGE] != base[n:n + PAGE] and want[n:n + PAGE] != bytes(PAGE)
+			     for n in range(0, len(want), PAGE))
+		self.assertEqual(i["data"], differ * PAGE)
+		for n in (1, 2, 3):
+			(self.dir / f"i{n}").unlink()
+		self.check("r", want)
+		# On top of one that has nothing of it, and of none.
+		self.write("other", self.pages(6, 650))
+		self.run_tool("create", "other", "o")
+		self.run_tool("rebase", "--parent", "o.kvmem", "r.kvmem", "s")
+		self.check("s", want)
+		self.run_tool("rebase", "--flat", "s.kvmem", "t")
+		self.assertEqual(self.info("t.kvmem")["depth"], 0)
+		(self.dir / "o.kvmem").unlink()
+		self.check("t", want)
+		with open(self.dir / "short", "wb") as f:
+			f.truncate(PAGE)
+		self.run_tool("create", "short", "short-one")
+		self.assertIn("lengths", self.run_tool("rebase", "--parent", "short-one.kvmem", "t.kvmem", "v", status=1))
+		self.assertIn("none", self.run_tool("rebase", "--parent", "none.kvmem", "t.kvmem", "v", status=1))
+		self.assertNotIn("v", self.names())
+
+	def test_compact(self):
+		layers = [self.pages(1, 2, 3), self.pages(2)]
+		self.chain(*layers)
+		clean = self.file("i1")
+		with open(self.dir / "i1", "r+b") as f:	# what a copy makes of holes, and worse
+			f.write(self.random.randbytes(PAGE))
+			f.seek(300 * PAGE)
+			f.write(bytes(100 * PAGE))
+		self.run_tool("compact", "i1.kvmem", "c")
+		self.assertEqual(self.file("c"), clean)
+		self.assertLess((self.dir / "c").stat().st_blocks * 512, 20 * PAGE)
+		i = self.info("c.kvmem")
+		self.assertEqual((i["parent"], i["data"]), (self.info("i0.kvmem")["id"], PAGE))
+		self.check("c", self.content(*layers))
+
+	def test_an_image_replaces_itself(self):
+		pages = self.pages(1, 2, 500)
+		self.chain(pages)
+		before = self.info("i0.kvmem")["id"]
+		self.run_tool("compact", "--replace", "i0.kvmem", "i0")
+		i = self.info("i0.kvmem")
+		self.assertNotEqual(i["id"], before)
+		self.assertEqual(self.names(), [f"i0.{i['id']}", "i0.kvmem", "raw"])
+		self.check("i0", self.content(pages))
+		# Somebody uses it: his data stay, as they are.
+		data = self.dir / f"i0.{i['id']}"
+		with open(data, "rb") as user:
+			fcntl.flock(user, fcntl.LOCK_SH)
+			self.run_tool("compact", "--replace", "i0.kvmem", "i0")
+			self.assertEqual(user.read(), self.content(pages))
+		self.assertTrue(data.exists())
+
+	def test_a_parent_is_not_replaced_by_its_child(self):
+		layers = [self.pages(1, 2), self.pages(2), self.pages(3)]
+		self.chain(*layers)
+		before = self.file("i0.kvmem"), self.file("i0"), self.names()
+		for args in (["create", "--replace", "--parent", "i0.kvmem", "raw", "i0"],
+			     ["compact", "--replace", "i2.kvmem", "i1"],
+			     ["compact", "--replace", "i2.kvmem", "i0"],
+			     ["rebase", "--replace", "--parent", "i1.kvmem", "i0.kvmem", "i0"]):
+			self.assertIn("parent", self.run_tool(*args, status=1))
+			self.assertEqual(before, (self.file("i0.kvmem"), self.file("i0"), self.names()))
+		self.check("i2", self.content(*layers))
+
+	def test_json(self):
+		self.write("raw", self.pages(5, 6))
+		odd = os.fsdecode(b'a"\\b\n\xff\xc3\xa4\xed\xa0\x80')
+		self.run_tool("create", "raw", odd)
+		told = json.loads(self.run_tool("verify", "--json", f"{odd}.kvmem"))
+		self.assertEqual(told, {"path": 'a"\\b\n\ufffd\u00e4\ufffd\ufffd\ufffd.kvmem', "ok": True, "error": None})
+		self.assertEqual(self.info(f"{odd}.kvmem")["path"], told["path"])
+		with open(self.dir / odd, "r+b") as f:
+			f.seek(6 * PAGE + 77)
+			f.write(b"?")
+		self.run_tool("create", "raw", "b")
+		done = subprocess.run([TOOL, "verify", "--json", f"{odd}.kvmem", "none.kvmem", "b.kvmem"], cwd=self.dir,
+				      capture_output=True, check=False)
+		self.assertEqual(done.returncode, 1)
+		told = [json.loads(line) for line in done.stdout.decode().splitlines()]
+		self.assertEqual([t["ok"] for t in told], [False, False, True])
+		self.assertIn("0x6000", told[0]["error"])
+		self.assertIn("none.kvmem", told[1]["error"])
+		self.assertEqual(len(done.stderr.splitlines()), 3)	# one name has a line's end in it
+
+	def on_a_terminal(self, *args):
+		"""What it writes to a standard error that is a terminal."""
+		ours, theirs = pty.openpty()
+		done = subprocess.run([TOOL, *args], cwd=self.dir, stdout=subprocess.PIPE, stderr=theirs, check=False)
+		self.assertEqual(done.returncode, 0)
+		os.set_blocking(ours, False)
+		try:
+			told = os.read(ours, 1 << 20).decode()
+		except BlockingIOError:
+			told = ""
+		os.close(theirs)
+		os.close(ours)
+		return told
+
+	def test_progress_is_for_terminals(self):
+		self.write("raw", self.pages(*range(PAGES)))
+		bar = r"\r{} \[#+\.+\] +\d+ %"
+		for args, what in ((["create", "raw", "a"], "copy"), (["verify", "a.kvmem"], "verify"),
+				   (["diff", "a.kvmem", "a.kvmem"], "diff"), (["extract", "a.kvmem", "out"], "extract"),
+				   (["rebase", "--flat", "a.kvmem", "b"], "copy"), (["compact", "a.kvmem", "c"], "copy")):
+			told = self.on_a_terminal(*args)
+			self.assertRegex(told, bar.format(what))
+			self.assertTrue(told.endswith(" \r"), repr(told))	# and is gone
+		self.assertEqual(self.on_a_terminal("verify", "--quiet", "a.kvmem"), "")
+		self.assertEqual(self.run_tool("compact", "a.kvmem", "d"), "")	# no terminal
+
 	def test_damage_is_told(self):
 		self.write("raw", self.pages(5, 6))
 		self.run_tool("create", "raw", "a")
@@ -148,7 +325,8 @@ class Tool(unittest.TestCase):
 
 	def test_wrong_arguments(self):
 		for args in ([], ["nothing"], ["info"], ["diff", "a"], ["create", "--diff", "a", "b"],
-			     ["info", "--replace", "a"], ["verify", "--nonsense", "a"]):
+			     ["info", "--replace", "a"], ["rebase", "a", "b"], ["pack", "a"],
+			     ["rebase", "--flat", "--parent", "a", "b", "c"], ["pack", "--json", "a", "b"], ["flatten", "--flat", "a", "b"], ["verify", "--nonsense", "a"]):
 			self.assertIn("usage:", self.run_tool(*args, status=2), args)
 
 	def test_manual_and_help_agree(self):
@@ -156,7 +334,7 @@ class Tool(unittest.TestCase):
 		told = set(re.findall(r"^``(--[\w-]+)``", page, re.M)) | {"--version"}
 		text = self.run_tool("--help")
 		self.assertEqual(told - {"--help", "--version"}, set(re.findall(r"(?<!\[)(--[\w-]+)  ", text)))
-		for command in ("info", "verify", "diff", "create", "flatten", "extract"):
+		for command in ("info", "verify", "diff", "create", "flatten", "rebase", "compact", "pack", "unpack", "extract"):
 			self.assertIn(f"kvmem-image {command} ", text)
 			self.assertIn(f"\n``{command}``\n", page)
 		self.assertRegex(self.run_tool("--version"), r"^kvmem-image \d+\.\d+\.\d+\n$")

@@ -173,6 +173,11 @@ TEST(writes_of_the_kernel_and_pages_that_have_gone)
 		ck_assert_int_eq(madvise(r.at + 20 * PAGE, PAGE, MADV_DONTNEED), 0);
 		take(&r, 512);
 		ck_assert(r.told[20]);
+		/* The same, and its page table with it. */
+		memset(r.at + 512 * PAGE, 5, 1536 * PAGE);
+		ck_assert_int_eq(madvise(r.at + 512 * PAGE, 1536 * PAGE, MADV_DONTNEED), 0);
+		take(&r, 512);
+		ck_assert_uint_eq(r.count, 1536);
 		/* At rest, and swapped out or dropped, where there is swap: not written. */
 		ck_assert_int_eq(madvise(r.at + 100 * PAGE, 50 * PAGE, MADV_PAGEOUT), 0);
 		if (backings[i] == KVMEM_BACKING_MEMFD)

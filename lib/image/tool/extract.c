@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+/* extract: all of an image as a raw file. */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "tool.h"
+
+static int write_all(int fd, const char *buf, uint64_t bytes, uint64_t at)
+{
+	while (bytes) {
+		ssize_t n = pwrite(fd, buf, bytes, (off_t)at);
+
+		if (n < 0)
+			return kvmem_error_set(errno, "writing at byte %" PRIu64 ": %m", at);
+		buf += n;
+		at += (uint64_t)n;
+		bytes -= (uint64_t)n;
+	}
+	return 0;
+}
+
+static int extract_to(struct kvmem_image *from, int fd, uint64_t bytes)
+{
+	struct kvmem_image_run run = KVMEM_IMAGE_RUN_INIT;
+	static char buf[STEP];
+	int r = 0;
+
+	if (ftruncate(fd, (off_t)bytes))
+		return kvmem_error_set(errno, "a file of %" PRIu64 " bytes: %m", bytes);
+	for (uint64_t at = 0; at < bytes; at = run.offset + run.bytes) {
+		r = kvmem_image_next_run(from, at, &run);
+		if (r < 0)
+			return r;
+		for (uint64_t p = 0, n; run.kind != KVMEM_IMAGE_ZERO && p < run.bytes; p += n) {
+			n = run.bytes - p < STEP ? run.bytes - p : STEP;
+			r = kvmem_image_read(from, run.offset + p, buf, n);
+			if (!r)
+				r = write_all(fd, buf, n, run.offset + p);
+			if (r)
+				return r;
+			progress("extract", run.offset + p + n, bytes);
+		}
+	}
+	progress("extract", bytes, bytes);
+	return fsync(fd) ? kvmem_error_set(errno, "to the disk: %m") : 0;
+}
+
+/* Never over a file that is there: somebody may have it mapped. */
+int do_extract(char **paths)
+{
+	struct kvmem_image_info i = KVMEM_IMAGE_INFO_INIT;
+	struct kvmem_image *from;
+	int fd, r;
+
+	if (kvmem_image_open(paths[0], NULL, &from))
+		return failed();
+	kvmem_image_get_info(from, &i);
+	fd = open(paths[1], O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	if (fd < 0) {
+		r = complain("'%s': %s", paths[1], strerror(errno));
+	} else {
+		r = extract_to(from, fd, i.bytes);
+		if (r) {
+			failed();
+			unlink(paths[1]);
+		}
+		close(fd);
+	}
+	kvmem_image_close(from);
+	return r ? 1 : 0;
+}
