@@ -137,16 +137,16 @@ static void row(const char *name, enum restore_way way, const char *what, bool d
 	bench_compare(name, &r);
 }
 
-void burst_rows(void)
+void burst_rows(bool bytes)
 {
-	row("burst-warm-clone", RESTORE_CLONE, "16 clones", false, false);
-	row("burst-warm-replay", RESTORE_REPLAY, "16 pagers with a replay", false, false);
-	row("burst-dropped-clone", RESTORE_CLONE, "16 clones", true, false);
-	row("burst-dropped-clone-set", RESTORE_CLONE_AHEAD, "16 clones, the set read ahead", true,
-	    false);
-	row("burst-dropped-replay", RESTORE_REPLAY, "16 pagers with a replay", true, false);
-	row("burst-bytes-clone", RESTORE_CLONE, "16 clones", true, true);
-	row("burst-bytes-clone-set", RESTORE_CLONE_AHEAD, "16 clones, the set read ahead", true,
-	    true);
-	row("burst-bytes-replay", RESTORE_REPLAY, "16 pagers with a replay", true, true);
+	if (!bytes) {
+		row("burst-time-warm-clone", RESTORE_CLONE, "16 clones", false, false);
+		row("burst-time-warm-replay", RESTORE_REPLAY, "16 pagers with a replay", false,
+		    false);
+		row("burst-time-dropped-clone", RESTORE_CLONE, "16 clones", true, false);
+	}
+	row(bytes ? "burst-bytes-clone-set" : "burst-time-dropped-clone-set", RESTORE_CLONE_AHEAD,
+	    "16 clones, the set read ahead", true, bytes);
+	row(bytes ? "burst-bytes-replay" : "burst-time-dropped-replay", RESTORE_REPLAY,
+	    "16 pagers with a replay", true, bytes);
 }

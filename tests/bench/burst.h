@@ -2,7 +2,9 @@
 #ifndef BURST_H
 #define BURST_H
 
-/* Rows of many restores at once, from the image of restore_open(). */
-void burst_rows(void);
+#include <stdbool.h>
+
+/* Rows of many restores at once, from the image of restore_open(): their time, or what they read from the disk. */
+void burst_rows(bool bytes);
 
 #endif

@@ -3,6 +3,7 @@
 #include <stdio.h>
 
 #include "burst.h"
+#include "free_pages.h"
 #include "restore_ways.h"
 
 struct side {
@@ -36,7 +37,8 @@ struct way_row {
 static const struct way_row way_rows[] = {
 	{ RESTORE_EAGER, "eager", "read() of all", 0, 0 },
 	{ RESTORE_PAGER, "pager", "kvmem_pager alone", 0, 0 },
-	{ RESTORE_REPLAY, "replay", "kvmem_pager and kvmem_workset_replay", 0, 2 },
+	{ RESTORE_REPLAY, "replay", "kvmem_workset_replay beside the guest", 0, 0 },
+	{ RESTORE_REPLAY_FIRST, "replay-first", "kvmem_workset_replay, then the guest", 0, 2 },
 	{ RESTORE_CLONE, "clone", "KVMEM_REGION_CLONE of the data", 1 / 1.1, 0 },
 	{ RESTORE_CLONE_AHEAD, "clone-set", "KVMEM_REGION_CLONE, the set read ahead", 1 / 1.1, 2 },
 };
@@ -62,30 +64,43 @@ static void rows_of(bool dropped)
 	}
 }
 
-static void restore(void)
+/* A folder with an image, for the rows of fn. */
+static void with_image(const char *name, void (*fn)(bool of), bool of)
 {
 	struct kvmem_pager *probe;
 
 	if (kvmem_pager_create(NULL, &probe)) {
-		bench_skip("restore", "%s", kvmem_error_detail());
+		bench_skip(name, "%s", kvmem_error_detail());
 		return;
 	}
 	must(kvmem_pager_free(probe));
 	folder_enter();
 	restore_open(bench_mib(1024, 64) * MIB);
-	rows_of(false);
-	rows_of(true);
+	free_pages_have(KVMEM_BACKING_ANONYMOUS, 2 * bench_mib(1024, 64) * MIB);
+	fn(of);
 	restore_close();
 	folder_leave();
 }
 
-static void burst(void)
+static void restore_warm(void)
 {
-	folder_enter();
-	restore_open(bench_mib(1024, 64) * MIB);
-	burst_rows();
-	restore_close();
-	folder_leave();
+	with_image("restore-warm", rows_of, false);
 }
 
-BENCH_MAIN({ "restore", restore }, { "burst", burst })
+static void restore_dropped(void)
+{
+	with_image("restore-dropped", rows_of, true);
+}
+
+static void burst_time(void)
+{
+	with_image("burst-time", burst_rows, false);
+}
+
+static void burst_bytes(void)
+{
+	with_image("burst-bytes", burst_rows, true);
+}
+
+BENCH_MAIN({ "restore-warm", restore_warm }, { "restore-dropped", restore_dropped },
+	   { "burst-time", burst_time }, { "burst-bytes", burst_bytes })

@@ -167,6 +167,10 @@ void restore_begin(struct restored *r, enum restore_way way)
 		make_pager(r);
 		start_thread(r, replay);
 		break;
+	case RESTORE_REPLAY_FIRST:
+		make_pager(r);
+		replay(r);
+		break;
 	case RESTORE_CLONE_AHEAD:
 		r->image = image_open("image.kvmem");
 		start_thread(r, read_ahead);

@@ -17,7 +17,8 @@ enum restore_way {
 	RESTORE_EAGER,	  /* read(2) of all of it into anonymous memory, then the guest */
 	RESTORE_PAGER,	  /* kvmem_pager over the image's source */
 	RESTORE_REPLAY,	  /* ... and kvmem_workset_replay() beside the guest, with its read-ahead */
-	RESTORE_CLONE,	  /* KVMEM_REGION_CLONE of the image's data */
+	RESTORE_REPLAY_FIRST, /* ... and the guest runs when it is over */
+	RESTORE_CLONE,	      /* KVMEM_REGION_CLONE of the image's data */
 	RESTORE_CLONE_AHEAD, /* ... and the working set read into the page cache beside the guest */
 };
 
