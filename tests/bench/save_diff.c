@@ -16,6 +16,7 @@ static struct {
 	uint64_t count; /* bits that are set */
 	struct kvmem_vm *vm;
 	struct kvmem_dirty *dirty;
+	struct kvmem_writes *writes;
 	struct kvmem_region *ram;
 	uint8_t *base;
 	struct kvmem_image *parent;
@@ -90,16 +91,35 @@ static void check_saved(void)
 	unlink("diff");
 }
 
-static double by_runs(void *arg)
+/* The guest writes them once more. */
+static void write_again(void)
+{
+	uint64_t page = 0, n;
+
+	for (; next_run(&page, &n); page += n)
+		for (uint64_t i = 0; i < n; i++)
+			fill_page(d.base + (page + i) * PAGE, page + i, 2);
+}
+
+/* Without a log of KVM's. */
+static double by_writes(void *arg)
 {
 	struct kvmem_image_writer *w;
-	uint64_t page = 0, n;
-	double t = bench_now();
+	struct kvmem_run runs[512];
+	int64_t n;
+	double t;
 
 	(void)arg;
+	write_again();
+	t = bench_now();
 	w = image_create("diff", d.bytes, 0, d.parent);
-	for (; next_run(&page, &n); page += n)
-		must(kvmem_image_write(w, page * PAGE, d.base + page * PAGE, n * PAGE));
+	for (uint64_t at = 0; at < d.bytes;) {
+		n = kvmem_writes_take(d.writes, d.ram, at, runs, 512, &at);
+		must((int)n);
+		for (int64_t i = 0; i < n; i++)
+			must(kvmem_image_write(w, runs[i].offset, d.base + runs[i].offset,
+					       runs[i].bytes));
+	}
 	must(kvmem_image_commit(w, NULL));
 	t = bench_now() - t;
 	check_saved();
@@ -169,6 +189,8 @@ static void open_memory(uint64_t bytes, bool log)
 	if (log) {
 		must(kvmem_region_attach(d.ram, 0, bytes, GPA, KVMEM_SLOT_ANY, 0, NULL));
 		must(kvmem_dirty_start(d.dirty));
+	} else {
+		must(kvmem_writes_add(d.writes, d.ram));
 	}
 	make_parent();
 }
@@ -178,8 +200,7 @@ static void close_memory(bool log)
 	must(kvmem_image_close(d.parent));
 	unlink("parent.kvmem");
 	unlink("parent");
-	if (log)
-		must(kvmem_dirty_stop(d.dirty));
+	must(log ? kvmem_dirty_stop(d.dirty) : kvmem_writes_remove(d.writes, d.ram));
 	must(kvmem_region_free(d.ram));
 	free(d.bitmap);
 }
@@ -210,12 +231,13 @@ static void write_pages(uint64_t count)
 static void rows_of(bool log)
 {
 	const uint64_t counts[] = { 1000, 10000, 100000 };
-	const char *kind = log ? "save-diff" : "save-diff-runs";
+	const char *kind = log ? "save-diff" : "save-diff-writes";
 	struct bench_report r = {
 		.unit = "ms",
 		.baseline = { "pwrite loop over a bitmap", by_loop, NULL },
-		.ours = { log ? "harvest and kvmem_image_save" : "kvmem_image_write of the runs",
-			  log ? by_batch : by_runs, NULL },
+		.ours = { log ? "harvest and kvmem_image_save"
+			      : "kvmem_writes_take, kvmem_image_write",
+			  log ? by_batch : by_writes, NULL },
 		.target = 2,
 		.note = NOTE,
 	};
@@ -251,7 +273,12 @@ static void save_diff(void)
 	} else {
 		bench_skip("save-diff", "no dirty log: %s", kvmem_error_detail());
 	}
-	rows_of(false);
+	if (kvmem_writes_create(NULL, &d.writes)) {
+		bench_skip("save-diff-writes", "%s", kvmem_error_detail());
+	} else {
+		rows_of(false);
+		must(kvmem_writes_free(d.writes));
+	}
 	folder_leave();
 }
 
