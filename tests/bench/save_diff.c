@@ -245,15 +245,15 @@ static void rows_of(bool log)
 	char name[48];
 	size_t n = 0;
 
-	open_memory(bench_mib(8192, 1024) * MIB, log);
-	for (size_t i = 0; i < (bench_quick() ? 2 : 3); i++) {
+	open_memory(bench_mib(8192, 256) * MIB, log);
+	for (size_t i = 0; i < (bench_quick() ? 1 : 3); i++) {
 		write_pages(counts[i]);
 		r.rounds = counts[i] < 100000 ? 0 : 3; /* a disk takes seconds for so many places */
 		snprintf(name, sizeof(name), "%s-%llu", kind, (unsigned long long)counts[i]);
 		bench_compare(name, &r);
 	}
 	close_memory(log);
-	for (uint64_t mib = bench_mib(8192, 1024); n < 4 && mib >= 1; mib /= 2, n++) {
+	for (uint64_t mib = bench_mib(8192, 256); n < 4 && mib >= 1; mib /= 2, n++) {
 		open_memory(mib * MIB, log);
 		write_pages(1000);
 		x[n] = (double)mib;
