@@ -6,8 +6,11 @@
 
 #include "image/internal.h"
 
-/* A fault asks for one page: it does not wait until the index has been read for more than is read at once. */
-#define MOST_IN_AN_EXTENT (1u << 20)
+/*
+ * A fault, or a range of a working set, asks for a page or a few: the index is not read for many more. Who reads on
+ * asks again.
+ */
+#define MOST_IN_AN_EXTENT (128u << 10)
 
 struct source {
 	struct kvmem_image *image;

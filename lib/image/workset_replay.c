@@ -11,10 +11,12 @@
 
 #include "image/workset.h"
 
-#define PIECE_RANGES 1024u
-#define PIECE_BYTES  (8u << 20)
-#define UNDER_WAY    4u /* pieces that the pager has */
-#define AHEAD_BYTES  (64u << 20)
+#define PIECE_RANGES  1024u
+#define PIECE_BYTES   (8u << 20)
+#define UNDER_WAY     4u /* pieces that the pager has */
+#define AHEAD_BYTES   (64u << 20)
+#define AHEAD_THREADS 4u
+#define STRETCH_BYTES (256u << 10) /* that a thread reads before it looks again */
 
 struct replay {
 	const struct kvmem_workset *w;
@@ -27,26 +29,43 @@ struct replay {
 	struct kvmem_ticket *tickets[UNDER_WAY]; /* a ring; NULL: no piece */
 	uint32_t ticket;
 	/* Reading ahead. */
-	pthread_t thread;
-	bool ahead;
-	pthread_mutex_t lock;
+	pthread_t thread[AHEAD_THREADS];
+	uint32_t threads;
+	pthread_mutex_t lock; /* what follows */
 	pthread_cond_t moved;
-	uint64_t done; /* bytes of the set that the pager has been given */
+	uint64_t ahead_next; /* range that is read next ... */
+	uint64_t ahead_done; /* ... and bytes of the set that come before it */
+	uint64_t done;	     /* that the pager has been given */
 	bool over;
 };
 
 /* ---- reading ahead ---- */
 
-/* Wait until the pager is not further behind than it may be. False: it is over. */
-static bool may_read(struct replay *r, uint64_t position)
+/* Some ranges that one of the threads reads now. */
+struct stretch {
+	uint64_t first, end;
+};
+
+/* The next ones, when the pager is not further behind than it may be. False: there are none, or it is over. */
+static bool next_stretch(struct replay *r, struct stretch *ret)
 {
-	uint64_t room = r->o.ahead_bytes ? r->o.ahead_bytes : AHEAD_BYTES;
+	uint64_t room = r->o.ahead_bytes ? r->o.ahead_bytes : AHEAD_BYTES, bytes = 0;
 	bool over;
 
 	pthread_mutex_lock(&r->lock);
-	while (!r->over && position > r->done && position - r->done > room)
+	while (!r->over && r->ahead_done > r->done && r->ahead_done - r->done > room)
 		pthread_cond_wait(&r->moved, &r->lock);
-	over = r->over;
+	ret->first = r->ahead_next;
+	while (r->ahead_next < r->w->count && bytes < STRETCH_BYTES) {
+		const struct kw_range *range = &r->w->ranges[r->ahead_next++];
+
+		if (!kw_left_out(range, r->o.sample))
+			bytes += (uint64_t)range->pages << KI_PAGE_SHIFT;
+	}
+	ret->end = r->ahead_next;
+	over = r->over || ret->first == ret->end ||
+	       (r->o.max_bytes && r->ahead_done >= r->o.max_bytes);
+	r->ahead_done += bytes;
 	pthread_mutex_unlock(&r->lock);
 	return !over;
 }
@@ -54,37 +73,35 @@ static bool may_read(struct replay *r, uint64_t position)
 static void *read_ahead(void *arg)
 {
 	struct replay *r = arg;
-	uint64_t position = 0;
+	struct stretch s;
 
-	for (uint64_t i = 0; i < r->w->count; i++) {
-		const struct kw_range *range = &r->w->ranges[i];
-		uint64_t bytes = (uint64_t)range->pages << KI_PAGE_SHIFT;
+	while (next_stretch(r, &s))
+		for (uint64_t i = s.first; i < s.end; i++) {
+			const struct kw_range *range = &r->w->ranges[i];
 
-		if (kw_left_out(range, r->o.sample))
-			continue;
-		if (!may_read(r, position))
-			break;
-		/* A hint of a hint: what cannot be read is an error of the pager's source later. */
-		kvmem_image_prefetch(r->o.image, (uint64_t)range->page << KI_PAGE_SHIFT, bytes);
-		position += bytes;
-		if (r->o.max_bytes && position >= r->o.max_bytes)
-			break;
-	}
+			/* A hint of a hint: what cannot be read is an error of the pager's source later. */
+			if (!kw_left_out(range, r->o.sample))
+				kvmem_image_prefetch(r->o.image,
+						     (uint64_t)range->page << KI_PAGE_SHIFT,
+						     (uint64_t)range->pages << KI_PAGE_SHIFT);
+		}
 	return NULL;
 }
 
+/* Without those that cannot be had. Of many small ranges one thread cannot ask fast enough for what a disk can do. */
 static void start_ahead(struct replay *r)
 {
+	uint32_t most = r->o.image ? ki_workers(0) : 0;
 	sigset_t all, before;
 
-	if (!r->o.image)
-		return;
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
-	r->ahead = !pthread_create(&r->thread, NULL, read_ahead, r); /* else without */
+	while (r->threads < most && r->threads < AHEAD_THREADS &&
+	       !pthread_create(&r->thread[r->threads], NULL, read_ahead, r)) {
+		pthread_setname_np(r->thread[r->threads], "kvmem-ahead");
+		r->threads++;
+	}
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	if (r->ahead)
-		pthread_setname_np(r->thread, "kvmem-ahead");
 }
 
 static void move(struct replay *r, uint64_t bytes, bool over)
@@ -92,7 +109,7 @@ static void move(struct replay *r, uint64_t bytes, bool over)
 	pthread_mutex_lock(&r->lock);
 	r->done += bytes;
 	r->over |= over;
-	pthread_cond_signal(&r->moved);
+	pthread_cond_broadcast(&r->moved);
 	pthread_mutex_unlock(&r->lock);
 }
 
@@ -235,8 +252,8 @@ static int run(struct replay *r)
 	start_ahead(r);
 	err = replay(r);
 	move(r, 0, true);
-	if (r->ahead)
-		pthread_join(r->thread, NULL);
+	for (uint32_t i = 0; i < r->threads; i++)
+		pthread_join(r->thread[i], NULL);
 	pthread_cond_destroy(&r->moved);
 	pthread_mutex_destroy(&r->lock);
 	if (!err)

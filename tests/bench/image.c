@@ -13,65 +13,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <kvmem/kvmem.h>
-#include <kvmem/workset.h>
-
-#include "bench.h"
-
-#define PAGE 4096ull
-#define MIB  (1ull << 20)
-
-static char folder[256];
-
-static void must(int r)
-{
-	bench_check(r >= 0, "%s", kvmem_error_detail());
-}
-
-static void shell(const char *command)
-{
-	if (system(command)) /* NOLINT(cert-env33-c): a command of the benchmark's own */
-		bench_check(false, "%s", command);
-}
-
-static void enter(void)
-{
-	snprintf(folder, sizeof(folder), "%s/kvmem-bench-XXXXXX", bench_dir());
-	bench_check(mkdtemp(folder) && !chdir(folder), "%s: no folder", folder);
-}
-
-static void leave(void)
-{
-	char command[300];
-
-	bench_check(!chdir("/"), "chdir");
-	snprintf(command, sizeof(command), "rm -rf '%s'", folder);
-	shell(command);
-}
-
-static struct kvmem_image *open_image(const char *index)
-{
-	struct kvmem_image *image;
-
-	must(kvmem_image_open(index, NULL, &image));
-	return image;
-}
-
-static struct kvmem_image_writer *create(const char *name, uint64_t bytes, uint32_t flags,
-					 struct kvmem_image *parent)
-{
-	struct kvmem_image_create_opts o = KVMEM_IMAGE_CREATE_OPTS_INIT;
-	struct kvmem_image_region at = KVMEM_IMAGE_REGION_INIT;
-	struct kvmem_image_writer *w;
-
-	at.bytes = bytes;
-	o.flags = flags;
-	o.regions = &at;
-	o.region_count = 1;
-	o.parent = parent;
-	must(kvmem_image_create(name, &o, &w));
-	return w;
-}
+#include "image_mem.h"
 
 /* ---- save-full ---- */
 
@@ -149,7 +91,7 @@ static double save_by_loop(void *arg)
 /* The image has what the memory has; and is gone. */
 static void check_saved(void)
 {
-	struct kvmem_image *image = open_image("image.kvmem");
+	struct kvmem_image *image = image_open("image.kvmem");
 	uint8_t *buf = malloc(MIB);
 
 	for (uint64_t at = 0; at < s.bytes; at += MIB) {
@@ -168,7 +110,7 @@ static double save_by_library(void *arg)
 	double t = bench_now();
 
 	(void)arg;
-	w = create("image", s.bytes, 0, NULL);
+	w = image_create("image", s.bytes, 0, NULL);
 	must(kvmem_image_save(w, &s.ram, 1, NULL, NULL, NULL));
 	must(kvmem_image_commit(w, NULL));
 	t = bench_now() - t;
@@ -222,11 +164,11 @@ static void save_full(void)
 		.note = "half zero; with checksums; all synced",
 	};
 
-	enter();
+	folder_enter();
 	open_memory(bench_mib(2048, 64) * MIB);
 	bench_compare("save-full", &r);
 	must(kvmem_region_free(s.ram));
-	leave();
+	folder_leave();
 }
 
 /* ---- capture-pause ---- */
@@ -236,7 +178,7 @@ static double pause_of_capture(void *arg)
 {
 	struct kvmem_capture_stats stats = KVMEM_CAPTURE_STATS_INIT;
 	struct kvmem_image_capture *capture;
-	struct kvmem_image_writer *w = create("image", s.bytes, 0, NULL);
+	struct kvmem_image_writer *w = image_create("image", s.bytes, 0, NULL);
 
 	(void)arg;
 	must(kvmem_image_capture_create(NULL, &capture));
@@ -265,11 +207,11 @@ static void capture_pause(void)
 		return;
 	}
 	must(kvmem_image_capture_free(probe));
-	enter();
+	folder_enter();
 	open_memory(bench_mib(2048, 64) * MIB);
 	bench_compare("capture-pause", &r);
 	must(kvmem_region_free(s.ram));
-	leave();
+	folder_leave();
 }
 
 /* ---- chain ---- */
@@ -283,13 +225,6 @@ static struct chain {
 	unsigned int from; /* the images of a chain are in one folder: the depth is the number */
 	uint32_t version[CHAIN_PAGES];
 } chain;
-
-static void fill(uint8_t *page, uint64_t number, uint32_t version)
-{
-	for (unsigned int i = 0; i < PAGE / 8; i++)
-		((uint64_t *)(void *)page)[i] = (number << 32 | version) * 0x9e3779b97f4a7c15ull +
-						i;
-}
 
 static void name_of(char *ret, size_t room, unsigned int depth, bool index)
 {
@@ -309,14 +244,14 @@ static void grow_chain(unsigned int depth)
 
 		name_of(name, sizeof(name), chain.depth - 1, true);
 		if (chain.depth)
-			parent = open_image(name);
+			parent = image_open(name);
 		name_of(name, sizeof(name), chain.depth, false);
-		w = create(name, CHAIN_BYTES, KVMEM_IMAGE_NO_SYNC, parent);
+		w = image_create(name, CHAIN_BYTES, KVMEM_IMAGE_NO_SYNC, parent);
 		for (uint64_t i = 0; i < (parent ? 32 : CHAIN_PAGES); i++) {
 			uint64_t p = parent ? (unsigned int)rand_r(&seed) % CHAIN_PAGES : i;
 
 			chain.version[p] = chain.depth;
-			fill(page, p, chain.depth);
+			fill_page(page, p, chain.depth);
 			must(kvmem_image_write(w, p * PAGE, page, PAGE));
 		}
 		must(kvmem_image_commit(w, NULL));
@@ -332,7 +267,7 @@ static double open_one(void *arg)
 	name_of(name, sizeof(name), *(unsigned int *)arg, true);
 	t = bench_now();
 	for (unsigned int i = 0; i < 100; i++)
-		must(kvmem_image_close(open_image(name)));
+		must(kvmem_image_close(image_open(name)));
 	return (bench_now() - t) / 100;
 }
 
@@ -345,7 +280,7 @@ static double open_all(void *arg)
 
 	for (unsigned int i = 0; i <= depth; i++) {
 		name_of(name, sizeof(name), i, true);
-		must(kvmem_image_close(open_image(name)));
+		must(kvmem_image_close(image_open(name)));
 	}
 	return bench_now() - t;
 }
@@ -360,22 +295,20 @@ static double p99_of(void *arg)
 {
 	unsigned int depth = *(unsigned int *)arg, seed = 5;
 	double *times = malloc(CHAIN_READS * sizeof(*times)), p99;
-	uint8_t page[PAGE], want[PAGE];
+	uint8_t page[PAGE];
 	struct kvmem_image *image;
 	char name[32];
 
 	name_of(name, sizeof(name), depth, true);
-	image = open_image(name);
+	image = image_open(name);
 	for (unsigned int i = 0; i < CHAIN_READS; i++) {
 		uint64_t p = (unsigned int)rand_r(&seed) % CHAIN_PAGES;
 		double t = bench_now();
 
 		must(kvmem_image_read(image, p * PAGE, page, PAGE));
 		times[i] = bench_now() - t;
-		if (depth + 1 == chain.depth) {
-			fill(want, p, chain.version[p]);
-			bench_check(!memcmp(page, want, PAGE), "chain: another content");
-		}
+		if (depth + 1 == chain.depth)
+			bench_check(is_page(page, p, chain.version[p]), "chain: another content");
 	}
 	must(kvmem_image_close(image));
 	qsort(times, CHAIN_READS, sizeof(*times), by_value);
@@ -390,7 +323,7 @@ static void chains(void)
 	static unsigned int one = 1, depth;
 	size_t count = bench_quick() ? 2 : 3;
 
-	enter();
+	folder_enter();
 	chain.depth = 0;
 	for (size_t i = 0; i < count; i++) {
 		struct bench_report open_row = {
@@ -415,7 +348,7 @@ static void chains(void)
 		snprintf(name, sizeof(name), "chain-read-%u", depth);
 		bench_compare(name, &read_row);
 	}
-	leave();
+	folder_leave();
 }
 
 /* ---- replay ---- */
@@ -437,36 +370,12 @@ static int by_offset(const void *a, const void *b)
 	return (x->offset > z->offset) - (x->offset < z->offset);
 }
 
-static void drop(void)
-{
-	int fd = open("image", O_RDONLY);
-
-	bench_check(fd >= 0 && !fdatasync(fd) && !posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED),
-		    "replay: dropping the page cache");
-	close(fd);
-}
-
-static struct kvmem_region *memory_of(uint64_t bytes)
-{
-	struct kvmem_region_opts o = KVMEM_REGION_OPTS_INIT;
-	struct kvmem_region *ram;
-
-	o.bytes = bytes;
-	o.backing = KVMEM_BACKING_MEMFD;
-	must(kvmem_region_create(NULL, &o, &ram));
-	return ram;
-}
-
 static void check_set(const uint8_t *base)
 {
-	uint8_t want[PAGE];
-
 	for (uint64_t i = 0; i < y.count; i++)
 		for (uint64_t at = y.sorted[i].offset; at < y.sorted[i].offset + y.sorted[i].bytes;
-		     at += PAGE) {
-			fill(want, at / PAGE, 1);
-			bench_check(!memcmp(base + at, want, PAGE), "replay: another content");
-		}
+		     at += PAGE)
+			bench_check(is_page(base + at, at / PAGE, 1), "replay: another content");
 }
 
 /* One thread, ascending, a read and an UFFDIO_COPY for each run. */
@@ -474,7 +383,7 @@ static double by_hand(void *arg)
 {
 	struct uffdio_api api = { .api = UFFD_API };
 	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
-	struct kvmem_region *ram = memory_of(y.bytes);
+	struct kvmem_region *ram = memory_create(y.bytes, KVMEM_BACKING_MEMFD);
 	uint8_t *base = kvmem_region_base(ram);
 	int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 	int fd = open("image", O_RDONLY);
@@ -486,7 +395,7 @@ static double by_hand(void *arg)
 	reg.range.len = y.bytes;
 	bench_check(!ioctl(uffd, UFFDIO_REGISTER, &reg), "replay: UFFDIO_REGISTER");
 	if (y.dropped)
-		drop();
+		image_drop();
 	t = bench_now();
 	for (uint64_t i = 0; i < y.count; i++) {
 		struct uffdio_copy c = { .dst = (uintptr_t)base + y.sorted[i].offset,
@@ -510,8 +419,8 @@ static double by_replay(void *arg)
 	struct kvmem_pager_opts o = KVMEM_PAGER_OPTS_INIT;
 	struct kvmem_replay_opts ro = KVMEM_REPLAY_OPTS_INIT;
 	struct kvmem_replay_result res = KVMEM_REPLAY_RESULT_INIT;
-	struct kvmem_region *ram = memory_of(y.bytes);
-	struct kvmem_image *image = open_image("image.kvmem");
+	struct kvmem_region *ram = memory_create(y.bytes, KVMEM_BACKING_MEMFD);
+	struct kvmem_image *image = image_open("image.kvmem");
 	struct kvmem_source *source;
 	struct kvmem_pager *pager;
 	double t;
@@ -523,7 +432,7 @@ static double by_replay(void *arg)
 	must(kvmem_pager_add(pager, ram, source, 0, 0));
 	must(kvmem_pager_start(pager));
 	if (y.dropped)
-		drop();
+		image_drop();
 	ro.image = y.dropped ? image : NULL;
 	t = bench_now();
 	must(kvmem_workset_replay(y.set, pager, &ram, 1, &ro, &res));
@@ -558,42 +467,23 @@ static double one_read(void *arg)
 /* Runs of 1 to 4 pages all over the memory, in an order that is not that of addresses. */
 static void make_set(uint64_t runs)
 {
+	struct kvmem_range *ranges = calloc(runs, sizeof(*ranges));
 	uint64_t slots = y.bytes / (8 * PAGE);
-	struct kvmem_region *ram = memory_of(y.bytes);
-	struct kvmem_recorder_opts o = KVMEM_RECORDER_OPTS_INIT;
-	struct kvmem_recorder *r;
 
-	o.begin_ns = 1;
-	o.max_bytes = y.bytes;
-	must(kvmem_recorder_create(&ram, 1, &o, &r));
-	for (uint64_t i = 0; i < runs; i++) {
-		uint64_t slot = i * 0x9e3779b1ull % slots;
-		struct kvmem_trace_entry e = { .time_ns = 2,
-					       .region = ram,
-					       .offset = slot * 8 * PAGE,
-					       .bytes = (1 + i % 4) * PAGE };
-
-		must(kvmem_recorder_add(r, &e, 1));
-	}
-	must(kvmem_recorder_finish(r, &y.set));
-	kvmem_recorder_free(r);
-	must(kvmem_region_free(ram));
+	for (uint64_t i = 0; i < runs; i++)
+		ranges[i] = (struct kvmem_range){ i * 0x9e3779b1ull % slots * 8 * PAGE,
+						  (1 + i % 4) * PAGE };
+	y.set = workset_make(y.bytes, ranges, runs);
+	free(ranges);
 }
 
 static void open_replay(void)
 {
 	struct kvmem_workset_info info = KVMEM_WORKSET_INFO_INIT;
-	struct kvmem_image_writer *w;
 
 	y.bytes = bench_mib(4096, 128) * MIB;
 	y.buf = malloc(MIB);
-	w = create("image", y.bytes, KVMEM_IMAGE_NO_SYNC, NULL);
-	for (uint64_t at = 0; at < y.bytes; at += MIB) {
-		for (uint64_t in = 0; in < MIB; in += PAGE)
-			fill(y.buf + in, (at + in) / PAGE, 1);
-		must(kvmem_image_write(w, at, y.buf, MIB));
-	}
-	must(kvmem_image_commit(w, NULL));
+	image_make(y.bytes);
 	make_set(bench_quick() ? 2000 : 100000);
 	must(kvmem_workset_get_info(y.set, &info));
 	y.count = info.ranges;
@@ -624,7 +514,7 @@ static void replay(void)
 		return;
 	}
 	must(kvmem_pager_free(probe));
-	enter();
+	folder_enter();
 	open_replay();
 	bench_compare("replay-cached", &cached);
 	dropped.limit = (struct bench_side){ "as many bytes in one read", one_read, NULL };
@@ -637,7 +527,7 @@ static void replay(void)
 	free(y.ranges);
 	free(y.sorted);
 	free(y.buf);
-	leave();
+	folder_leave();
 }
 
 BENCH_MAIN({ "save-full", save_full }, { "capture-pause", capture_pause }, { "chain", chains },
