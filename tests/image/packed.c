@@ -102,7 +102,7 @@ static void make_chain(uint8_t *m, unsigned int depth)
 	unsigned long long seed = 7;
 	char path[32];
 
-	save_model("c0", m, BYTES, PACKED);
+	save_model("c0", m, BYTES, PACKED | KVMEM_IMAGE_NO_SYNC);
 	for (unsigned int d = 1; d < depth; d++) {
 		struct kvmem_image *parent;
 		struct kvmem_image_writer *w;
@@ -110,7 +110,7 @@ static void make_chain(uint8_t *m, unsigned int depth)
 		snprintf(path, sizeof(path), "c%u.kvmem", d - 1);
 		parent = open_image(path);
 		snprintf(path, sizeof(path), "c%u", d);
-		w = create(path, parent, BYTES, d % 2 ? 0 : PACKED);
+		w = create(path, parent, BYTES, KVMEM_IMAGE_NO_SYNC | (d % 2 ? 0 : PACKED));
 		for (unsigned int i = 0; i < 100; i++) {
 			uint64_t p = harness_random(&seed) % (BYTES / PAGE);
 
@@ -125,6 +125,7 @@ static void make_chain(uint8_t *m, unsigned int depth)
 	}
 }
 
+/* So deep that layers have to share slots of the cache. */
 TEST(chains_of_both_layouts)
 {
 	struct kvmem_image *image, *parent;
@@ -134,8 +135,8 @@ TEST(chains_of_both_layouts)
 
 	enter_folder();
 	fds = harness_count_fds();
-	make_chain(m, 7);
-	image = open_image("c6.kvmem");
+	make_chain(m, 35);
+	image = open_image("c34.kvmem");
 	check_model(image, m, BYTES);
 	must(kvmem_image_verify(image, NULL, NULL));
 	must(kvmem_image_prefetch(image, 0, BYTES));
@@ -144,7 +145,7 @@ TEST(chains_of_both_layouts)
 	must(kvmem_image_open_parent(image, &parent));
 	must(kvmem_image_close(image));
 	ck_assert_int_eq(chdir(folder), 0);
-	image = open_image("c5.kvmem");
+	image = open_image("c33.kvmem");
 	for (uint64_t at = 0; at < BYTES; at += PAGE) {
 		uint8_t one[PAGE], other[PAGE];
 
@@ -562,6 +563,7 @@ TEST(frames_that_lie)
 	uint8_t *m = small_model(), *bomb = calloc(1, bomb_bytes), *frame = malloc(room), byte = 0;
 	const uint8_t *chunk = m + KI_CHUNK;
 	const uint32_t size = KI_CHUNK, legacy = 0xFD2FB527;
+	struct kvmem_image *image;
 	size_t n;
 
 	enter_folder();
@@ -576,6 +578,8 @@ TEST(frames_that_lie)
 	refused(m, frame, n + 1, "a byte behind it");
 	memcpy(frame + n, frame, n);
 	refused(m, frame, 2 * n, "twice");
+	memcpy(frame + n, "\x50\x2a\x4d\x18\x08\0\0\0abcdefgh", 16);
+	refused(m, frame, n + 16, "and one behind it that is skipped");
 	refused(m, frame, 3, "no magic");
 	refused(m, &byte, 0, "none");
 	memcpy(frame, &legacy, 4);
@@ -601,7 +605,10 @@ TEST(frames_that_lie)
 	refused(m, frame, 16, "one that is skipped");
 	memset(frame, 'x', KI_MAX_FRAME + 1);
 	refused(m, frame, KI_MAX_FRAME, "none of zstd");
-	refused(m, frame, KI_MAX_FRAME + 1, "longer than one can be");
+	put_frame(frame, KI_MAX_FRAME + 1);
+	image = open_image("a.kvmem");
+	fails(kvmem_image_read(image, 18 * PAGE, frame, PAGE), EBADMSG, "index is damaged");
+	must(kvmem_image_close(image));
 	file_put(&index_file, index_file.size);
 	file_put(&data_file, data_file.size);
 	ck_assert_uint_eq(look(m), 0);
