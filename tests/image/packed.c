@@ -231,6 +231,34 @@ TEST(a_commit_is_told_of_and_cancelled)
 }
 END
 
+/* A guest's memory into packed data. */
+TEST(memory_is_saved_packed)
+{
+	struct kvmem_region_opts o = KVMEM_REGION_OPTS_INIT;
+	struct kvmem_image_save_result saved = KVMEM_IMAGE_SAVE_RESULT_INIT;
+	unsigned long long seed = 6;
+	uint8_t *m = model_new(BYTES, &seed);
+	struct kvmem_image_writer *w;
+	struct kvmem_image *image;
+	struct kvmem_region *ram;
+
+	enter_folder();
+	o.bytes = BYTES;
+	must(kvmem_region_create(NULL, &o, &ram));
+	memcpy(kvmem_region_base(ram), m, BYTES);
+	w = create("a", NULL, BYTES, PACKED);
+	must(kvmem_image_save(w, &ram, 1, NULL, NULL, &saved));
+	must(kvmem_image_commit(w, NULL));
+	image = open_image("a.kvmem");
+	check_info(image, true, saved.bytes_data);
+	check_model(image, m, BYTES);
+	must(kvmem_region_free(ram));
+	must(kvmem_image_close(image));
+	free(m);
+	leave_folder();
+}
+END
+
 /* ---- the cache ---- */
 
 static struct file index_file = { .name = "a.kvmem" }, data_file = { .name = "a" };
@@ -253,6 +281,34 @@ static void free_files(void)
 	free(index_file.bytes);
 	free(data_file.bytes);
 }
+
+/* In the order of the chunks, whatever threads there are. */
+TEST(frames_lie_in_order)
+{
+	const uint64_t bytes = 96 * MIB;
+	uint8_t *m = calloc(1, bytes);
+	uint64_t at = 0;
+
+	/* Some spans take long to pack and some do not. */
+	for (uint64_t p = 0; p < bytes / PAGE; p++)
+		if (p / 512 % 3 == 0)
+			fill_page(m + p * PAGE, p, 1);
+		else if (p % 16 == 0)
+			fill_dull_page(m + p * PAGE, p);
+	enter_folder();
+	save_model("a", m, bytes, PACKED | KVMEM_IMAGE_NO_SYNC);
+	get_files();
+	for (uint64_t chunk = 0; chunk < bytes / KI_CHUNK; chunk++) {
+		ck_assert_uint_eq(frame_of(chunk)->offset, at);
+		ck_assert_uint_ne(frame_of(chunk)->bytes, 0);
+		at += frame_of(chunk)->bytes;
+	}
+	ck_assert_uint_eq(at, data_file.size);
+	free_files();
+	free(m);
+	leave_folder();
+}
+END
 
 static void damage_frame(uint64_t chunk)
 {
@@ -715,7 +771,7 @@ END
 
 HARNESS_MAIN(T(what_was_packed_is_read), T(nothing_but_zeros_is_packed), T(chains_of_both_layouts),
 	     T(a_parent_that_was_packed_since_is_another_one), T(a_commit_is_told_of_and_cancelled),
-	     T(a_chunk_is_unpacked_once), T(many_threads_read_one_image),
-	     T(a_region_is_filled_from_it), T(a_pager_never_gives_out_a_damaged_chunk),
-	     T(no_flipped_bit_is_given_out), T(frames_that_lie), T(a_table_of_frames_that_lies),
-	     T(a_head_that_lies))
+	     T(memory_is_saved_packed), T(frames_lie_in_order), T(a_chunk_is_unpacked_once),
+	     T(many_threads_read_one_image), T(a_region_is_filled_from_it),
+	     T(a_pager_never_gives_out_a_damaged_chunk), T(no_flipped_bit_is_given_out),
+	     T(frames_that_lie), T(a_table_of_frames_that_lies), T(a_head_that_lies))
