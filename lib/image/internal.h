@@ -15,6 +15,7 @@
  *	layers.c	the parents of an image, opened when something of them is needed
  *	raw.c		files without an index
  *	image.c		an image: opened, looked up, closed
+ *	parent.c	the image that one was made on top of
  *	read.c		content, checked; runs; verify
  *	source.c	its content as a source
  *	ahead.c		data into the page cache

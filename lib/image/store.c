@@ -200,44 +200,46 @@ static int put_blocks(struct store *s)
 	return r;
 }
 
-/* A table of which each part has a sum of its own, in another table. */
-static int put_parts(struct store *s, const void *table, uint64_t bytes, struct ki_table *ret_sums,
-		     struct ki_table *ret_table)
+/* The sums of the parts of a table that has been put, in a table of their own. */
+static int put_part_sums(struct store *s, char *table, struct ki_table *where,
+			 struct ki_table *ret_sums)
 {
-	uint64_t parts = (bytes + KI_PART - 1) / KI_PART;
+	uint64_t parts = (where->bytes + KI_PART - 1) / KI_PART;
 	uint64_t *sums = malloc(parts * sizeof(*sums));
 	int r;
 
 	if (!sums)
 		return ki_fail(ENOMEM, "kvmem_image_commit: no memory");
 	for (uint64_t i = 0; i < parts; i++)
-		sums[i] = ki_sum64((const char *)table + i * KI_PART,
-				   ki_min(KI_PART, bytes - i * KI_PART));
+		sums[i] = ki_sum64(table + i * KI_PART,
+				   ki_min(KI_PART, where->bytes - i * KI_PART));
 	r = put(s, sums, parts * sizeof(*sums), ret_sums);
-	if (!r)
-		r = put(s, table, bytes, ret_table);
-	ret_table->sum = (struct ki_sum){ 0 };
+	where->sum = (struct ki_sum){ 0 }; /* its parts have theirs */
 	free(sums);
 	return r;
 }
 
 static int put_block_table(struct store *s)
 {
-	return put_parts(s, s->blocks, s->spans * sizeof(*s->blocks), &s->super.part_table,
-			 &s->super.block_table);
+	struct ki_super *x = &s->super;
+	int r = put(s, s->blocks, s->spans * sizeof(*s->blocks), &x->block_table);
+
+	return r ? r : put_part_sums(s, (char *)s->blocks, &x->block_table, &x->part_table);
 }
 
 static int put_frames(struct store *s)
 {
 	const struct kvmem_image_writer *w = s->w;
+	struct ki_super *x = &s->super;
+	int r;
 
 	if (!w->frames)
 		return 0;
-	s->super.incompat |= KI_PACKED;
-	s->super.chunk_shift = KI_CHUNK_SHIFT;
-	s->super.data_bytes = w->packed_bytes;
-	return put_parts(s, w->frames, ki_chunks(w->bytes) * sizeof(*w->frames),
-			 &s->super.frame_part_table, &s->super.frame_table);
+	x->incompat |= KI_PACKED;
+	x->chunk_shift = KI_CHUNK_SHIFT;
+	x->data_bytes = w->packed_bytes;
+	r = put(s, w->frames, ki_chunks(w->bytes) * sizeof(*w->frames), &x->frame_table);
+	return r ? r : put_part_sums(s, (char *)w->frames, &x->frame_table, &x->frame_part_table);
 }
 
 /* ---- the rest ---- */

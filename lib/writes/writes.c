@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
 /*
  * Writes through a mapping, by asynchronous write protection. Protected pages have a bit in their entry of the page
- * table, memory that was never touched has a marker with it (WP_UNPOPULATED). Everything else was written: pages
- * whose bit a write has taken off, and entries that are empty, since something was there and has been taken out of
- * the mapping: by reclaim of a file's page, by a discard or by km_region_changed(). PAGEMAP_SCAN calls an empty
- * entry WRITTEN, but not those of a page table that has gone as a whole (MADV_DONTNEED frees it, with
- * CONFIG_PT_RECLAIM): these are known by what they are not. So a mapping that has come in place of a part of the
+ * table, memory that was never touched has a marker with it (WP_UNPOPULATED, which WP_ASYNC includes). Everything
+ * else PAGEMAP_SCAN tells as written: pages whose bit a write has taken off, and entries that are empty, also of a
+ * page table that has gone as a whole, since something was there and has been taken out of the mapping: by reclaim
+ * of a file's page, by a discard or by km_region_changed(). So a mapping that has come in place of a part of the
  * watched one (a discard in a clone) need only be registered, which each take does: all of it reads as written.
  */
 #include <errno.h>
@@ -41,7 +40,6 @@ static int open_uffd(void)
 {
 	struct uffdio_api api = { .api = UFFD_API,
 				  .features = KM_UFFD_FEATURE_WP_ASYNC |
-					      KM_UFFD_FEATURE_WP_UNPOPULATED |
 					      KM_UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
 					      UFFD_FEATURE_PAGEFAULT_FLAG_WP };
 	/* It raises no events, so those of the kernel's own accesses are none: no privilege is needed. */
@@ -250,13 +248,6 @@ int kvmem_writes_remove(struct kvmem_writes *writes, struct kvmem_region *region
 
 /* ---- taken ---- */
 
-/* Neither there nor a marker: there was something. */
-static bool is_written(const struct km_page_region *p)
-{
-	return p->categories & KM_PAGE_IS_WRITTEN ||
-	       !(p->categories & (KM_PAGE_IS_PRESENT | KM_PAGE_IS_SWAPPED));
-}
-
 /* There is room for it: joined to the run before, or one more. */
 static void append(struct kvmem_region *region, uint64_t from, uint64_t to, struct kvmem_run *runs,
 		   size_t *used)
@@ -281,9 +272,8 @@ static int64_t scan(const struct kvmem_writes *w, uint64_t from, uint64_t to, si
 		.end = to,
 		.vec = (uintptr_t)vec,
 		.vec_len = km_min(VECTOR, room),
-		.category_inverted = KM_PAGE_IS_PRESENT,
-		.category_anyof_mask = KM_PAGE_IS_WRITTEN | KM_PAGE_IS_PRESENT,
-		.return_mask = KM_PAGE_IS_WRITTEN | KM_PAGE_IS_PRESENT | KM_PAGE_IS_SWAPPED,
+		.category_mask = KM_PAGE_IS_WRITTEN,
+		.return_mask = KM_PAGE_IS_WRITTEN,
 	};
 	int64_t n = km_sys_ioctl(w->pagemap, KM_PAGEMAP_SCAN, &s);
 
@@ -310,9 +300,7 @@ static int64_t take(const struct kvmem_writes *w, const struct watched *e, uint6
 				       ": error %d",
 				       at - base, (int)-n);
 		for (int64_t i = 0; i < n; i++)
-			if (is_written(&vec[i]))
-				append(e->region, vec[i].start - base, vec[i].end - base, runs,
-				       &used);
+			append(e->region, vec[i].start - base, vec[i].end - base, runs, &used);
 	}
 	*ret_next = at - base;
 	return (int64_t)used;

@@ -102,7 +102,7 @@ static void make_chain(uint8_t *m, unsigned int depth)
 	unsigned long long seed = 7;
 	char path[32];
 
-	save_model("c0", m, BYTES, PACKED);
+	save_model("c0", m, BYTES, PACKED | KVMEM_IMAGE_NO_SYNC);
 	for (unsigned int d = 1; d < depth; d++) {
 		struct kvmem_image *parent;
 		struct kvmem_image_writer *w;
@@ -110,7 +110,7 @@ static void make_chain(uint8_t *m, unsigned int depth)
 		snprintf(path, sizeof(path), "c%u.kvmem", d - 1);
 		parent = open_image(path);
 		snprintf(path, sizeof(path), "c%u", d);
-		w = create(path, parent, BYTES, d % 2 ? 0 : PACKED);
+		w = create(path, parent, BYTES, KVMEM_IMAGE_NO_SYNC | (d % 2 ? 0 : PACKED));
 		for (unsigned int i = 0; i < 100; i++) {
 			uint64_t p = harness_random(&seed) % (BYTES / PAGE);
 
@@ -125,6 +125,7 @@ static void make_chain(uint8_t *m, unsigned int depth)
 	}
 }
 
+/* So deep that layers have to share slots of the cache. */
 TEST(chains_of_both_layouts)
 {
 	struct kvmem_image *image, *parent;
@@ -134,8 +135,8 @@ TEST(chains_of_both_layouts)
 
 	enter_folder();
 	fds = harness_count_fds();
-	make_chain(m, 7);
-	image = open_image("c6.kvmem");
+	make_chain(m, 35);
+	image = open_image("c34.kvmem");
 	check_model(image, m, BYTES);
 	must(kvmem_image_verify(image, NULL, NULL));
 	must(kvmem_image_prefetch(image, 0, BYTES));
@@ -144,7 +145,7 @@ TEST(chains_of_both_layouts)
 	must(kvmem_image_open_parent(image, &parent));
 	must(kvmem_image_close(image));
 	ck_assert_int_eq(chdir(folder), 0);
-	image = open_image("c5.kvmem");
+	image = open_image("c33.kvmem");
 	for (uint64_t at = 0; at < BYTES; at += PAGE) {
 		uint8_t one[PAGE], other[PAGE];
 
@@ -230,6 +231,34 @@ TEST(a_commit_is_told_of_and_cancelled)
 }
 END
 
+/* A guest's memory into packed data. */
+TEST(memory_is_saved_packed)
+{
+	struct kvmem_region_opts o = KVMEM_REGION_OPTS_INIT;
+	struct kvmem_image_save_result saved = KVMEM_IMAGE_SAVE_RESULT_INIT;
+	unsigned long long seed = 6;
+	uint8_t *m = model_new(BYTES, &seed);
+	struct kvmem_image_writer *w;
+	struct kvmem_image *image;
+	struct kvmem_region *ram;
+
+	enter_folder();
+	o.bytes = BYTES;
+	must(kvmem_region_create(NULL, &o, &ram));
+	memcpy(kvmem_region_base(ram), m, BYTES);
+	w = create("a", NULL, BYTES, PACKED);
+	must(kvmem_image_save(w, &ram, 1, NULL, NULL, &saved));
+	must(kvmem_image_commit(w, NULL));
+	image = open_image("a.kvmem");
+	check_info(image, true, saved.bytes_data);
+	check_model(image, m, BYTES);
+	must(kvmem_region_free(ram));
+	must(kvmem_image_close(image));
+	free(m);
+	leave_folder();
+}
+END
+
 /* ---- the cache ---- */
 
 static struct file index_file = { .name = "a.kvmem" }, data_file = { .name = "a" };
@@ -252,6 +281,34 @@ static void free_files(void)
 	free(index_file.bytes);
 	free(data_file.bytes);
 }
+
+/* In the order of the chunks, whatever threads there are. */
+TEST(frames_lie_in_order)
+{
+	const uint64_t bytes = 96 * MIB;
+	uint8_t *m = calloc(1, bytes);
+	uint64_t at = 0;
+
+	/* Some spans take long to pack and some do not. */
+	for (uint64_t p = 0; p < bytes / PAGE; p++)
+		if (p / 512 % 3 == 0)
+			fill_page(m + p * PAGE, p, 1);
+		else if (p % 16 == 0)
+			fill_dull_page(m + p * PAGE, p);
+	enter_folder();
+	save_model("a", m, bytes, PACKED | KVMEM_IMAGE_NO_SYNC);
+	get_files();
+	for (uint64_t chunk = 0; chunk < bytes / KI_CHUNK; chunk++) {
+		ck_assert_uint_eq(frame_of(chunk)->offset, at);
+		ck_assert_uint_ne(frame_of(chunk)->bytes, 0);
+		at += frame_of(chunk)->bytes;
+	}
+	ck_assert_uint_eq(at, data_file.size);
+	free_files();
+	free(m);
+	leave_folder();
+}
+END
 
 static void damage_frame(uint64_t chunk)
 {
@@ -562,6 +619,7 @@ TEST(frames_that_lie)
 	uint8_t *m = small_model(), *bomb = calloc(1, bomb_bytes), *frame = malloc(room), byte = 0;
 	const uint8_t *chunk = m + KI_CHUNK;
 	const uint32_t size = KI_CHUNK, legacy = 0xFD2FB527;
+	struct kvmem_image *image;
 	size_t n;
 
 	enter_folder();
@@ -576,6 +634,8 @@ TEST(frames_that_lie)
 	refused(m, frame, n + 1, "a byte behind it");
 	memcpy(frame + n, frame, n);
 	refused(m, frame, 2 * n, "twice");
+	memcpy(frame + n, "\x50\x2a\x4d\x18\x08\0\0\0abcdefgh", 16);
+	refused(m, frame, n + 16, "and one behind it that is skipped");
 	refused(m, frame, 3, "no magic");
 	refused(m, &byte, 0, "none");
 	memcpy(frame, &legacy, 4);
@@ -601,7 +661,10 @@ TEST(frames_that_lie)
 	refused(m, frame, 16, "one that is skipped");
 	memset(frame, 'x', KI_MAX_FRAME + 1);
 	refused(m, frame, KI_MAX_FRAME, "none of zstd");
-	refused(m, frame, KI_MAX_FRAME + 1, "longer than one can be");
+	put_frame(frame, KI_MAX_FRAME + 1);
+	image = open_image("a.kvmem");
+	fails(kvmem_image_read(image, 18 * PAGE, frame, PAGE), EBADMSG, "index is damaged");
+	must(kvmem_image_close(image));
 	file_put(&index_file, index_file.size);
 	file_put(&data_file, data_file.size);
 	ck_assert_uint_eq(look(m), 0);
@@ -708,7 +771,7 @@ END
 
 HARNESS_MAIN(T(what_was_packed_is_read), T(nothing_but_zeros_is_packed), T(chains_of_both_layouts),
 	     T(a_parent_that_was_packed_since_is_another_one), T(a_commit_is_told_of_and_cancelled),
-	     T(a_chunk_is_unpacked_once), T(many_threads_read_one_image),
-	     T(a_region_is_filled_from_it), T(a_pager_never_gives_out_a_damaged_chunk),
-	     T(no_flipped_bit_is_given_out), T(frames_that_lie), T(a_table_of_frames_that_lies),
-	     T(a_head_that_lies))
+	     T(memory_is_saved_packed), T(frames_lie_in_order), T(a_chunk_is_unpacked_once),
+	     T(many_threads_read_one_image), T(a_region_is_filled_from_it),
+	     T(a_pager_never_gives_out_a_damaged_chunk), T(no_flipped_bit_is_given_out),
+	     T(frames_that_lie), T(a_table_of_frames_that_lies), T(a_head_that_lies))
