@@ -247,7 +247,7 @@ int kvmem_image_save(struct kvmem_image_writer *writer, struct kvmem_region *con
 {
 	struct kvmem_image_save_result result = KVMEM_IMAGE_SAVE_RESULT_INIT;
 	struct ki_next all = { .w = writer, .regions = regions };
-	struct kvmem_image_save_opts o;
+	struct kvmem_image_save_opts o = KVMEM_IMAGE_SAVE_OPTS_INIT;
 	int r = 0;
 
 	if (!writer)

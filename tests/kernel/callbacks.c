@@ -56,6 +56,14 @@ static int call_next_run(void)
 	return kvmem_region_next_run(now.s.ram, 0, &run, &state);
 }
 
+static int call_stored(void)
+{
+	struct kvmem_stored stored[4];
+	int64_t n = kvmem_region_stored(now.s.ram, 0, MIB, stored, 4);
+
+	return n < 0 ? (int)n : 0;
+}
+
 static int call_get_plan(void)
 {
 	struct kvmem_plan plan = KVMEM_PLAN_INIT;
@@ -267,6 +275,7 @@ static const struct row {
 	{ "region_mark_absent", call_absent, { "no", "no", "no", "no", "no", "no" } },
 	{ "region_next_missing", call_next_missing, { "yes", "yes", "yes", "yes", "yes", "yes" } },
 	{ "region_next_run", call_next_run, { "yes", "yes", "yes", "yes", "yes", "yes" } },
+	{ "region_stored", call_stored, { "yes", "yes", "yes", "yes", "yes", "yes" } },
 	{ "region_get_plan", call_get_plan, { "yes", "yes", "yes", "yes", "yes", "yes" } },
 	{ "region_attach", call_attach, { "no", "no", "no", "no", "no", "no" } },
 	{ "region_detach", call_detach, { "no", "no", "no", "no", "no", "no" } },

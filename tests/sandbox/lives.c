@@ -924,7 +924,7 @@ static void writes_life(void)
 {
 	struct kvmem_writes *writes;
 	struct kvmem_region *r;
-	struct kvmem_run run;
+	struct kvmem_run run = { 0 };
 	uint64_t next;
 	int ret;
 
