@@ -150,6 +150,12 @@ static bool has_uffd_poison(void)
 	return registers(fd, p, UFFDIO_REGISTER_MODE_MISSING) && !ioctl(fd, UFFD_POISON, &poison);
 }
 
+/* UFFD_FEATURE_WP_ASYNC: Linux 6.7. */
+static bool has_wp_async(void)
+{
+	return uffd(1u << 15) >= 0;
+}
+
 static bool has_gmem_uffd(void)
 {
 	return registers(uffd(0),
@@ -264,6 +270,7 @@ static const struct {
 	{ "uffd", has_uffd },
 	{ "uffd-minor", has_uffd_minor },
 	{ "uffd-poison", has_uffd_poison },
+	{ "wp-async", has_wp_async },
 	{ "hugetlb", has_hugetlb },
 	{ "numa2", has_numa2 },
 	{ "weighted-interleave", has_weighted_interleave },

@@ -99,14 +99,17 @@ def _need_agent(opts):
 		   str(TOP / "tests/rig/agent.c")])
 
 
+OF_IMAGES = "image_capture", "image_precopy", "image_save", "image_workset"
+
+
 def _suite_programs(build, timeout):
-	"""What meson knows as tests of the suite kernel."""
+	"""What meson knows as tests of the suite kernel, and those of images that ask the kernel for much."""
 	info = build / "meson-info/intro-tests.json"
 	if not info.exists():
 		raise RigError(f"{build} is no build directory: meson setup it and ninja -C it first")
 	found = []
 	for t in json.loads(info.read_text(encoding="utf-8")):
-		if any(s.split(":")[-1] == "kernel" for s in t["suite"]):
+		if any(s.split(":")[-1] == "kernel" for s in t["suite"]) or t["name"] in OF_IMAGES:
 			found.append(Program(t["name"], Path(t["cmd"][0]), t["cmd"][1:], timeout))
 	return found
 
