@@ -30,27 +30,38 @@ static inline struct kvmem_region *make_ram(void)
 	return ram;
 }
 
+/* A guest that has run: content is in all pages. */
+static inline struct kvmem_region *make_full_ram(void)
+{
+	struct kvmem_region *ram = make_ram();
+
+	for (uint64_t page = 0; page < PAGES; page++)
+		*word_of(ram, page) = page;
+	return ram;
+}
+
 static char saved_folder[] = "/tmp/kvmem-saved-XXXXXX";
+static uint64_t saved_ns; /* how long the save took */
 
 static inline struct kvmem_image *save_ram(void)
 {
 	struct kvmem_image_create_opts o = KVMEM_IMAGE_CREATE_OPTS_INIT;
 	struct kvmem_image_region at = KVMEM_IMAGE_REGION_INIT;
-	struct kvmem_region *ram = make_ram();
+	struct kvmem_region *ram = make_full_ram();
 	struct kvmem_image_writer *writer;
 	struct kvmem_image *image;
 
 	if (!mkdtemp(saved_folder) || chdir(saved_folder))
 		exit(EXIT_FAILURE);
-	for (uint64_t page = 0; page < PAGES; page++)
-		*word_of(ram, page) = page;
 	at.bytes = PAGES * BASE_PAGE;
 	o.regions = &at;
 	o.region_count = 1;
+	saved_ns = now_ns();
 	must(kvmem_image_create("guest", &o, &writer), "image");
 	must(kvmem_image_save(writer, &ram, 1, NULL, NULL, NULL), "save");
 	must(kvmem_image_write_blob(writer, "devices", "their state", 11), "blob");
 	must(kvmem_image_commit(writer, NULL), "commit");
+	saved_ns = now_ns() - saved_ns;
 	must(kvmem_region_free(ram), "free");
 	must(kvmem_image_open("guest.kvmem", NULL, &image), "open");
 	return image;
@@ -74,7 +85,7 @@ static inline struct kvmem_pager *page_ram(struct kvmem_region *ram, struct kvme
 
 static inline void leave_folder(void)
 {
-	const char *names[] = { "guest", "guest.kvmem", "guest.set" };
+	const char *names[] = { "guest", "guest.kvmem", "guest.set", "live", "live.kvmem" };
 
 	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
 		unlink(names[i]);

@@ -68,8 +68,9 @@ static int kinds_by_pagemap(struct km_captured *p, uint64_t first, uint64_t coun
 /* ---- kinds ---- */
 
 /*
- * Under a pager the library's record is the truth: what it has as ABSENT, or is just being filled, has no content that
- * anybody could have seen. Without one only its marks of poison count: a guest writes where it wants.
+ * Under a pager the library's record is the truth: what it has as ABSENT, or is just being filled, had no content at
+ * the pause that anybody could have seen (km_guard_settle()); where it was REMOVED meanwhile, it is zero. Without one
+ * only its marks of poison count: a guest writes where it wants.
  */
 static void kinds_by_presence(struct km_captured *p, uint64_t first, uint64_t count)
 {
@@ -80,6 +81,10 @@ static void kinds_by_presence(struct km_captured *p, uint64_t first, uint64_t co
 		return;
 	for (uint64_t n; count; first += n, count -= n) {
 		n = km_presence_run(map, first, count, &state);
+		if (p->watched && state == KM_CLAIMED) {
+			n = 1;
+			state = km_presence_zero(map, first) ? KM_ZERO : KM_ABSENT;
+		}
 		if (state == KM_POISONED)
 			km_record_assign(&p->record, first, n, KM_RECORD_POISONED);
 		else if (p->watched && state == KM_ZERO)

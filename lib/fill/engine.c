@@ -59,6 +59,16 @@ void km_pages_publish(struct kvmem_region *r, uint64_t page, uint64_t count,
 			  quiet);
 }
 
+void km_pages_publish_leave(struct kvmem_region *r, struct km_guard *g, uint64_t page,
+			    uint64_t count, enum km_page_state state, bool quiet)
+{
+	unsigned int ended = count ? km_presence_publish(&r->presence, page, count, state) : 0;
+
+	km_guard_leave(r, g); /* the VMM may be called now */
+	if (count)
+		end_claim(r, page, count, ended, quiet);
+}
+
 int64_t km_pages_set_access(const struct kvmem_region *r, uint64_t page, uint64_t count, int prot)
 {
 	return km_sys_mprotect(r->base + (page << r->page_shift), count << r->page_shift, prot);
@@ -205,6 +215,7 @@ static int map_stored(struct kvmem_region *r, uint64_t page, uint64_t count, boo
 	struct km_place p = { .watch = r->watch, .first = page, .claimed = true };
 	uint64_t end = page + count;
 	enum km_page_state state;
+	struct km_guard *g;
 	int err = 0;
 
 	if (!r->watch || r->fd < 0) {
@@ -213,15 +224,18 @@ static int map_stored(struct kvmem_region *r, uint64_t page, uint64_t count, boo
 	}
 	while (p.first < end) {
 		p.count = end - p.first;
+		g = km_guard_enter(r);
 		err = km_place_stored(&p, &state);
 		if (err == -EFAULT && exists) {
 			p.done = 1;
 			state = KM_ZERO;
 			err = 0;
 		}
-		if (err)
+		if (err) {
+			km_guard_leave(r, g);
 			break;
-		km_pages_publish(r, p.first, p.done, state, false);
+		}
+		km_pages_publish_leave(r, g, p.first, p.done, state, false);
 		p.first += p.done;
 	}
 	*ret_done = p.first - page;
@@ -339,15 +353,19 @@ int km_pages_place(struct kvmem_region *r, uint64_t page, uint64_t count, const 
 	};
 	uint64_t end = page + count;
 	enum km_page_state state;
+	struct km_guard *g;
 	int err = 0;
 
 	while (p.first < end && !err) {
 		p.count = end - p.first;
 		p.src = buf ? (const uint8_t *)buf + ((p.first - page) << r->page_shift) : NULL;
+		g = km_guard_enter(r);
 		err = km_place_claimed(&p, &state);
-		if (err)
+		if (err) {
+			km_guard_leave(r, g);
 			break;
-		km_pages_publish(r, p.first, p.done, state, false);
+		}
+		km_pages_publish_leave(r, g, p.first, p.done, state, false);
 		p.first += p.done;
 	}
 	*ret_done = p.first - page;

@@ -56,12 +56,14 @@ static int place_all(const struct walk *k, uint64_t first, uint64_t count, const
 	};
 	uint64_t end = first + count;
 	enum km_page_state state;
+	struct km_guard *g;
 	int r = 0;
 
 	km_count_own(k->way->pages, count);
 	while (p.first < end) {
 		p.count = end - p.first;
 		p.src = src ? src + ((p.first - first) << k->w->shift) : NULL;
+		g = km_guard_enter(k->r);
 		r = step(&p, &state);
 		if (r == -EFAULT && step == km_place_stored) {
 			/* Punched out of the file since it was stored. */
@@ -69,9 +71,11 @@ static int place_all(const struct walk *k, uint64_t first, uint64_t count, const
 			state = KM_ZERO;
 			r = 0;
 		}
-		if (r)
+		if (r) {
+			km_guard_leave(k->r, g);
 			break;
-		km_pages_publish(k->r, p.first, p.done, state, k->way->demand);
+		}
+		km_pages_publish_leave(k->r, g, p.first, p.done, state, k->way->demand);
 		p.first += p.done;
 	}
 	tell(k, first, p.first - first);

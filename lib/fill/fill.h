@@ -88,6 +88,12 @@ int km_pages_unannounced(struct kvmem_region *r, uint64_t page, uint64_t count, 
 			 const char *what);
 
 /*
+ * A watch has begun, and the record is believed from here on: pages that it has ZERO, and that somebody has written to
+ * while nobody watched, are PRESENT. With the region's lock held.
+ */
+void km_pages_written_zeros(struct kvmem_region *r);
+
+/*
  * Poisoned pages of the region become absent again, where a watch or nobody has it: an access then waits
  * for their content. 0 or -errno; somebody else must read events, if there are any.
  */

@@ -45,6 +45,9 @@ void km_uffd_settle(struct km_uffd_set *set);
  */
 void km_pages_publish(struct kvmem_region *r, uint64_t page, uint64_t count,
 		      enum km_page_state state, bool quiet);
+/* The same of pages that were placed since km_guard_enter(), which ends here. */
+void km_pages_publish_leave(struct kvmem_region *r, struct km_guard *g, uint64_t page,
+			    uint64_t count, enum km_page_state state, bool quiet);
 int64_t km_pages_set_access(const struct kvmem_region *r, uint64_t page, uint64_t count, int prot);
 void km_pages_give_up(struct kvmem_region *r, uint64_t page, uint64_t count);
 

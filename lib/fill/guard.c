@@ -64,6 +64,7 @@ static void wait_for_none(_Atomic unsigned int *users)
 void km_guard_settle(const struct km_guard *g)
 {
 	wait_for_none(&g->region->unguarded);
+	km_uffd_settle(g->watch->set);
 }
 
 void km_guard_end(struct km_guard *g)

@@ -16,8 +16,11 @@
  *	...
  *	km_guard_leave(r, g);
  *
- * Whoever has entered before a guard was set, and found none, has left when km_guard_begin() returns: nothing of what
- * a guard is to see begins unseen.
+ * Who places content in claimed pages stays inside until the record has it: km_pages_publish_leave().
+ *
+ * Whoever has entered before a guard was set, and found none, has left when km_guard_settle() returns, and removals
+ * whose events were read before are in the record: nothing of what a guard is to see begins unseen, and no page has
+ * content of before that the record has not.
  */
 
 #include <stdatomic.h>

@@ -116,6 +116,26 @@ static int add_existing(struct survey *s, uint64_t page, uint64_t count)
 	return 0;
 }
 
+/* Content may have been placed, and written to, that the record does not have yet. */
+static int add_claimed(struct survey *s, uint64_t page, uint64_t count)
+{
+	int r = s->kernel == NOT_ASKED ? ask_kernel(s) : 0;
+
+	for (uint64_t end = page + count; !r && !s->full && page < end; page++) {
+		bool exists = true;
+		int64_t err = s->kernel == KNOWS ? km_exists_get(&s->exists, page, 1, &exists) : 0;
+
+		if (err < 0)
+			return km_fail((int)-err,
+				       "kvmem_region_stored: looking for pages that exist: %m");
+		add(s, page, 1,
+		    exists				      ? KVMEM_STORED_DATA
+		    : km_presence_zero(&s->r->presence, page) ? KVMEM_STORED_ZERO
+							      : KVMEM_STORED_ABSENT);
+	}
+	return r;
+}
+
 static int add_state(struct survey *s, uint64_t page, uint64_t count, enum km_page_state state)
 {
 	switch (state) {
@@ -127,6 +147,8 @@ static int add_state(struct survey *s, uint64_t page, uint64_t count, enum km_pa
 		return 0;
 	case KM_ZERO: /* and written since, maybe */
 		return add_existing(s, page, count);
+	case KM_CLAIMED:
+		return s->paged ? add_claimed(s, page, count) : add_existing(s, page, count);
 	default:
 		if (!s->paged)
 			return add_existing(s, page, count);
@@ -161,6 +183,15 @@ static int check(const struct kvmem_region *r, const char *call, uint64_t offset
 	return 0;
 }
 
+/* Memory that was taken away before is in the record, also where its event has only just been read. */
+static void enter_removals(struct kvmem_region *r)
+{
+	pthread_mutex_lock(&r->lock);
+	if (r->watch)
+		km_uffd_settle(r->watch->set);
+	pthread_mutex_unlock(&r->lock);
+}
+
 int64_t kvmem_region_stored(struct kvmem_region *region, uint64_t offset, uint64_t bytes,
 			    struct kvmem_stored *runs, size_t count)
 {
@@ -181,6 +212,7 @@ int64_t kvmem_region_stored(struct kvmem_region *region, uint64_t offset, uint64
 		return 0;
 	s.end = offset + bytes;
 	s.paged = atomic_load(&region->presence.listener) != NULL;
+	enter_removals(region);
 	runs[0].offset = offset;
 	r = survey(&s, offset);
 	return r ? r : (int64_t)s.count;

@@ -285,3 +285,48 @@ int km_pages_unannounced(struct kvmem_region *r, uint64_t page, uint64_t count, 
 		"kvmem_region_mark_present()",
 		what, l.found, l.first << r->page_shift);
 }
+
+/* ---- pages that the record has ZERO ---- */
+
+static void turn_written(const struct km_exists *x, uint64_t page, uint64_t count)
+{
+	struct km_presence *map = &x->r->presence;
+	bool exists[KM_EXISTS_BATCH];
+
+	while (count) {
+		unsigned int n = (unsigned int)km_min(count, KM_EXISTS_BATCH), run;
+
+		/* Where the kernel does not tell, any of them may have been written to. */
+		if (x->how == KM_EXISTS_RECORD || km_exists_get(x, page, n, exists) < 0)
+			for (unsigned int i = 0; i < n; i++)
+				exists[i] = true;
+		for (unsigned int i = 0; i < n; i += run) {
+			for (run = 1; i + run < n && exists[i + run] == exists[i]; run++)
+				;
+			if (exists[i])
+				km_presence_turn(map, page + i, run, KM_ZERO, KM_PRESENT);
+		}
+		page += n;
+		count -= n;
+	}
+}
+
+void km_pages_written_zeros(struct kvmem_region *r)
+{
+	uint64_t pages = r->presence.pages, n;
+	struct km_exists x = { .r = r };
+	enum km_page_state state;
+
+	/* mincore() passes over pages in swap, and over huge pages that are not mapped. */
+	if (km_exists_begin(&x, r, r->base) < 0 || r->plan.backing == KVMEM_BACKING_HUGETLB)
+		x.how = KM_EXISTS_RECORD;
+	else if (r->plan.backing == KVMEM_BACKING_MEMFD && r->fd >= 0)
+		x.how = KM_EXISTS_EXTENTS;
+	else if (x.how == KM_EXISTS_MINCORE && r->fd < 0 && !km_no_swap())
+		x.how = KM_EXISTS_RECORD;
+	for (uint64_t page = 0; page < pages; page += n) {
+		n = km_presence_run(&r->presence, page, pages - page, &state);
+		if (state == KM_ZERO)
+			turn_written(&x, page, n);
+	}
+}

@@ -158,6 +158,7 @@ static int serve_region(struct km_paged *p, uint32_t flags)
 		err = km_watch_begin(&p->watch);
 	if (err)
 		return err;
+	km_pages_written_zeros(r);
 	p->in_file = p->in_file && km_watch_can(&p->watch, _UFFDIO_CONTINUE);
 	km_source_get(p->feed.source);
 	km_presence_listen(&r->presence, &listener, p);

@@ -136,6 +136,14 @@ uint64_t km_presence_removed(const struct km_presence *p, uint64_t page, uint64_
 	return km_min(n, max);
 }
 
+/* In one look: the bit of REMOVED is also one of PRESENT, which a claim may become. */
+bool km_presence_zero(const struct km_presence *p, uint64_t page)
+{
+	unsigned int bits = bits_in(load(p, page), page);
+
+	return bits == KM_ZERO || (bits & KM_CLAIMED && bits & REMOVED);
+}
+
 uint64_t km_presence_settled(const struct km_presence *p, uint64_t first, uint64_t max)
 {
 	enum km_page_state state;

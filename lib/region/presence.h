@@ -89,6 +89,9 @@ uint64_t km_presence_run(const struct km_presence *p, uint64_t page, uint64_t ma
 uint64_t km_presence_removed(const struct km_presence *p, uint64_t page, uint64_t max,
 			     bool *ret_removed);
 
+/* Is the page ZERO, or claimed and will be, since it was REMOVED meanwhile? */
+bool km_presence_zero(const struct km_presence *p, uint64_t page);
+
 /*
  * Claim pages from `first` on as long as they are ABSENT (or POISONED), at most `max`: returns how
  * many, maybe 0. _poisoned() may tell who listens, as km_presence_notify(): no lock may be held.

@@ -316,6 +316,172 @@ TEST(what_a_balloon_takes_away_is_handed_out_first)
 }
 END
 
+struct held {
+	_Atomic bool reading, go;
+	const uint8_t *content;
+};
+
+static int held_read(void *arg, uint64_t offset, void *buf, uint64_t bytes)
+{
+	struct held *h = arg;
+
+	atomic_store(&h->reading, true);
+	while (!atomic_load(&h->go))
+		nanosleep(&(struct timespec){ .tv_nsec = 100000 }, NULL);
+	memcpy(buf, h->content + offset, bytes);
+	return 0;
+}
+
+static bool is_reading(void *arg)
+{
+	return atomic_load(&((struct held *)arg)->reading);
+}
+
+/* A page is being filled when it is taken away: it is zero from then on, and never what the source has. */
+static void taken_away_while_filled(enum kind kind)
+{
+	const struct kvmem_range first = { 0, 8 * PAGE };
+	struct kvmem_source_ops ops = KVMEM_SOURCE_OPS_INIT;
+	struct kvmem_pager_opts o = KVMEM_PAGER_OPTS_INIT;
+	static struct held held; /* its reader outlives a test that fails */
+	struct kvmem_stored stored;
+	static struct paged p; /* writers outlive a test that fails */
+
+	memset(&p, 0, sizeof(p));
+	ck_assert(rig_open(&p.r, kind, MIB));
+	ck_assert(rig_capture(&p.r));
+	p.content = malloc(MIB);
+	ck_assert_ptr_nonnull(p.content);
+	memset(p.content, 0x5c, MIB);
+	held.content = p.r.source = p.content;
+	atomic_store(&held.reading, false);
+	atomic_store(&held.go, false);
+	o.flags = KVMEM_PAGER_CAPTURE;
+	ops.read = held_read;
+	ck_ok(kvmem_source_callback(&ops, &held, MIB, &p.source));
+	ck_ok(kvmem_pager_create(&o, &p.pager));
+	ck_ok(kvmem_pager_add(p.pager, p.r.region, p.source, 0, KVMEM_FILL_OVERWRITE));
+	ck_ok(kvmem_pager_start(p.pager));
+	memcpy(p.r.model, p.content, MIB);
+	ck_ok(kvmem_pager_prefetch(p.pager, p.r.region, &first, 1, NULL, NULL));
+	ck_assert(harness_wait(is_reading, &held, 60));
+	ck_assert_int_eq(madvise(p.r.base, 4 * PAGE, MADV_DONTNEED), 0);
+	memset(p.r.model, 0, 4 * PAGE);
+	ck_assert_int_eq(kvmem_region_stored(p.r.region, 0, 4 * PAGE, &stored, 1), 1);
+	ck_assert_uint_eq(stored.kind, KVMEM_STORED_ZERO);
+	ck_assert_int_eq(kvmem_region_stored(p.r.region, 4 * PAGE, 4 * PAGE, &stored, 1), 1);
+	ck_assert_uint_eq(stored.kind, KVMEM_STORED_ABSENT);
+	if (can(&p)) {
+		ck_ok(rig_start(&p.r));
+		ck_ok(rig_drain(&p.r, HUGE));
+		ck_ok(kvmem_capture_stop(p.r.capture));
+		rig_check(&p.r);
+	}
+	atomic_store(&held.go, true);
+	ck_ok(kvmem_pager_stop(p.pager, KVMEM_STOP_FILL));
+	ck_assert(!memcmp(p.r.base, p.r.model, MIB));
+	ck_ok(kvmem_pager_free(p.pager));
+	rig_close(&p.r);
+	ck_ok(kvmem_source_free(p.source));
+	free(p.content);
+}
+
+/* Given back, and written to again while no pager had it: the record of that time does not know of the write. */
+static void written_before_the_pager(enum kind kind)
+{
+	static struct paged p; /* writers outlive a test that fails */
+	struct kvmem_stored stored;
+
+	memset(&p, 0, sizeof(p));
+	if (!rig_open(&p.r, kind, BYTES)) {
+		harness_note("%s: no huge pages", kind_names[kind]);
+		return;
+	}
+	ck_assert(rig_capture(&p.r));
+	ck_ok(kvmem_region_discard(p.r.region, 0, BYTES));
+	memset(p.r.model, 0, BYTES);
+	for (uint64_t at = 0; at < BYTES; at += 3 * p.r.page)
+		both(&p.r, at, at + 1);
+	ck_ok(kvmem_source_memory(p.r.model, BYTES, &p.source));
+	ck_ok(kvmem_pager_create(
+		&(struct kvmem_pager_opts){ .size = sizeof(struct kvmem_pager_opts),
+					    .flags = KVMEM_PAGER_CAPTURE },
+		&p.pager));
+	ck_ok(kvmem_pager_add(p.pager, p.r.region, p.source, 0, 0));
+	ck_ok(kvmem_pager_start(p.pager));
+	ck_assert_int_ge(kvmem_region_stored(p.r.region, 0, p.r.page, &stored, 1), 1);
+	ck_assert_uint_eq(stored.kind, KVMEM_STORED_DATA);
+	if (can(&p)) {
+		ck_ok(rig_start(&p.r));
+		both(&p.r, 0, 7);
+		ck_ok(rig_drain(&p.r, HUGE));
+		ck_ok(kvmem_capture_stop(p.r.capture));
+		rig_check(&p.r);
+	}
+	ck_ok(kvmem_pager_stop(p.pager, KVMEM_STOP_FILL));
+	ck_assert(!memcmp(p.r.base, p.r.model, BYTES));
+	ck_ok(kvmem_pager_free(p.pager));
+	rig_close(&p.r);
+	ck_ok(kvmem_source_free(p.source));
+}
+
+TEST(what_was_written_before_the_pager_came_is_captured)
+{
+	SKIP_IF(no_userfaultfd(), "uffd", "%s", kvmem_error_detail());
+	for (size_t i = 0; i < sizeof(kinds) / sizeof(*kinds); i++)
+		written_before_the_pager(kinds[i]);
+}
+END
+
+TEST(what_is_taken_away_while_it_is_filled_is_zero)
+{
+	SKIP_IF(no_userfaultfd(), "uffd", "%s", kvmem_error_detail());
+	taken_away_while_filled(ANON);
+	taken_away_while_filled(MEMFD);
+}
+END
+
+/*
+ * Many pages are placed by one call, and entered in the record when it returns: the first of them can be written before
+ * that. It is written, and captured at once.
+ */
+static void written_while_placed(enum kind kind)
+{
+	static struct paged p; /* writers outlive a test that fails */
+	const uint64_t part = 128 * PAGE;
+
+	if (!open_paged(&p, kind, KVMEM_PAGER_CAPTURE, false))
+		return;
+	for (uint64_t at = 0; can(&p) && at + part <= BYTES; at += part) {
+		const struct kvmem_range range = { at, part };
+		unsigned char there = 0;
+
+		memcpy(p.r.model + at, &at, sizeof(at));
+		memcpy(p.r.want, p.r.model, BYTES);
+		for (uint64_t i = 0; i < BYTES / PAGE; i++) {
+			atomic_store(&p.r.times[i], 0);
+			atomic_store(&p.r.absent[i], 0);
+		}
+		ck_ok(kvmem_pager_prefetch(p.pager, p.r.region, &range, 1, NULL, NULL));
+		while (!(there & 1))
+			ck_assert_int_eq(mincore(p.r.base + at, PAGE, &there), 0);
+		memcpy(p.r.base + at, &at, sizeof(at));
+		ck_ok(kvmem_capture_start(p.r.capture, &p.r.region, 1));
+		ck_ok(rig_drain(&p.r, HUGE));
+		ck_ok(kvmem_capture_stop(p.r.capture));
+		rig_check(&p.r);
+	}
+	close_paged(&p);
+}
+
+TEST(what_is_written_while_it_is_placed_is_captured)
+{
+	SKIP_IF(no_userfaultfd(), "uffd", "%s", kvmem_error_detail());
+	written_while_placed(ANON);
+	written_while_placed(MEMFD);
+}
+END
+
 CAPTURE_MAIN(T(a_pager_fills_on_demand_while_it_is_captured),
 	     T(a_pager_fills_in_the_background_while_it_is_captured),
 	     T(pages_that_are_present_and_not_mapped),
@@ -323,4 +489,7 @@ CAPTURE_MAIN(T(a_pager_fills_on_demand_while_it_is_captured),
 	     T(mapping_alone_hands_out_before_it_maps),
 	     T(a_pager_that_cannot_and_one_that_is_needed),
 	     T(a_pager_that_is_handed_back_answers_writes),
-	     T(what_a_balloon_takes_away_is_handed_out_first))
+	     T(what_a_balloon_takes_away_is_handed_out_first),
+	     T(what_was_written_before_the_pager_came_is_captured),
+	     T(what_is_written_while_it_is_placed_is_captured),
+	     T(what_is_taken_away_while_it_is_filled_is_zero))

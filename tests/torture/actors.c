@@ -88,6 +88,21 @@ static void host_write(struct thread *thread)
 	end(thread, &span, 0);
 }
 
+/* Pages that are claimed do not fail: who poisons pages heals them before he lets them go. */
+static void host_store(struct thread *thread)
+{
+	uint64_t seed = guest_random(&thread->rng.state) | 1;
+	struct span span;
+
+	if (!claim_some(thread, CLAIM_EXCLUSIVE, 0, 20, &span))
+		return;
+	begin(thread, OP_HOST_STORE, &span, 0);
+	store_stamps(span.area, span.first, span.count, seed);
+	model_written(&span, seed, (uint64_t)span.first * PAGE);
+	merge_span(thread->round, &span);
+	end(thread, &span, 0);
+}
+
 static void host_check(struct thread *thread)
 {
 	struct span span;
@@ -154,7 +169,7 @@ static void populate(struct thread *thread)
 	struct span span = some_pages(thread, 300);
 	int r;
 
-	if (!span.area->paged && !thread->round->populated)
+	if (span.area->clone || (!span.area->paged && !thread->round->populated))
 		return;
 	begin(thread, OP_POPULATE, &span, 0);
 	r = populate_pages(thread, &span);
@@ -288,7 +303,8 @@ static void check_refusals(struct round *round, struct area *area)
 		must_be_busy(kvmem_source_free(area->source->handle), "kvmem_source_free");
 		must_be_busy(kvmem_region_free(area->region), "kvmem_region_free");
 		must_be_busy(kvmem_pager_free(round->pager), "kvmem_pager_free");
-		must_be_busy(kvmem_vm_free(round->vm), "kvmem_vm_free");
+		if (round->vm)
+			must_be_busy(kvmem_vm_free(round->vm), "kvmem_vm_free");
 	}
 	pthread_rwlock_unlock(&round->pager_gate);
 }
@@ -320,6 +336,7 @@ static const struct {
 	void (*act)(struct thread *thread);
 } acts[] = {
 	{ OP_HOST_WRITE, 10, host_write },
+	{ OP_HOST_STORE, 6, host_store },
 	{ OP_HOST_CHECK, 20, host_check },
 	{ OP_POPULATE, 4, populate },
 	{ OP_PREFETCH, 10, prefetch },
@@ -335,6 +352,7 @@ static const struct {
 	{ OP_LOCK, 4, lock_range },
 	{ OP_PROTECT, 4, protect },
 	{ OP_POLICY, 4, policy },
+	{ OP_CLONES, 4, clones },
 	{ OP_GROW, 3, grow },
 	{ OP_REATTACH, 6, reattach },
 	{ OP_POISON, 4, poison },

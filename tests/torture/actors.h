@@ -38,6 +38,9 @@ void grow(struct thread *thread);
 /* pieces.c */
 void reattach(struct thread *thread);
 
+/* clones.c */
+void clones(struct thread *thread);
+
 /* poison.c */
 void poison(struct thread *thread);
 void slow(struct thread *thread);

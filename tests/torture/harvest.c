@@ -76,6 +76,13 @@ void harvest_forget(const struct area *area, uint32_t page)
 		copies[area->index].valid[page] = 0;
 }
 
+/* A batch has brought it into an image. */
+void harvest_saved(const struct area *area, uint32_t page, const void *content)
+{
+	memcpy(copies[area->index].bytes + (size_t)page * PAGE, content, PAGE);
+	copies[area->index].valid[page] = 1;
+}
+
 /* ---- copying what is reported ---- */
 
 static struct area *area_of(struct round *round, const struct kvmem_run *run)

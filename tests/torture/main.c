@@ -20,6 +20,8 @@
 
 #define SHRINK_TRIES 12
 
+char folder[FOLDER_BYTES] = "/tmp/kvmem-torture-XXXXXX";
+
 struct options options = {
 	.seed = 1, .seconds = 60, .mask = UINT64_MAX, .kind = -1, .hang_seconds = 30
 };
@@ -36,6 +38,8 @@ static enum kind round_kind(unsigned int round)
 	static const enum kind kinds[] = { KIND_MIX,   KIND_FAULTS, KIND_MIX,	 KIND_RING,
 					   KIND_SLOTS, KIND_MIX,    KIND_FAULTS, KIND_MIX };
 
+	if (options.no_vcpus)
+		return KIND_MIX; /* the others are of guests alone */
 	return options.kind >= 0 ? (enum kind)options.kind
 				 : kinds[round % (sizeof(kinds) / sizeof(kinds[0]))];
 }
@@ -166,8 +170,22 @@ static bool supervise(pid_t pid, unsigned int round)
 	}
 }
 
+/* What a round that failed has left. */
+static void empty_folder(void)
+{
+	struct dirent *d;
+	DIR *dir = opendir(folder);
+
+	while (dir && (d = readdir(dir)))
+		if (d->d_name[0] != '.')
+			unlinkat(dirfd(dir), d->d_name, 0);
+	if (dir)
+		closedir(dir);
+}
+
 static bool do_round(unsigned int round)
 {
+	bool ok;
 	pid_t pid;
 
 	report_clear();
@@ -183,7 +201,9 @@ static bool do_round(unsigned int round)
 		run_round(round_seed(round), round_kind(round));
 		exit(0);
 	}
-	return supervise(pid, round);
+	ok = supervise(pid, round);
+	empty_folder();
+	return ok;
 }
 
 /* ---- shrinking ---- */
@@ -233,6 +253,7 @@ static void usage(FILE *to)
 		"  --kind K           only rounds of this kind: mix, faults, ring, slots\n"
 		"  --backing B        memory of this kind in mixed rounds: guest-memfd, memfd, hugetlb,\n"
 		"                     anonymous\n"
+		"  --no-vcpus         without KVM: mixed rounds in which threads are the only writers\n"
 		"  --without OP,...   leave operations out\n"
 		"  --only OP,...      leave all others out\n"
 		"  --shrink           after a failure, find out which operations it needs\n"
@@ -298,8 +319,8 @@ static void parse(int argc, char **argv)
 		{ "backing", 1, NULL, 'b' }, { "without", 1, NULL, 'w' },
 		{ "only", 1, NULL, 'o' },    { "shrink", 0, NULL, 'S' },
 		{ "hang", 1, NULL, 'H' },    { "hold", 0, NULL, 'h' },
-		{ "verbose", 0, NULL, 'v' }, { "help", 0, NULL, '?' },
-		{ NULL, 0, NULL, 0 },
+		{ "verbose", 0, NULL, 'v' }, { "no-vcpus", 0, NULL, 'V' },
+		{ "help", 0, NULL, '?' },    { NULL, 0, NULL, 0 },
 	};
 	int c;
 
@@ -344,6 +365,9 @@ static void parse(int argc, char **argv)
 		case 'h':
 			options.hold = true;
 			break;
+		case 'V':
+			options.no_vcpus = true;
+			break;
 		case 'v':
 			options.verbose = true;
 			break;
@@ -377,13 +401,18 @@ int main(int argc, char **argv)
 	bool ok;
 
 	parse(argc, argv);
-	if (access("/dev/kvm", R_OK | W_OK)) {
-		fprintf(stderr, "torture: /dev/kvm cannot be opened: %s\n", strerror(errno));
+	if (!options.no_vcpus && access("/dev/kvm", R_OK | W_OK)) {
+		fprintf(stderr, "torture: /dev/kvm cannot be opened (there is --no-vcpus): %s\n",
+			strerror(errno));
 		return 77;
 	}
 	if (!can_read_pages()) {
 		fprintf(stderr, "torture: this kernel has no process_vm_readv()\n");
 		return 77;
+	}
+	if (!mkdtemp(folder)) {
+		perror(folder);
+		return 2;
 	}
 	crc32c_init();
 	report_open();
@@ -401,5 +430,6 @@ int main(int argc, char **argv)
 	printf("torture: seed %llu, rounds %u to %u: %s\n", (unsigned long long)options.seed,
 	       options.first_round, round, ok ? "ok" : "FAILED");
 	report_print_counts(seconds);
+	rmdir(folder);
 	return ok ? 0 : 1;
 }

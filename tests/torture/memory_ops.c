@@ -101,13 +101,20 @@ void rotate(struct thread *thread)
 {
 	struct round *round = thread->round;
 	struct area *area = &round->area[below(&thread->rng, round->areas)];
+	bool captured;
 	int r;
 
 	pthread_rwlock_wrlock(&round->pager_gate);
+	captured = round->capturing;
 	if (round->pager_state == PAGER_RUNNING && area->paged &&
 	    !(round->pager_flags & KVMEM_PAGER_NO_THREADS)) {
 		op_begin(thread, OP_ROTATE, area, 0, 0, 0);
 		r = kvmem_pager_remove(round->pager, area->region, KVMEM_STOP_FILL);
+		if (r == -EBUSY && captured) {
+			op_end(thread, r);
+			pthread_rwlock_unlock(&round->pager_gate);
+			return;
+		}
 		if (r != -EREMOTEIO)
 			must(r);
 		do /* another thread may be discarding */
@@ -143,6 +150,12 @@ static void balloon_page(const struct area *area, uint32_t page, enum after pres
 	enum after one = may_be_present ? present : absent,
 		   other = may_be_absent ? absent : present;
 
+	/* What the clone wrote is gone; where nothing lies over the template, that is seen again. */
+	if (area->clone) {
+		p->seed = 0;
+		p->exists = 0;
+		return;
+	}
 	if (one == KEEPS && other == KEEPS)
 		return;
 	if (one == ZEROES && other == ZEROES) {
@@ -189,7 +202,9 @@ static void balloon(struct thread *thread, enum operation op)
 		return;
 	if (span.area->backing == KVMEM_BACKING_GUEST_MEMFD ||
 	    (op != OP_DONTNEED && span.area->fd < 0) ||
-	    (!span.area->paged && !thread->round->populated)) {
+	    (!span.area->paged && !is_filled(thread->round, span.area)) ||
+	    /* Captured memory is given back by kvmem_region_discard() alone. */
+	    thread->round->capturing) {
 		unclaim(&span);
 		return;
 	}
@@ -199,7 +214,8 @@ static void balloon(struct thread *thread, enum operation op)
 		fail(span.area, span.first, "%s: %s", operation_name(op), strerror(errno));
 	balloon_rules(op, span.area, &present, &absent);
 	/* The pager is being stopped: it may have seen this, or have been gone. */
-	if (before != span.area->paged || thread->round->pager_state == PAGER_STOPPING) {
+	if (!span.area->clone &&
+	    (before != span.area->paged || thread->round->pager_state == PAGER_STOPPING)) {
 		for (uint32_t i = 0; i < span.count; i++) {
 			struct page *p = &span.area->page[span.first + i];
 
@@ -273,7 +289,7 @@ void protect(struct thread *thread)
 
 	if (!claim_some(thread, CLAIM_EXCLUSIVE, CLAIM_UNITS, 40, &span))
 		return;
-	if (!span.area->paged && !thread->round->populated) {
+	if (!span.area->paged && !is_filled(thread->round, span.area)) {
 		unclaim(&span);
 		return;
 	}
@@ -317,7 +333,7 @@ void policy(struct thread *thread)
 static void check_grown(struct area *area, uint32_t from, uint32_t to)
 {
 	for (uint32_t page = area->pages; page < to; page++) {
-		uint64_t *word = (void *)(area->memory + (size_t)page * PAGE + 8 * (page % 500));
+		uint64_t *word = (void *)(area->memory + (size_t)page * PAGE + GROWN_WORD(page));
 		uint64_t want = page < from ? page : 0;
 
 		if (page < from && page % 7 && from - page > 8)

@@ -199,9 +199,9 @@ uint64_t source_offset_of(const struct area *area, uint32_t page)
 	return area->source_offset + (uint64_t)page * PAGE;
 }
 
-void expected_page(const struct area *area, uint32_t page, enum base base, void *to)
+static void expected_of(const struct area *area, uint32_t page, const struct page *p,
+			enum base base, void *to)
 {
-	const struct page *p = &area->page[page];
 	unsigned char *bytes = to;
 
 	if (base == BASE_SOURCE)
@@ -214,6 +214,39 @@ void expected_page(const struct area *area, uint32_t page, enum base base, void 
 
 		memcpy(bytes + at, &word, sizeof(word));
 	}
+}
+
+void expected_page(const struct area *area, uint32_t page, enum base base, void *to)
+{
+	expected_of(area, page, &area->page[page], base, to);
+}
+
+uint32_t pages_of(const struct area *area)
+{
+	return (uint32_t)(kvmem_region_bytes(area->region) / PAGE);
+}
+
+bool grown_matches(uint32_t page, const void *content)
+{
+	unsigned char expected[PAGE] = { 0 };
+	uint64_t word = page;
+
+	memcpy(expected + GROWN_WORD(page), &word, sizeof(word));
+	return !memcmp(expected, content, PAGE);
+}
+
+bool page_was(const struct area *area, uint32_t page, const struct page *then, const void *content)
+{
+	unsigned char expected[PAGE];
+
+	expected_of(area, page, then, then->base == BASE_SOURCE ? BASE_SOURCE : BASE_ZERO,
+		    expected);
+	if (!memcmp(expected, content, PAGE))
+		return true;
+	if (then->base != BASE_EITHER)
+		return false;
+	expected_of(area, page, then, BASE_SOURCE, expected);
+	return !memcmp(expected, content, PAGE);
 }
 
 static bool matches(struct area *area, uint32_t page, enum base base, const void *content)
@@ -308,6 +341,15 @@ uint32_t write_stamps(const struct area *area, uint32_t first, uint32_t count_, 
 			return page - first;
 	}
 	return count_;
+}
+
+/* A checker of races does not see that the writer waits for who saves the page before. */
+__attribute__((no_sanitize("thread"))) void store_stamps(const struct area *area, uint32_t first,
+							 uint32_t count_, uint64_t seed)
+{
+	for (uint64_t at = (uint64_t)first * PAGE; at < ((uint64_t)first + count_) * PAGE;
+	     at += STAMP_STRIDE)
+		*(volatile uint64_t *)(void *)(area->memory + at) = guest_pattern(seed, at);
 }
 
 void check_pages(struct area *area, uint32_t first, uint32_t count_, const char *who)

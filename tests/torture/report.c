@@ -208,8 +208,9 @@ void report_print_failure(unsigned int round)
 	print_last(report->fail_area < 0 ? "last of all:" : "last in the area:", report->fail_area,
 		   -1, 30);
 	print_pending();
-	fprintf(stderr, "again: torture --seed %llu --round %u%s", (unsigned long long)options.seed,
-		round, options.mask == UINT64_MAX ? "" : " --without");
+	fprintf(stderr, "again: torture%s --seed %llu --round %u%s",
+		options.no_vcpus ? " --no-vcpus" : "", (unsigned long long)options.seed, round,
+		options.mask == UINT64_MAX ? "" : " --without");
 	for (unsigned int op = 0, n = 0; op < OP_COUNT; op++)
 		if (!(options.mask >> op & 1))
 			fprintf(stderr, "%c%s", n++ ? ',' : ' ', operation_name(op));
@@ -225,6 +226,8 @@ void report_print_counts(double seconds)
 					     "resets",
 					     "short resets",
 					     "poisoned",
+					     "pages captured",
+					     "pages saved",
 					     "signals",
 					     "stops",
 					     "rounds" };

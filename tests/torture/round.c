@@ -123,6 +123,24 @@ static void sleep_ms(uint64_t ms)
 		usleep(2000);
 }
 
+/* The actors' time, with captures and saves in it. The last capture may go on behind it. */
+static void act(struct round *round, struct thread *thread, uint64_t ms)
+{
+	uint64_t until = now_ns() + ms * 1000000;
+
+	if (allowed(OP_SAVE) && (swarm.often == OP_SAVE || one_in(&round->rng, 3)))
+		save_pause(round, thread);
+	for (uint64_t now; (now = now_ns()) < until;) {
+		uint64_t left = (until - now) / 1000000;
+
+		if (allowed(OP_CAPTURE) && !one_in(&round->rng, 3))
+			capture_begin(round, thread);
+		sleep_ms(one_in(&round->rng, 2) ? left : below(&round->rng, left + 1));
+		if (one_in(&round->rng, 2))
+			capture_end(round, thread);
+	}
+}
+
 static void check_all(struct thread *thread, const char *when)
 {
 	struct round *round = thread->round;
@@ -132,6 +150,7 @@ static void check_all(struct thread *thread, const char *when)
 		check_pages(&round->area[i], 0, round->area[i].pages, when);
 		op_end(thread, 0);
 	}
+	check_template(round, 0, round->template.pages);
 }
 
 static void start_actors(struct round *round)
@@ -142,6 +161,10 @@ static void start_actors(struct round *round)
 		start_actor(guests[i], guest_actor, round->vcpu[i]);
 	start_actor("host0", host_actor, NULL);
 	start_actor("host1", host_actor, NULL);
+	if (!round->vcpus) {
+		start_actor("host2", host_actor, NULL);
+		start_actor("host3", host_actor, NULL);
+	}
 	if (round->dirty && round->tracking)
 		start_actor("harvester", harvester, NULL);
 	if (round->dirty && round->tracking && allowed(OP_READER) && one_in(&round->rng, 2))
@@ -234,10 +257,15 @@ static void change_source(struct round *round, struct thread *thread, bool other
 
 static void hand_over(struct round *round, struct thread *thread)
 {
-	if (one_in(&round->rng, 3))
+	bool pause = one_in(&round->rng, 3), other = !pause && one_in(&round->rng, 2);
+
+	/* Who reads the pager's events stays, and saves what is written: elsewhere it is refused. */
+	if (other || round->pager_flags & KVMEM_PAGER_NO_THREADS)
+		capture_end(round, thread);
+	if (pause)
 		pause_pager(round, thread);
 	else
-		change_source(round, thread, one_in(&round->rng, 2));
+		change_source(round, thread, other);
 }
 
 static bool may_fail(void)
@@ -253,8 +281,7 @@ static void check_complete(struct round *round)
 	if (stats.pages_missing)
 		fail(NULL, -1, "stopped with all filled, but %llu pages count as missing",
 		     (unsigned long long)stats.pages_missing);
-	if (!round->completes ||
-	    (round->completes > 1 && !allowed(OP_ABSENT) && !allowed(OP_ROTATE)))
+	if (!round->completes || (round->completes > 1 && !completes_again(round)))
 		fail(NULL, -1, "stopped with all filled, and `complete` came %d times",
 		     round->completes);
 }
@@ -264,6 +291,8 @@ static void stop_filling(struct round *round, struct thread *thread)
 {
 	int r;
 
+	capture_check_refusals(round);
+	capture_end(round, thread);
 	event_loop_stop(round);
 	set_pager_state(round, PAGER_STOPPING);
 	op_begin(thread, OP_STOP_FILL, NULL, 0, 0, 0);
@@ -305,22 +334,27 @@ static void mix(struct round *round, struct thread *thread)
 	paged = pager_open(round, thread);
 	if (round->dirty && !round->tracking)
 		dirty_start(round);
+	capture_open(round);
 	start_actors(round);
-	sleep_ms(between(&round->rng, 50, 400));
+	act(round, thread, between(&round->rng, 50, 400));
 	if (paged && allowed(OP_HAND_BACK) && one_in(&round->rng, 3)) {
 		hand_over(round, thread);
-		sleep_ms(between(&round->rng, 50, 300));
+		act(round, thread, between(&round->rng, 50, 300));
 	}
 	if (paged) {
 		stop_filling(round, thread);
-		sleep_ms(between(&round->rng, 20, 200));
+		act(round, thread, between(&round->rng, 20, 200));
 	}
+	if (one_in(&round->rng, 2))
+		capture_end(round, thread);
 	park_actors(round);
 	if (round->tracking)
 		harvest_last(thread);
 	check_all(thread, "at the end");
 	atomic_store(&report->storming, 0);
 	unpark_actors(round);
+	capture_end(round, thread);
+	capture_close(round);
 	end_actors(round);
 	if (round->tracking)
 		harvest_last(thread);

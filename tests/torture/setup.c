@@ -62,7 +62,8 @@ void open_tracker(struct round *round)
 	struct kvmem_dirty_opts o = KVMEM_DIRTY_OPTS_INIT;
 	int r;
 
-	if (!allowed(OP_HARVEST) || (round->kind == KIND_MIX && one_in(&round->rng, 6)))
+	if (!round->vm || !allowed(OP_HARVEST) ||
+	    (round->kind == KIND_MIX && one_in(&round->rng, 6)))
 		return;
 	o.mode = one_in(&round->rng, 3) ? KVMEM_DIRTY_BITMAP : KVMEM_DIRTY_RING;
 	if (round->kind == KIND_RING)
@@ -153,7 +154,8 @@ static int create_region(struct round *round, struct area *area, bool tracked)
 	o.bytes = (uint64_t)area->pages * PAGE;
 	o.backing = area->backing;
 	o.slot_form = KVMEM_SLOT_HVA;
-	o.wants = KVMEM_WANT_PAGING | (tracked ? KVMEM_WANT_DIRTY : 0);
+	o.wants = KVMEM_WANT_PAGING | (tracked ? KVMEM_WANT_DIRTY : 0) |
+		  (one_in(&round->rng, 4) ? KVMEM_WANT_CAPTURE : 0);
 	if (area->backing == KVMEM_BACKING_MEMFD && one_in(&round->rng, 4)) {
 		area->own_fd = memfd_create("torture", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 		if (area->own_fd < 0 || ftruncate(area->own_fd, (off_t)o.bytes))
@@ -183,6 +185,8 @@ static void create_memory(struct round *round, struct area *area, uint32_t pages
 	area->backing = some_backing(round);
 	if (options.backing)
 		area->backing = options.backing;
+	if (!round->vm && area->backing == KVMEM_BACKING_GUEST_MEMFD)
+		area->backing = KVMEM_BACKING_MEMFD;
 	area->unit = area->backing == KVMEM_BACKING_HUGETLB ? 512 : 1;
 	area->pages = (pages + area->unit - 1) / area->unit * area->unit;
 	r = create_region(round, area, tracked);
@@ -228,11 +232,11 @@ static void open_sources(struct round *round, struct area *area)
 		 (unsigned long long)from, area->tracked ? ", tracked" : "");
 }
 
-static void attach_area(struct round *round, struct area *area)
+void attach_area(struct round *round, struct area *area)
 {
 	uint32_t n = (uint32_t)between(&round->rng, 1, 4), units = area->pages / area->unit, at = 0;
 
-	for (uint32_t i = 0; i < n && at < units; i++) {
+	for (uint32_t i = 0; round->vm && i < n && at < units; i++) {
 		uint32_t most = units - at,
 			 take = i + 1 == n ? most : (uint32_t)between(&round->rng, 1, most);
 
@@ -264,7 +268,7 @@ void mark_some(struct round *round, struct thread *thread)
 	struct span span;
 
 	for (unsigned int i = 0; allowed(OP_MARK) && i < 4; i++) {
-		struct area *area = &round->area[below(&round->rng, round->areas)];
+		struct area *area = &round->area[below(&round->rng, round->own_areas)];
 		uint64_t seed = guest_random(&round->rng.state) | 1;
 
 		if (one_in(&round->rng, 2) ||
@@ -313,14 +317,18 @@ void round_open(struct round *round, struct thread *thread)
 		describe("; often: %s", operation_name(swarm.often));
 	op_begin(thread, OP_SETUP, NULL, 0, 0, 0);
 	o.first_slot = 1;
-	must(kvmem_vm_create(&o, &round->vm));
-	round->areas = (unsigned int)between(&round->rng, 1, MAX_AREAS);
+	if (!options.no_vcpus)
+		must(kvmem_vm_create(&o, &round->vm));
+	round->own_areas = round->areas = (unsigned int)between(&round->rng, 1,
+								MAX_AREAS - MAX_CLONES);
 	round->max_claim = one_in(&round->rng, 2) ? 16 : 200;
 	round->retries = (unsigned int)below(&round->rng, 4);
 	open_tracker(round);
-	open_guest(round);
-	for (unsigned int i = 0; i < round->areas; i++)
+	if (round->vm)
+		open_guest(round);
+	for (unsigned int i = 0; i < round->own_areas; i++)
 		open_area(round, i);
+	clones_open(round);
 	op_end(thread, 0);
 }
 
@@ -343,9 +351,12 @@ void round_close(struct round *round, struct thread *thread)
 	}
 	for (unsigned int i = 0; i < round->areas && dirty_first; i++)
 		must(kvmem_region_free(round->area[i].region));
-	vmm_destroy(round->vmm);
-	must(kvmem_vm_free(round->vm));
+	if (round->vm) {
+		vmm_destroy(round->vmm);
+		must(kvmem_vm_free(round->vm));
+	}
 	harvest_close(round);
+	clones_close(round);
 	for (unsigned int i = 0; i < round->areas; i++) {
 		source_close(&round->source[i][0]);
 		source_close(&round->source[i][1]);
@@ -413,12 +424,16 @@ static enum kvmem_fail_action on_fail(void *arg, const struct kvmem_fail *f)
 	return KVMEM_FAIL_RETRY;
 }
 
+bool completes_again(const struct round *round)
+{
+	return allowed(OP_ABSENT) || allowed(OP_ROTATE) || round->late;
+}
+
 static void on_complete(void *arg)
 {
 	struct round *round = arg;
 
-	/* Pages that are marked absent, and regions that come, are missing once more. */
-	if (atomic_fetch_add(&round->completes, 1) && !allowed(OP_ABSENT) && !allowed(OP_ROTATE))
+	if (atomic_fetch_add(&round->completes, 1) && !completes_again(round))
 		fail(NULL, -1, "`complete` of a pager came twice");
 }
 
@@ -426,6 +441,7 @@ static void choose_pager(struct round *round, struct kvmem_pager_opts *o)
 {
 	o->shards = (uint32_t)between(&round->rng, 1, 3);
 	o->flags = (allowed(OP_BACKGROUND) && one_in(&round->rng, 2) ? KVMEM_PAGER_BACKGROUND : 0) |
+		   (allowed(OP_CAPTURE) && !one_in(&round->rng, 3) ? KVMEM_PAGER_CAPTURE : 0) |
 		   (allowed(OP_EVENT_LOOP) && one_in(&round->rng, 4) ? KVMEM_PAGER_NO_THREADS : 0);
 	o->workers = o->flags & KVMEM_PAGER_NO_THREADS ? 0 : (uint32_t)between(&round->rng, 1, 4);
 	o->fault_around = !allowed(OP_AROUND) || one_in(&round->rng, 3) ? PAGE
@@ -436,9 +452,10 @@ static void choose_pager(struct round *round, struct kvmem_pager_opts *o)
 	o->trace_entries = one_in(&round->rng, 3) ? 1u << between(&round->rng, 4, 12) : 0;
 	o->arg = round;
 	round->completes = 0;
-	describe("; pager: %u x %u%s%s, around %llu%s", o->shards, o->workers,
+	describe("; pager: %u x %u%s%s%s, around %llu%s", o->shards, o->workers,
 		 o->flags & KVMEM_PAGER_BACKGROUND ? ", background" : "",
 		 o->flags & KVMEM_PAGER_NO_THREADS ? ", event loop" : "",
+		 o->flags & KVMEM_PAGER_CAPTURE ? ", capture" : "",
 		 (unsigned long long)o->fault_around, o->fail ? ", fail" : "");
 }
 
@@ -516,7 +533,7 @@ bool pager_open(struct round *round, struct thread *thread)
 		wanted = false;
 	else
 		must(r);
-	for (unsigned int i = 0; i < round->areas; i++) {
+	for (unsigned int i = 0; i < round->own_areas; i++) {
 		struct area *area = &round->area[i];
 
 		if (any && area->backing == round->area[0].backing && (first || area->paged) &&
@@ -533,6 +550,7 @@ bool pager_open(struct round *round, struct thread *thread)
 		round->populated = 1;
 		return false;
 	}
+	round->late = late_count > 0;
 	must(kvmem_pager_start(round->pager));
 	for (unsigned int i = 0; i < late_count; i++)
 		add_area(round, thread, late[i], first);

@@ -31,7 +31,8 @@
 #define AREA_GPA_BYTES \
 	(UINT64_C(64) << 20) /* an area may appear at either of two addresses, so far apart */
 #define STAMP_STRIDE 512u    /* bytes between two words that a guest writes into a page */
-#define MAX_AREAS    2
+#define MAX_CLONES   3
+#define MAX_AREAS    (2 + MAX_CLONES) /* of them two that are no clones */
 #define MAX_PIECES   12
 #define MAX_THREADS  16
 #define MAX_VCPUS    2
@@ -44,6 +45,7 @@
 	X(GUEST_SPIN, "guest-spin") \
 	X(GUEST_POISON, "guest-poison") \
 	X(HOST_WRITE, "host-write") \
+	X(HOST_STORE, "host-store") \
 	X(HOST_CHECK, "host-check") \
 	X(POPULATE, "populate") \
 	X(PREFETCH, "prefetch") \
@@ -68,6 +70,9 @@
 	X(ABSENT, "absent") \
 	X(PUT, "put") \
 	X(ROTATE, "rotate") \
+	X(CLONES, "clones") \
+	X(CAPTURE, "capture") \
+	X(SAVE, "save") \
 	X(FORK, "fork") \
 	X(WAIT, "wait") \
 	X(EVENT_LOOP, "event-loop") \
@@ -108,10 +113,13 @@ struct options {
 	uint32_t backing; /* 0: by seed */
 	double hang_seconds;
 	bool verbose, hold, one_round, want_shrink;
-	bool shrink; /* it is being done: failures are not told */
+	bool no_vcpus; /* without KVM: threads are the writers */
+	bool shrink;   /* it is being done: failures are not told */
 };
 
 extern struct options options;
+#define FOLDER_BYTES 64
+extern char folder[FOLDER_BYTES]; /* for the files of a round; the supervisor empties it */
 
 /*
  * Each round leaves some kinds of operations out, by its seed, and does one kind more often: what hides a
@@ -160,6 +168,8 @@ enum counter {
 	COUNT_RESETS,
 	COUNT_SHORT_RESETS,
 	COUNT_POISONED,
+	COUNT_CAPTURED, /* pages that came out of captures as the model says */
+	COUNT_SAVED,	/* pages that came out of images, or of what is stored */
 	COUNT_SIGNALS,
 	COUNT_STOPS,
 	COUNT_ROUNDS,
@@ -296,6 +306,7 @@ struct area {
 	struct page *page;
 	struct piece piece[MAX_PIECES]; /* count 0: none */
 	pthread_mutex_t policy_lock;
+	bool clone; /* its source is the template of the round */
 };
 
 enum paged { PAGED_NO, PAGED_EVENTS, PAGED_NO_EVENTS };
@@ -328,12 +339,20 @@ uint64_t source_offset_of(const struct area *area, uint32_t page);
 void expected_page(const struct area *area, uint32_t page, enum base base, void *to);
 /* The page is as the model says; what was open is settled by it. */
 bool page_matches(struct area *area, uint32_t page, const void *content);
+/* A page that was added by OP_GROW: its number is in one word, and all else is zero. */
+#define GROWN_WORD(page) (8 * ((page) % 500))
+bool grown_matches(uint32_t page, const void *content);
+uint32_t pages_of(const struct area *area); /* with those */
+/* The page as it was when this copy of the model was made. */
+bool page_was(const struct area *area, uint32_t page, const struct page *then, const void *content);
 _Noreturn void fail_content(struct area *area, uint32_t page, const void *content, const char *who);
 
 /* Pages copied before the first that cannot be accessed. Cannot be killed by a page that is poisoned. */
 uint32_t read_pages(const struct area *area, uint32_t first, uint32_t count, void *to);
 /* One word into each stride, as the guest does. */
 uint32_t write_stamps(const struct area *area, uint32_t first, uint32_t count, uint64_t seed);
+/* The same by stores of this thread. */
+void store_stamps(const struct area *area, uint32_t first, uint32_t count, uint64_t seed);
 /* Compare pages that the caller claimed, by reading them through the region. */
 void check_pages(struct area *area, uint32_t first, uint32_t count, const char *who);
 void model_written(const struct span *span, uint64_t seed, uint64_t gpa);
@@ -342,6 +361,15 @@ void model_zeroed(const struct span *span);
 /* ---- round.c ---- */
 
 enum pager_state { PAGER_NONE, PAGER_RUNNING, PAGER_STOPPING };
+
+/* A sealed file that clones share, and what it holds. */
+struct template
+{
+	int fd; /* -1: none */
+	uint32_t pages, unit;
+	const unsigned char *memory; /* a mapping for reading */
+	struct source source;
+};
 
 struct round {
 	uint64_t seed;
@@ -353,7 +381,10 @@ struct round {
 	unsigned int vcpus;
 	bool supervisor; /* the guests run in supervisor mode */
 	struct area area[MAX_AREAS];
-	unsigned int areas;
+	unsigned int areas;	/* the clones are the last of them */
+	unsigned int own_areas; /* those before */
+	struct template template;
+	_Atomic int capturing; /* a capture is under way: since all actors were parked */
 	struct source source[MAX_AREAS][2];
 	struct kvmem_pager *pager;
 	unsigned int pagers; /* that there have been */
@@ -361,6 +392,7 @@ struct round {
 	_Atomic int pager_state;
 	pthread_rwlock_t pager_gate; /* read: the pager is not freed meanwhile */
 	unsigned int retries;	     /* how often `fail` asks for another try */
+	bool late;		     /* a region came when the pager was running already */
 	_Atomic int completes;	     /* how often this pager said that nothing is missing */
 	struct kvmem_dirty *dirty;
 	struct kvmem_reader *reader; /* the harvester's: the tracker's own, or another one */
@@ -407,8 +439,11 @@ void open_tracker(struct round *round); /* round->dirty stays NULL where there i
 void open_guest(struct round *round);
 /* False: this memory takes no pager. */
 bool pager_open(struct round *round, struct thread *thread);
+void attach_area(struct round *round, struct area *area);
 void pager_close(struct round *round);
 void dirty_start(struct round *round);
+/* Pages that are marked absent, and regions that come, are missing once more. */
+bool completes_again(const struct round *round);
 void count_pager(const struct kvmem_pager *pager);
 void count_dirty(const struct kvmem_dirty *dirty);
 void describe(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -435,6 +470,43 @@ void harvest_forget(const struct area *area, uint32_t page);
 void hammer_faults(struct round *round, struct thread *thread);
 void hammer_ring(struct round *round, struct thread *thread);
 void hammer_slots(struct round *round, struct thread *thread);
+
+/* clones.c */
+void clones_open(struct round *round);
+void clones_close(struct round *round);
+void check_template(struct round *round, uint32_t first, uint32_t count);
+/* Each page has content, from a source or from whoever wrote it, and no pager has the area. */
+bool is_filled(const struct round *round, const struct area *area);
+
+/* capture.c: by the main thread; another one fetches. */
+struct moment {
+	struct area *area[MAX_AREAS];
+	struct kvmem_region *region[MAX_AREAS];
+	struct page *page[MAX_AREAS]; /* the model of area[i] at the pause */
+	uint32_t pages[MAX_AREAS];    /* with those that it has grown by */
+	unsigned int count;
+};
+void capture_open(struct round *round);
+void capture_close(struct round *round);
+/* Parks the actors for the pause. */
+void capture_begin(struct round *round, struct thread *thread);
+void capture_end(struct round *round, struct thread *thread);
+/* What the library refuses while a capture is under way. */
+void capture_check_refusals(struct round *round);
+
+/* save.c: with all actors parked, so that the model says what each page is. */
+void save_pause(struct round *round, struct thread *thread);
+void harvest_saved(const struct area *area, uint32_t page, const void *content);
+
+#ifdef TORTURE_IMAGES
+/* images.c */
+bool images_open(void);
+void images_close(void);
+void save_image(struct round *round, struct thread *thread);
+int image_capture_start(struct moment *moment, struct rng *rng);
+int image_capture_run(struct rng *rng);
+void image_capture_end(const struct moment *moment, int result);
+#endif
 
 struct storm {
 	struct rng rng;
