@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
 /*
  * A working set, given to a pager piece by piece: while one piece is being filled the next one waits already, so that
- * no worker is idle between them. The data are read ahead by a thread of its own.
+ * no worker is idle between them. The data are read ahead by threads of its own.
  */
 #include <errno.h>
 #include <inttypes.h>

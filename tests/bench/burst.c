@@ -29,16 +29,7 @@ struct side {
 /* What this process has had read from disks, its threads included. */
 static uint64_t disk_bytes(void)
 {
-	unsigned long long n = 0;
-	char line[128];
-	FILE *f = fopen("/proc/self/io", "r");
-
-	bench_check(f != NULL, "/proc/self/io cannot be read");
-	while (fgets(line, sizeof(line), f))
-		if (sscanf(line, "read_bytes: %llu", &n) == 1)
-			break;
-	fclose(f);
-	return n;
+	return proc_number("/proc/self/io", "read_bytes:");
 }
 
 static void one_of_them(struct shared *shared, unsigned int number, enum restore_way way)

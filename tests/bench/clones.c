@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -94,16 +93,7 @@ static void check(unsigned int number)
 
 static uint64_t own_memory(void)
 {
-	unsigned long long kib = 0;
-	char line[128];
-	FILE *f = fopen("/proc/self/smaps_rollup", "r");
-
-	bench_check(f != NULL, "/proc/self/smaps_rollup cannot be read");
-	while (fgets(line, sizeof(line), f))
-		if (sscanf(line, "Pss_Anon: %llu", &kib) == 1)
-			break;
-	fclose(f);
-	return kib << 10;
+	return proc_number("/proc/self/smaps_rollup", "Pss_Anon:") << 10;
 }
 
 static uint64_t memory_of(int fd)

@@ -105,6 +105,20 @@ uint64_t image_cached(const char *name)
 	return n * PAGE;
 }
 
+uint64_t proc_number(const char *path, const char *key)
+{
+	FILE *f = fopen(path, "r");
+	uint64_t n = 0;
+	char line[128];
+
+	bench_check(f != NULL, "%s cannot be read", path);
+	while (fgets(line, sizeof(line), f))
+		if (!strncmp(line, key, strlen(key)))
+			n = strtoull(line + strlen(key), NULL, 10);
+	fclose(f);
+	return n;
+}
+
 /* ---- content ---- */
 
 void fill_page(void *page, uint64_t number, uint32_t version)

@@ -31,6 +31,9 @@ void image_drop(void);
 /* How many bytes of a file the page cache has. */
 uint64_t image_cached(const char *name);
 
+/* The number behind `key`, a line's beginning, in a file of /proc. */
+uint64_t proc_number(const char *path, const char *key);
+
 /* A page that no other page number and version has. */
 void fill_page(void *page, uint64_t number, uint32_t version);
 bool is_page(const void *page, uint64_t number, uint32_t version);

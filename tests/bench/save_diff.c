@@ -106,7 +106,6 @@ static double by_writes(void *arg)
 {
 	struct kvmem_image_writer *w;
 	struct kvmem_run runs[512];
-	int64_t n;
 	double t;
 
 	(void)arg;
@@ -114,7 +113,8 @@ static double by_writes(void *arg)
 	t = bench_now();
 	w = image_create("diff", d.bytes, 0, d.parent);
 	for (uint64_t at = 0; at < d.bytes;) {
-		n = kvmem_writes_take(d.writes, d.ram, at, runs, 512, &at);
+		int64_t n = kvmem_writes_take(d.writes, d.ram, at, runs, 512, &at);
+
 		must((int)n);
 		for (int64_t i = 0; i < n; i++)
 			must(kvmem_image_write(w, runs[i].offset, d.base + runs[i].offset,
