@@ -114,7 +114,7 @@ void kn_note(struct kvmem_nbd *nbd, const char *format, ...) __attribute__((form
 /* Makes all connections that could send something look at the queue. With the lock held. */
 void kn_poke_all(struct kvmem_nbd *nbd);
 /* Lets pieces fail that no connection takes. */
-void *kn_clock(void *nbd);
+void *kn_clock(void *arg);
 
 /* ---- holes.c ---- */
 
@@ -182,7 +182,7 @@ struct kn_connection {
 	unsigned long long random;
 };
 
-void *kn_connection(void *connection);
+void *kn_connection(void *arg);
 
 /* ---- transfer.c: of the connection's thread ---- */
 

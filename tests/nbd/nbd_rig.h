@@ -74,8 +74,6 @@ static inline void leave_folder(void)
 
 /* ---- servers ---- */
 
-extern char **environ;
-
 struct server {
 	pid_t pid;
 	const char *args[32];
