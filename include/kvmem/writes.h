@@ -40,8 +40,8 @@ KVMEM_API int kvmem_writes_create(const struct kvmem_writes_opts *opts,
  *
  * Takes a pass over its page tables, and page tables for memory that was never touched. Of a region that has been
  * added already, what it has grown by. The region cannot be freed, served by a pager or captured meanwhile: its
- * mapping has one userfaultfd. Errors: -EINVAL, -EBUSY (another userfaultfd has it), -ENOMEM, -EOPNOTSUPP. One thread
- * at a time per object.
+ * mapping has one userfaultfd. Errors: -EINVAL, -EBUSY (another userfaultfd has it), -ENOMEM, -EOPNOTSUPP, -EDEADLK.
+ * One thread at a time per object.
  */
 KVMEM_API int kvmem_writes_add(struct kvmem_writes *writes, struct kvmem_region *region);
 
@@ -52,12 +52,17 @@ KVMEM_API int kvmem_writes_add(struct kvmem_writes *writes, struct kvmem_region 
  * it has returned. Stores up to `count` runs, in order, and returns how many; *ret_next is the byte up to which it has
  * looked: call it again from there until it is kvmem_region_bytes(). A page that may have been written is told as well:
  * after a discard, or where the kernel has taken it out of the mapping. A page is that of the mapping: of hugetlb all
- * of a huge page. Errors: -EINVAL, -ERANGE, -EIO, -ENOMEM; runs that were stored before an error are lost: save all of
- * the region then. One thread at a time per object.
+ * of a huge page. Errors: -EINVAL, -ERANGE, -EBUSY, -EOPNOTSUPP, -EIO, -ENOMEM; *ret_next is not set then, and
+ * runs that were stored before are lost: all of the region counts as written. One thread at a time per object.
  */
 KVMEM_API int64_t kvmem_writes_take(struct kvmem_writes *writes, struct kvmem_region *region,
 				    uint64_t from, struct kvmem_run *runs, size_t count,
 				    uint64_t *ret_next);
+
+/** kvmem_writes_watched() - how many bytes of a region are watched, from its beginning on. Errors: -EINVAL. One thread
+ * at a time per object. */
+KVMEM_API int64_t kvmem_writes_watched(struct kvmem_writes *writes,
+				       const struct kvmem_region *region);
 
 /** kvmem_writes_remove() - watch it no longer. Errors: -EINVAL, -EBUSY (a populate is under way). One thread at a time
  * per object. */

@@ -170,6 +170,33 @@ static int check_opts(const struct kvmem_image_writer *w, struct kvmem_image_pre
 	return 0;
 }
 
+/* Else the guest would be stopped before anybody notices that its writes are not seen. */
+static int check_watched(struct kvmem_writes *writes, struct kvmem_region *const *regions,
+			 uint32_t region_count)
+{
+	for (uint32_t i = 0; i < region_count; i++) {
+		struct kvmem_plan plan = KVMEM_PLAN_INIT;
+		int r = kvmem_region_get_plan(regions[i], &plan);
+
+		if (!r && plan.slot_form == KVMEM_SLOT_DIRECT)
+			r = ki_fail(EOPNOTSUPP,
+				    "kvmem_image_precopy: regions[%" PRIu32
+				    "] has direct slots: what vCPUs write does not go through its "
+				    "mapping",
+				    i);
+		if (!r && kvmem_writes_watched(writes, regions[i]) !=
+				  (int64_t)kvmem_region_bytes(regions[i]))
+			r = ki_fail(EINVAL,
+				    "kvmem_image_precopy: regions[%" PRIu32
+				    "] is not watched by writes, or has grown: kvmem_writes_add() "
+				    "first",
+				    i);
+		if (r)
+			return r;
+	}
+	return 0;
+}
+
 static int check(struct precopy *p, struct kvmem_image_writer *writer,
 		 struct kvmem_region *const *regions, uint32_t region_count,
 		 const struct kvmem_image_precopy_opts *opts,
@@ -188,6 +215,8 @@ static int check(struct precopy *p, struct kvmem_image_writer *writer,
 		r = ki_opts_copy(&p->o, sizeof(p->o), opts, "kvmem_image_precopy_opts");
 	if (!r)
 		r = check_opts(writer, &p->o);
+	if (!r && p->o.writes)
+		r = check_watched(p->o.writes, regions, region_count);
 	if (!r && writer->save_failed)
 		r = ki_fail(EINVAL,
 			    "kvmem_image_precopy: a pass has failed: the writer can only be "

@@ -81,6 +81,9 @@ static int by_survey(struct ki_next *n, struct ki_piece *p)
 {
 	const struct kvmem_stored *s;
 
+	/* Runs of the caller's come in any order. */
+	if (n->stored_at < n->stored_count && n->at < n->stored[n->stored_at].offset)
+		n->stored_at = n->stored_count = 0;
 	while (n->stored_at < n->stored_count &&
 	       n->stored[n->stored_at].offset + n->stored[n->stored_at].bytes <= n->at)
 		n->stored_at++;

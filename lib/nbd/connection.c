@@ -282,6 +282,7 @@ static void wait_for_events(struct kn_connection *c)
 {
 	struct pollfd fds[2] = { { .fd = c->wake, .events = POLLIN }, { .fd = -1 } };
 	uint64_t until;
+	bool sleeps;
 	int timeout;
 	eventfd_t woken;
 
@@ -292,8 +293,10 @@ static void wait_for_events(struct kn_connection *c)
 		fds[1].events = (short)((direction & LIBNBD_AIO_DIRECTION_READ ? POLLIN : 0) |
 					(direction & LIBNBD_AIO_DIRECTION_WRITE ? POLLOUT : 0));
 	}
+	/* In this order: who changes a deadline from here on wakes it. */
+	sleeps = may_sleep(c);
 	until = wait_until(c);
-	timeout = may_sleep(c) ? poll_timeout(until) : 0;
+	timeout = sleeps ? poll_timeout(until) : 0;
 	if (poll(fds, 2, timeout) < 0)
 		return;
 	if (fds[0].revents)

@@ -207,9 +207,10 @@ void kn_holes_settle(struct kn_connection *c)
 	pthread_mutex_unlock(&h->lock);
 }
 
-void kn_holes_lost(struct kn_connection *c)
+bool kn_holes_lost(struct kn_connection *c)
 {
 	struct kn_holes *h = &c->nbd->holes;
+	bool left;
 
 	pthread_mutex_lock(&h->lock);
 	if (h->by == c) {
@@ -217,7 +218,9 @@ void kn_holes_lost(struct kn_connection *c)
 		if (++h->failed == MOST_FAILED)
 			set_over(h);
 	}
+	left = !h->over;
 	pthread_mutex_unlock(&h->lock);
+	return left;
 }
 
 /* ---- looking up ---- */

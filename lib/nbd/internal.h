@@ -151,7 +151,8 @@ bool kn_holes_wait(struct kn_holes *h, uint64_t until_ns);
 /* Of the connection's thread: ask for more, take an answer, forget what was asked. */
 void kn_holes_ask(struct kn_connection *c);
 void kn_holes_settle(struct kn_connection *c);
-void kn_holes_lost(struct kn_connection *c);
+/* True: there is more to ask, by whichever connection works. */
+bool kn_holes_lost(struct kn_connection *c);
 /* It has asked, and the answer has not been taken. */
 bool kn_holes_asked(struct kn_connection *c);
 /* The run that `at` lies in: its kind and where it ends. */

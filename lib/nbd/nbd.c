@@ -232,6 +232,13 @@ int kvmem_nbd_source(struct kvmem_nbd *nbd, uint64_t offset, uint64_t bytes,
 			       " bytes that can be read, too short for 0x%" PRIx64
 			       " at offset 0x%" PRIx64,
 			       size, bytes ? bytes : 1, offset);
+	if (!bytes && size < nbd->export.bytes)
+		return kn_fail(ENODATA,
+			       "kvmem_nbd_source: the export ends after 0x%" PRIx64
+			       " bytes, and the server reads whole blocks of %" PRIu32
+			       " alone: say how many of the 0x%" PRIx64
+			       " that can be read are wanted",
+			       nbd->export.bytes, nbd->export.block, size);
 	return kn_source(nbd, offset, bytes ? bytes : size - offset, ret_source);
 }
 

@@ -175,9 +175,10 @@ void kn_take_back(struct kn_connection *c)
 	struct kvmem_nbd *nbd = c->nbd;
 	struct kn_finished f = { NULL };
 	struct kn_piece *p;
+	bool holes;
 
 	c->answered = NULL;
-	kn_holes_lost(c);
+	holes = kn_holes_lost(c);
 	pthread_mutex_lock(&nbd->lock);
 	while ((p = c->sent.first) != NULL) {
 		uint64_t now = kn_now_ns();
@@ -188,7 +189,7 @@ void kn_take_back(struct kn_connection *c)
 		else
 			kn_again(p);
 	}
-	if (nbd->queue.first)
+	if (nbd->queue.first || holes)
 		kn_poke_all(nbd);
 	pthread_mutex_unlock(&nbd->lock);
 	kn_complete(&f);

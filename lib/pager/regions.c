@@ -121,6 +121,11 @@ static int check_region(const struct kvmem_region *r)
 		return km_fail(EBUSY, "kvmem_pager_add: a capture of the region is under way");
 	if (atomic_load(&r->fillers))
 		return km_fail(EBUSY, "kvmem_pager_add: the region is being populated");
+	if (atomic_load(&r->writes)) /* before anything is taken out of it */
+		return km_fail(
+			EBUSY,
+			"kvmem_pager_add: kvmem_writes watches the region, whose mapping has one "
+			"userfaultfd");
 	return 0;
 }
 

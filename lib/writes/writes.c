@@ -246,6 +246,21 @@ int kvmem_writes_remove(struct kvmem_writes *writes, struct kvmem_region *region
 	return r;
 }
 
+int64_t kvmem_writes_watched(struct kvmem_writes *writes, const struct kvmem_region *region)
+{
+	const struct watched *e;
+	uint64_t bytes;
+
+	if (!writes || !region)
+		return km_fail(EINVAL, "kvmem_writes_watched: %s is NULL",
+			       writes ? "region" : "writes");
+	pthread_mutex_lock(&writes->lock);
+	e = find(writes, region);
+	bytes = e ? e->bytes : 0;
+	pthread_mutex_unlock(&writes->lock);
+	return (int64_t)bytes;
+}
+
 /* ---- taken ---- */
 
 /* There is room for it: joined to the run before, or one more. */

@@ -354,6 +354,7 @@ TEST(null_to_writes)
 	NONE(kvmem_writes_create(NULL, NULL));
 	NONE(kvmem_writes_add(NULL, NULL));
 	NONE(kvmem_writes_take(NULL, NULL, 0, &run, 1, &next));
+	NONE(kvmem_writes_watched(NULL, NULL));
 	NONE(kvmem_writes_remove(NULL, NULL));
 	ck_assert_int_eq(kvmem_writes_free(NULL), 0);
 }

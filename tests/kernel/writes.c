@@ -234,6 +234,28 @@ TEST(what_the_library_changes_is_told)
 }
 END
 
+/* Content that nobody has told the library of, and that a populate takes away. */
+TEST(what_is_overwritten_is_told)
+{
+	struct kvmem_populate_opts o = KVMEM_POPULATE_OPTS_INIT;
+	static struct rig r;
+
+	o.flags = KVMEM_POPULATE_PREALLOC | KVMEM_FILL_OVERWRITE;
+	for (unsigned int i = 0; i < 2; i++) {
+		if (!open_writes(&r.writes))
+			return;
+		open_region(&r, backings[i], BYTES);
+		r.at[31 * PAGE] = 1;
+		must(kvmem_writes_add(r.writes, r.region));
+		must(kvmem_populate(r.region, 0, NULL, &o, NULL));
+		ck_assert_uint_eq(r.at[31 * PAGE], 0);
+		take(&r, 512);
+		ck_assert(r.told[31]);
+		close_rig(&r);
+	}
+}
+END
+
 /* A discard puts another mapping in place of the file's. */
 TEST(clones)
 {
@@ -288,7 +310,9 @@ TEST(bad_input)
 	fails(kvmem_writes_take(r.writes, r.region, 0, &run, 1, &next), EINVAL, "not watched");
 	fails(kvmem_writes_remove(r.writes, r.region), EINVAL, "not watched");
 	fails(kvmem_writes_add(r.writes, NULL), EINVAL, "region is NULL");
+	ck_assert_int_eq(kvmem_writes_watched(r.writes, r.region), 0);
 	must(kvmem_writes_add(r.writes, r.region));
+	ck_assert_int_eq(kvmem_writes_watched(r.writes, r.region), (int64_t)BYTES);
 	must(kvmem_writes_add(r.writes, r.region)); /* nothing has grown */
 	must(kvmem_writes_create(NULL, &other));
 	fails(kvmem_writes_add(other, r.region), EBUSY, "another userfaultfd");
@@ -324,7 +348,12 @@ TEST(a_pager_or_a_capture_has_it)
 	must(kvmem_pager_free(pager));
 	must(kvmem_writes_add(r.writes, r.region));
 	must(kvmem_pager_create(NULL, &pager));
-	fails(kvmem_pager_add(pager, r.region, source, 0, 0), EBUSY, "userfaultfd");
+	must(kvmem_region_discard(r.region, 7 * PAGE, PAGE));
+	r.at[7 * PAGE] = 7;
+	fails(kvmem_pager_add(pager, r.region, source, 0, KVMEM_FILL_OVERWRITE), EBUSY,
+	      "userfaultfd");
+	ck_assert_uint_eq(r.at[7 * PAGE], 7);
+	take(&r, 512);
 	must(kvmem_pager_free(pager));
 	r.at[9 * PAGE] = 1;
 	take(&r, 512);
@@ -394,5 +423,5 @@ END
 
 HARNESS_MAIN(T(each_page_that_was_written_and_no_other),
 	     T(writes_of_the_kernel_and_pages_that_have_gone), T(what_the_library_changes_is_told),
-	     T(clones), T(bad_input), T(a_pager_or_a_capture_has_it),
-	     T(no_write_is_lost_while_it_is_taken))
+	     T(what_is_overwritten_is_told), T(clones), T(bad_input),
+	     T(a_pager_or_a_capture_has_it), T(no_write_is_lost_while_it_is_taken))
