@@ -2,8 +2,7 @@
 /* fleet: a saved guest comes back eight times over one template, into which its working set is brought first. */
 #include "fleet.h"
 
-#define CLONES	8
-#define WRITTEN (PAGES / 50) /* pages that each of them writes */
+#define CLONES 8
 
 /* A memfd of the image: the pages that guests begin with, then the rest; sealed. */
 static int make_template(struct kvmem_image *image, unsigned int *wrong)
@@ -31,20 +30,6 @@ static int make_template(struct kvmem_image *image, unsigned int *wrong)
 	must(kvmem_region_free(filled), "free"); /* a mapping for writing forbids the seal */
 	must(fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW), "seal");
 	return fd;
-}
-
-/* Some pages are written, page 1 is given back: neither is seen by the others. Returns how long that took. */
-static uint64_t run_clone(int fd, struct kvmem_region **ret_ram)
-{
-	struct kvmem_region_opts o = { .size = sizeof(o), .flags = KVMEM_REGION_CLONE, .fd = fd };
-	uint64_t begin = now_ns();
-
-	o.bytes = RAM;
-	must(kvmem_region_create(NULL, &o, ret_ram), "clone");
-	for (uint64_t page = 8; page < 8 + WRITTEN; page++)
-		++*word_of(*ret_ram, page);
-	must(kvmem_region_discard(*ret_ram, BASE_PAGE, BASE_PAGE), "discard");
-	return now_ns() - begin;
 }
 
 int main(void)

@@ -55,7 +55,8 @@ KVMEM_API int kvmem_nbd_close(struct kvmem_nbd *nbd);
  * kvmem_nbd_source() - bytes [offset, offset + bytes) of the export, for kvmem_populate() and kvmem_pager_add().
  *
  * bytes 0 means up to the end of the export. There may be several, e.g. one a region. Errors: -EINVAL, -ENODATA (the
- * export is shorter; bytes is 0, and the last bytes are no whole block, which cannot be read), -ENOMEM. May be called from any thread.
+ * export is shorter; bytes is 0, and the last bytes are no whole block, which cannot be read), -ENOMEM. May be called
+ * from any thread.
  */
 KVMEM_API int kvmem_nbd_source(struct kvmem_nbd *nbd, uint64_t offset, uint64_t bytes,
 			       struct kvmem_source **ret_source);

@@ -162,7 +162,7 @@ void km_pages_forget(struct kvmem_region *r, uint64_t page, uint64_t count)
 		hand_out(r, page, count);
 	km_store_forget(r, r->watch ? r->alias : r->base, page << r->page_shift,
 			count << r->page_shift);
-	changed(r, page, count);
+	changed(r, page, count); /* what nobody knew of is gone */
 }
 
 void km_pages_abandon(struct kvmem_region *r, uint64_t page, uint64_t count, bool stored)
