@@ -11,6 +11,8 @@
 
 #include <errno.h>
 
+#include "base/uapi/mm.h"
+
 #define LATER_SHIFT 21u /* larger pages are read in pieces, which a thread waits for */
 
 /* Claimed pages of one walk, and how they are to be filled. */
@@ -141,6 +143,20 @@ static int store_large(const struct walk *k, uint64_t page)
 
 /* ---- data and zeros ---- */
 
+/*
+ * The pause of a capture waits for what is being placed, and the copy would wait for a source that is in swap, or behind
+ * a userfaultfd of its own. So that is waited for before. What cannot be read the copy tells.
+ */
+static void bring_in(const struct walk *k, const uint8_t *src, uint64_t bytes)
+{
+	uint64_t page = km_sys_page_size();
+	uintptr_t from = (uintptr_t)src & ~(uintptr_t)(page - 1);
+	uintptr_t end = ((uintptr_t)src + bytes + page - 1) & ~(uintptr_t)(page - 1);
+
+	if (k->w->set->captures)
+		km_sys_madvise((void *)from, end - from, KM_MADV_POPULATE_READ);
+}
+
 /* Some of the claimed pages, *count of them, or one failure for these. */
 static int place_data(const struct walk *k, uint64_t first, uint64_t *count)
 {
@@ -159,8 +175,10 @@ static int place_data(const struct walk *k, uint64_t first, uint64_t *count)
 		return r;
 	}
 
-	if (src)
+	if (src) {
+		bring_in(k, src, *count << k->w->shift);
 		return place_all(k, first, *count, src, km_place_claimed);
+	}
 	if (!fit) {
 		*count = 1;
 		return store_large(k, first);

@@ -143,14 +143,18 @@ static int check_layers(const struct ki_index *x, const char *path)
 
 static int check_blobs(const struct ki_index *x, const char *path)
 {
+	uint64_t bytes = 0;
+
 	for (uint32_t i = 0; i < x->super.blobs; i++) {
 		const struct ki_blob *b = &x->blobs[i];
 
 		if (!is_name(b->name, sizeof(b->name)) || b->content.bytes > KI_MAX_BLOB ||
 		    !is_inside(&b->content, &x->super))
 			return bad(path, "its blobs");
+		bytes += b->content.bytes; /* 64 GiB at most */
 	}
-	return 0;
+	/* Each lies in the index and none over another: who copies them needs no more than the file has. */
+	return bytes > x->super.index_bytes ? bad(path, "its blobs, which overlap") : 0;
 }
 
 static int read_tables(struct ki_index *x, const char *path)

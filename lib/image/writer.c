@@ -9,6 +9,7 @@
 #include <sys/file.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "image/internal.h"
@@ -479,23 +480,42 @@ static void name_data(const struct kvmem_image_writer *w, const uint8_t *id, cha
 		name_by_id(w->place.name, id, ret, room);
 }
 
+#define LOCK_TRIES 3000u /* of 10 ms */
+
+/* One commit in a folder at a time looks names up, gives names and takes old files away. */
+static int lock_folder(const struct kvmem_image_writer *w)
+{
+	const struct timespec pause = { .tv_nsec = 10000000 };
+
+	for (unsigned int i = 0; flock(w->place.dir, LOCK_EX | LOCK_NB); i++) {
+		if (errno == EOPNOTSUPP || errno == ENOSYS || errno == ENOLCK || errno == EINVAL)
+			return 0; /* this file system has no locks */
+		if (i == LOCK_TRIES || (errno != EWOULDBLOCK && errno != EINTR))
+			return ki_fail(EBUSY, "kvmem_image_commit: the lock of the folder: %m");
+		nanosleep(&pause, NULL);
+	}
+	return 0;
+}
+
 static int publish(struct kvmem_image_writer *w, const uint8_t *id)
 {
 	bool replace = w->flags & KVMEM_IMAGE_REPLACE;
 	char index_name[sizeof(w->place.name) + sizeof(KI_SUFFIX)], data_name[256], old[256] = "";
 	struct ki_new_file index = { .fd = -1 };
-	int r;
+	int r = w->flags & KVMEM_IMAGE_PACKED ? ki_pack(w) : 0;
 
+	if (!r)
+		r = sync_file(w, w->data.fd, "the data");
+	if (!r)
+		r = lock_folder(w); /* until the writer closes it */
+	if (r)
+		return r;
 	snprintf(index_name, sizeof(index_name), "%s%s", w->place.name, KI_SUFFIX);
 	if (replace)
 		name_data(w, id, data_name, sizeof(data_name));
 	else
 		snprintf(data_name, sizeof(data_name), "%s", w->place.name);
 	r = replace ? old_data(w, index_name, old) : 0;
-	if (!r && w->flags & KVMEM_IMAGE_PACKED)
-		r = ki_pack(w);
-	if (!r)
-		r = sync_file(w, w->data.fd, "the data");
 	if (!r)
 		r = ki_store_index(w, data_name, id, &index);
 	if (!r)

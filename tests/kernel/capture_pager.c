@@ -482,6 +482,104 @@ TEST(what_is_written_while_it_is_placed_is_captured)
 }
 END
 
+/* ---- a source in memory that has a pager of its own ---- */
+
+static _Atomic bool started;
+static _Atomic unsigned int reads;
+
+static bool has_started(void *arg)
+{
+	(void)arg;
+	return atomic_load(&started);
+}
+
+static bool is_read(void *arg)
+{
+	(void)arg;
+	return atomic_load(&reads);
+}
+
+/* What a pager waits for does not come before the capture has begun. */
+static int after_start(void *arg, uint64_t offset, void *buf, uint64_t bytes)
+{
+	(void)arg;
+	(void)offset;
+	atomic_fetch_add(&reads, 1);
+	if (!harness_wait(has_started, NULL, 60))
+		return -EIO;
+	memset(buf, 5, bytes);
+	return 0;
+}
+
+static struct kvmem_region *anonymous(void)
+{
+	struct kvmem_region_opts o = KVMEM_REGION_OPTS_INIT;
+	struct kvmem_region *r;
+
+	o.bytes = MIB;
+	o.backing = KVMEM_BACKING_ANONYMOUS;
+	o.wants = KVMEM_WANT_PAGING;
+	ck_ok(kvmem_region_create(NULL, &o, &r));
+	return r;
+}
+
+static struct kvmem_pager *pager_of(struct kvmem_region *r, struct kvmem_source *s, uint32_t flags)
+{
+	struct kvmem_pager_opts o = KVMEM_PAGER_OPTS_INIT;
+	struct kvmem_pager *pager;
+
+	o.flags = flags;
+	ck_ok(kvmem_pager_create(&o, &pager));
+	ck_ok(kvmem_pager_add(pager, r, s, 0, 0));
+	ck_ok(kvmem_pager_start(pager));
+	return pager;
+}
+
+/* It answers with an error when nobody waits any more. */
+static int no_page(void *arg, const struct kvmem_capture_run *run, const void *content)
+{
+	(void)arg;
+	(void)run;
+	return content ? 0 : -EIO;
+}
+
+TEST(the_pause_does_not_wait_for_a_source_in_memory)
+{
+	struct kvmem_source_ops ops = KVMEM_SOURCE_OPS_INIT;
+	struct kvmem_capture_opts o = KVMEM_CAPTURE_OPTS_INIT;
+	struct kvmem_source *slow, *memory;
+	struct kvmem_pager *below, *above;
+	struct kvmem_region *r[2];
+	struct kvmem_capture *c;
+
+	SKIP_IF(no_userfaultfd(), "uffd", "%s", kvmem_error_detail());
+	atomic_store(&started, false);
+	r[0] = anonymous();
+	r[1] = anonymous();
+	ops.read = after_start;
+	ck_ok(kvmem_source_callback(&ops, NULL, MIB, &slow));
+	below = pager_of(r[0], slow, 0);
+	ck_ok(kvmem_source_memory(kvmem_region_base(r[0]), MIB, &memory));
+	o.before_write = no_page;
+	ck_ok(kvmem_capture_create(&o, &c));
+	above = pager_of(r[1], memory, KVMEM_PAGER_BACKGROUND | KVMEM_PAGER_CAPTURE);
+	ck_assert(harness_wait(is_read, NULL, 60));
+	ck_ok(kvmem_capture_start(c, &r[1], 1));
+	atomic_store(&started, true);
+	ck_assert_int_eq(kvmem_capture_stop(c), -ECANCELED);
+	ck_ok(kvmem_pager_stop(above, KVMEM_STOP_FILL));
+	ck_assert_uint_eq(*((uint8_t *)kvmem_region_base(r[1]) + MIB - 1), 5);
+	ck_ok(kvmem_pager_stop(below, KVMEM_STOP_FILL));
+	ck_ok(kvmem_pager_free(above));
+	ck_ok(kvmem_pager_free(below));
+	ck_ok(kvmem_capture_free(c));
+	for (unsigned int i = 0; i < 2; i++)
+		ck_ok(kvmem_region_free(r[i]));
+	ck_ok(kvmem_source_free(memory));
+	ck_ok(kvmem_source_free(slow));
+}
+END
+
 CAPTURE_MAIN(T(a_pager_fills_on_demand_while_it_is_captured),
 	     T(a_pager_fills_in_the_background_while_it_is_captured),
 	     T(pages_that_are_present_and_not_mapped),
@@ -492,4 +590,5 @@ CAPTURE_MAIN(T(a_pager_fills_on_demand_while_it_is_captured),
 	     T(what_a_balloon_takes_away_is_handed_out_first),
 	     T(what_was_written_before_the_pager_came_is_captured),
 	     T(what_is_written_while_it_is_placed_is_captured),
-	     T(what_is_taken_away_while_it_is_filled_is_zero))
+	     T(what_is_taken_away_while_it_is_filled_is_zero),
+	     T(the_pause_does_not_wait_for_a_source_in_memory))

@@ -3,6 +3,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -13,6 +16,8 @@ static int write_all(int fd, const char *buf, uint64_t bytes, uint64_t at)
 	while (bytes) {
 		ssize_t n = pwrite(fd, buf, bytes, (off_t)at);
 
+		if (n < 0 && errno == EINTR)
+			continue;
 		if (n < 0)
 			return kvmem_error_set(errno, "writing at byte %" PRIu64 ": %m", at);
 		buf += n;
@@ -48,27 +53,40 @@ static int extract_to(struct kvmem_image *from, int fd, uint64_t bytes)
 	return fsync(fd) ? kvmem_error_set(errno, "to the disk: %m") : 0;
 }
 
-/* Never over a file that is there: somebody may have it mapped. */
+/* It gets its name when it is complete; never over a file that is there: somebody may have it mapped. */
+static int extract_as(struct kvmem_image *from, const char *path, uint64_t bytes)
+{
+	char temporary[4096];
+	int fd, r;
+
+	if (snprintf(temporary, sizeof(temporary), "%s.XXXXXX", path) >= (int)sizeof(temporary))
+		return kvmem_error_set(ENAMETOOLONG, "'%s' is too long", path);
+	if (!access(path, F_OK))
+		return kvmem_error_set(EEXIST, "'%s' exists", path);
+	fd = mkostemp(temporary, O_CLOEXEC);
+	if (fd < 0)
+		return kvmem_error_set(errno, "'%s': %m", path);
+	r = extract_to(from, fd, bytes);
+	if (!r && link(temporary, path))
+		r = kvmem_error_set(errno, "'%s': %m", path);
+	unlink(temporary);
+	close(fd);
+	return r;
+}
+
 int do_extract(char **paths)
 {
 	struct kvmem_image_info i = KVMEM_IMAGE_INFO_INIT;
 	struct kvmem_image *from;
-	int fd, r;
+	int r;
 
+	signal(SIGXFSZ, SIG_IGN); /* a limit of the file's length is an error like others */
 	if (kvmem_image_open(paths[0], NULL, &from))
 		return failed();
 	kvmem_image_get_info(from, &i);
-	fd = open(paths[1], O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-	if (fd < 0) {
-		r = complain("'%s': %s", paths[1], strerror(errno));
-	} else {
-		r = extract_to(from, fd, i.bytes);
-		if (r) {
-			failed();
-			unlink(paths[1]);
-		}
-		close(fd);
-	}
+	r = extract_as(from, paths[1], i.bytes);
+	if (r)
+		failed();
 	kvmem_image_close(from);
 	return r ? 1 : 0;
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
 /* kvmem-image(1): looks at images, checks them, and makes them from others. */
+#include <errno.h>
 #include <getopt.h>
 #include <stdio.h>
 #include <string.h>
@@ -119,5 +120,10 @@ int main(int argc, char **argv)
 	}
 	if (!c || argc - optind < c->least || argc - optind > c->most || !options_agree(c))
 		return wrong();
-	return c->run(argv + optind);
+	end = c->run(argv + optind);
+	if (fflush(stdout) || ferror(stdout)) {
+		complain("writing what was found: %s", strerror(errno));
+		return end > 1 ? end : c->run == do_diff ? 2 : 1;
+	}
+	return end;
 }

@@ -7,6 +7,8 @@
 
 #include "tool.h"
 
+#define SUFFIX ".kvmem" /* of an index */
+
 struct copy {
 	struct kvmem_image *from, *parent;
 	struct kvmem_image_writer *to;
@@ -58,6 +60,26 @@ static int copy_content(const struct copy *c, uint64_t offset, uint64_t bytes)
 	return r;
 }
 
+/* An index may have pages of an older image that its parent has not, or not any more. */
+static int copy_reverted(const struct copy *c, const struct kvmem_image_run *run)
+{
+	struct kvmem_image_run theirs = KVMEM_IMAGE_RUN_INIT;
+	uint64_t end = run->offset + run->bytes;
+	int r = 0;
+
+	for (uint64_t at = run->offset, n; !r && at < end; at += n) {
+		r = read_error(kvmem_image_next_run(c->parent, at, &theirs));
+		if (r)
+			break;
+		n = theirs.offset + theirs.bytes < end ? theirs.offset + theirs.bytes - at
+						       : end - at;
+		n = n < STEP ? n : STEP;
+		if (theirs.kind == KVMEM_IMAGE_ZERO || theirs.layer != run->layer)
+			r = copy_content(c, at, n);
+	}
+	return r;
+}
+
 static int copy_run(const struct copy *c, const struct kvmem_image_run *run)
 {
 	int r = 0;
@@ -65,7 +87,7 @@ static int copy_run(const struct copy *c, const struct kvmem_image_run *run)
 	if (run->kind == KVMEM_IMAGE_ZERO)
 		return copy_zeros(c, run->offset, run->bytes);
 	if (run->kind == KVMEM_IMAGE_PARENT && c->how != MAKE_BY_CONTENT)
-		return 0;
+		return c->parent ? copy_reverted(c, run) : 0;
 	for (uint64_t p = 0, n; !r && p < run->bytes; p += n) {
 		n = run->bytes - p < STEP ? run->bytes - p : STEP;
 		r = copy_content(c, run->offset + p, n);
@@ -140,6 +162,12 @@ static int begin(struct copy *c, const char *path, uint32_t flags)
 
 	if (!regions)
 		return -ENOMEM;
+	if (strlen(path) >= strlen(SUFFIX) &&
+	    !strcmp(path + strlen(path) - strlen(SUFFIX), SUFFIX)) {
+		free(regions);
+		return kvmem_error_set(
+			EINVAL, "'%s': a new image is named by its data, without " SUFFIX, path);
+	}
 	o.flags = flags | (options.replace ? KVMEM_IMAGE_REPLACE : 0) |
 		  (options.no_sync ? KVMEM_IMAGE_NO_SYNC : 0);
 	o.regions = regions;
