@@ -144,8 +144,8 @@ static int store_large(const struct walk *k, uint64_t page)
 /* ---- data and zeros ---- */
 
 /*
- * The pause of a capture waits for what is being placed, and the copy would wait for a source that is in swap, or behind
- * a userfaultfd of its own. So that is waited for before. What cannot be read the copy tells.
+ * The pause of a capture waits for what is being placed, and the copy would wait for a source that is in swap, or
+ * behind a userfaultfd of its own. So that is waited for before. What cannot be read the copy tells.
  */
 static void bring_in(const struct walk *k, const uint8_t *src, uint64_t bytes)
 {
