@@ -40,6 +40,8 @@ static void help(struct kvmem_capture *c)
 	pthread_rwlock_unlock(&c->parts_lock);
 }
 
+#define LOOK_MS 1000 /* the end is noticed so late where writing to an eventfd is refused */
+
 static void *run(void *arg)
 {
 	struct km_capture_thread *t = arg;
@@ -47,7 +49,7 @@ static void *run(void *arg)
 	uint64_t kicks;
 
 	while (!atomic_load(&t->capture->closing)) {
-		int64_t n = km_sys_epoll_wait(t->epoll, ev, 2, -1);
+		int64_t n = km_sys_epoll_wait(t->epoll, ev, 2, LOOK_MS);
 
 		if (n < 0) /* a filter: events are looked for all the same */
 			km_sys_poll(NULL, 0, 1);
