@@ -3,13 +3,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/random.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "image/internal.h"
@@ -485,14 +485,12 @@ static void name_data(const struct kvmem_image_writer *w, const uint8_t *id, cha
 /* One commit in a folder at a time looks names up, gives names and takes old files away. */
 static int lock_folder(const struct kvmem_image_writer *w)
 {
-	const struct timespec pause = { .tv_nsec = 10000000 };
-
 	for (unsigned int i = 0; flock(w->place.dir, LOCK_EX | LOCK_NB); i++) {
 		if (errno == EOPNOTSUPP || errno == ENOSYS || errno == ENOLCK || errno == EINVAL)
 			return 0; /* this file system has no locks */
 		if (i == LOCK_TRIES || (errno != EWOULDBLOCK && errno != EINTR))
 			return ki_fail(EBUSY, "kvmem_image_commit: the lock of the folder: %m");
-		nanosleep(&pause, NULL);
+		poll(NULL, 0, 10);
 	}
 	return 0;
 }
