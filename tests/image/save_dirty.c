@@ -290,6 +290,74 @@ TEST(discarded_since_it_was_written)
 }
 END
 
+/* ---- pass by pass ---- */
+
+static unsigned int change;
+
+/* The guest runs on: between two pieces of a pass it writes. */
+static int guest_runs(void *arg, const struct kvmem_image_progress *p)
+{
+	(void)p;
+	for (unsigned int i = 0; i < 5; i++)
+		guest_writes(harness_random(arg) % PAGES, ++change);
+	return 0;
+}
+
+TEST(precopy_by_a_reader)
+{
+	for (unsigned int mode = 0; mode < 2; mode++) {
+		struct kvmem_image_precopy_opts o = KVMEM_IMAGE_PRECOPY_OPTS_INIT;
+		struct kvmem_image_precopy_result res = KVMEM_IMAGE_PRECOPY_RESULT_INIT;
+		unsigned long long seed = 4 + mode;
+		struct kvmem_image_writer *w;
+		struct kvmem_image *image;
+		uint8_t *buf = malloc(BYTES);
+
+		open_guest(mode ? KVMEM_DIRTY_BITMAP : KVMEM_DIRTY_RING);
+		for (uint64_t p = 0; p < PAGES; p += 3)
+			guest_writes(p, 1);
+		o.dirty = dirty;
+		o.reader = kvmem_dirty_reader(dirty);
+		o.threads = 1;
+		o.passes = 4;
+		o.pause_ns = 1; /* no pass is so short */
+		o.progress = guest_runs;
+		o.arg = &seed;
+		w = begin("live", NULL);
+		must(kvmem_image_precopy(w, &ram, 1, &o, &res));
+		ck_assert_uint_ne(res.end, KVMEM_IMAGE_PRECOPY_CONVERGED);
+		ck_assert_uint_gt(res.passes, 1);
+		guest_writes(7, 99);
+		o.flags = KVMEM_IMAGE_LAST_PASS;
+		o.progress = NULL;
+		must(kvmem_image_precopy(w, &ram, 1, &o, &res));
+		must(kvmem_image_commit(w, NULL));
+		image = open_image("live.kvmem");
+		must(kvmem_image_read(image, 0, buf, BYTES));
+		ck_assert(!memcmp(buf, base, BYTES));
+		must(kvmem_image_close(image));
+
+		/* A pass that fails gives its pages back. */
+		w = begin("canceled", NULL);
+		must(kvmem_image_precopy(w, &ram, 1, &o, &res));
+		kvmem_image_abort(w);
+		w = begin("canceled", NULL);
+		o.flags = 0;
+		o.passes = 1;
+		must(kvmem_image_precopy(w, &ram, 1, &o, &res));
+		guest_writes(11, 100);
+		o.flags = KVMEM_IMAGE_LAST_PASS;
+		o.progress = cancels;
+		fails(kvmem_image_precopy(w, &ram, 1, &o, &res), ECANCELED, "progress");
+		kvmem_image_abort(w);
+		ck_assert_int_ge(harvest(), 1);
+		free(buf);
+		close_guest();
+	}
+}
+END
+
 HARNESS_MAIN(T(differences_hold_what_was_written_and_chain),
 	     T(whatever_fails_the_dirty_pages_come_again),
-	     T(a_batch_that_was_looked_at_is_saved_whole), T(discarded_since_it_was_written))
+	     T(a_batch_that_was_looked_at_is_saved_whole), T(discarded_since_it_was_written),
+	     T(precopy_by_a_reader))
