@@ -110,6 +110,21 @@ void count_dirty(const struct kvmem_dirty *dirty)
 
 /* ---- memory ---- */
 
+#define HUGE_SPARE 48 /* areas, what they grow by, templates */
+
+/* A page that was punched out takes one of the pool again: where others have it, an access to it is an error. */
+static bool has_huge_pages(void)
+{
+	FILE *f = fopen("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages", "re");
+	char text[32] = "";
+
+	if (f && !fgets(text, sizeof(text), f))
+		text[0] = 0;
+	if (f)
+		fclose(f);
+	return strtol(text, NULL, 10) >= HUGE_SPARE;
+}
+
 static uint32_t some_backing(struct round *round)
 {
 	static const uint32_t backings[] = { KVMEM_BACKING_MEMFD,	KVMEM_BACKING_MEMFD,
@@ -117,7 +132,10 @@ static uint32_t some_backing(struct round *round)
 					     KVMEM_BACKING_ANONYMOUS,	KVMEM_BACKING_ANONYMOUS,
 					     KVMEM_BACKING_GUEST_MEMFD, KVMEM_BACKING_HUGETLB };
 
-	return backings[below(&round->rng, sizeof(backings) / sizeof(backings[0]))];
+	uint32_t backing = backings[below(&round->rng, sizeof(backings) / sizeof(backings[0]))];
+
+	return backing == KVMEM_BACKING_HUGETLB && !has_huge_pages() ? KVMEM_BACKING_MEMFD
+								     : backing;
 }
 
 /* Half of them: the region is then over our mapping. */
