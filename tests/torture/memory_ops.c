@@ -154,6 +154,8 @@ static void balloon_page(const struct area *area, uint32_t page, enum after pres
 	if (area->clone) {
 		p->seed = 0;
 		p->exists = 0;
+		if (area->unit > 1) /* zeros of a discard were written, and go with the rest */
+			p->base = BASE_SOURCE;
 		return;
 	}
 	if (one == KEEPS && other == KEEPS)
