@@ -12,6 +12,7 @@
 #include <inttypes.h>
 #include <pthread.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 
 #include <kvmem/writes.h>
 
@@ -19,7 +20,8 @@
 #include "base/uapi/userfaultfd.h"
 #include "region/region.h"
 
-#define VECTOR 256u /* ranges that the kernel tells at once */
+#define VECTOR 256u		    /* ranges that the kernel tells at once */
+#define WINDOW (UINT64_C(32) << 20) /* that is looked through for holes at once */
 
 struct watched {
 	struct watched *next;
@@ -30,9 +32,34 @@ struct watched {
 struct kvmem_writes {
 	int uffd;
 	int pagemap;
+	bool tells_holes; /* the kernel does: page tables that are not there read as written */
 	pthread_mutex_t lock;
 	struct watched *first;
 };
+
+/* ---- the kernel's calls ---- */
+
+static int64_t pagemap_scan(int pagemap, struct km_pm_scan *s)
+{
+	s->size = sizeof(*s);
+	return km_sys_ioctl(pagemap, KM_PAGEMAP_SCAN, s);
+}
+
+static int64_t register_wp(int uffd, uint64_t start, uint64_t bytes)
+{
+	struct uffdio_register reg = { .range = { .start = start, .len = bytes },
+				       .mode = UFFDIO_REGISTER_MODE_WP };
+
+	return km_sys_ioctl(uffd, UFFDIO_REGISTER, &reg);
+}
+
+static int64_t protect(int uffd, uint64_t start, uint64_t bytes)
+{
+	struct uffdio_writeprotect wp = { .range = { .start = start, .len = bytes },
+					  .mode = UFFDIO_WRITEPROTECT_MODE_WP };
+
+	return km_sys_ioctl(uffd, UFFDIO_WRITEPROTECT, &wp);
+}
 
 /* ---- opened ---- */
 
@@ -58,18 +85,44 @@ static int open_uffd(void)
 
 static int open_pagemap(void)
 {
-	struct km_pm_scan scan = { .size = sizeof(scan) }; /* of nothing */
+	struct km_pm_scan scan = { .start = 0 }; /* of nothing */
 	int64_t fd = km_sys_open("/proc/self/pagemap", O_RDONLY), r;
 
 	if (fd < 0)
 		return km_fail(fd == -ENOENT ? EOPNOTSUPP : (int)-fd,
 			       "kvmem_writes_create: /proc/self/pagemap: %m");
-	r = km_sys_ioctl((int)fd, KM_PAGEMAP_SCAN, &scan);
+	r = pagemap_scan((int)fd, &scan);
 	if (r >= 0)
 		return (int)fd;
 	km_sys_close((int)fd);
 	return km_fail(r == -ENOTTY ? EOPNOTSUPP : (int)-r,
 		       "kvmem_writes_create: PAGEMAP_SCAN: %m; Linux 6.7 and later have it");
+}
+
+/*
+ * Looked at in a mapping that nothing was ever put in, of two page tables' length: one of them at least is none of
+ * its neighbours'. What cannot be looked at is taken for "no", which costs time alone.
+ */
+static bool tells_holes(const struct kvmem_writes *w)
+{
+	uint64_t page = km_sys_page_size(), bytes = 2 * page * (page / sizeof(uint64_t));
+	struct km_page_region told = { .start = 0 };
+	struct km_pm_scan s = { .vec = (uintptr_t)&told,
+				.vec_len = 1,
+				.category_mask = KM_PAGE_IS_WRITTEN,
+				.return_mask = KM_PAGE_IS_WRITTEN };
+	bool all;
+	void *at;
+
+	if (km_sys_mmap(bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+			-1, 0, &at) < 0)
+		return false;
+	s.start = (uintptr_t)at;
+	s.end = s.start + bytes;
+	all = register_wp(w->uffd, s.start, bytes) >= 0 && pagemap_scan(w->pagemap, &s) == 1 &&
+	      told.start == s.start && told.end == s.end;
+	km_sys_munmap(at, bytes);
+	return all;
 }
 
 int kvmem_writes_create(const struct kvmem_writes_opts *opts, struct kvmem_writes **ret_writes)
@@ -96,6 +149,7 @@ int kvmem_writes_create(const struct kvmem_writes_opts *opts, struct kvmem_write
 		km_sys_free(w);
 		return r;
 	}
+	w->tells_holes = tells_holes(w);
 	pthread_mutex_init(&w->lock, NULL);
 	*ret_writes = w;
 	return 0;
@@ -131,10 +185,7 @@ static struct watched *find(const struct kvmem_writes *w, const struct kvmem_reg
 static int register_range(const struct kvmem_writes *w, const struct kvmem_region *region,
 			  uint64_t from, uint64_t bytes)
 {
-	struct uffdio_register reg = { .range = { .start = (uintptr_t)region->base + from,
-						  .len = bytes },
-				       .mode = UFFDIO_REGISTER_MODE_WP };
-	int64_t r = km_sys_ioctl(w->uffd, UFFDIO_REGISTER, &reg);
+	int64_t r = register_wp(w->uffd, (uintptr_t)region->base + from, bytes);
 
 	if (r == -EBUSY)
 		return km_fail(EBUSY,
@@ -159,16 +210,12 @@ static void unregister(const struct kvmem_writes *w, const struct kvmem_region *
 static int watch(const struct kvmem_writes *w, struct kvmem_region *region, uint64_t from,
 		 uint64_t bytes)
 {
-	struct uffdio_writeprotect wp = {
-		.range = { .start = (uintptr_t)region->base + from, .len = bytes },
-		.mode = UFFDIO_WRITEPROTECT_MODE_WP,
-	};
 	int r = register_range(w, region, from, bytes);
 	int64_t err;
 
 	if (r)
 		return r;
-	err = km_sys_ioctl(w->uffd, UFFDIO_WRITEPROTECT, &wp);
+	err = protect(w->uffd, (uintptr_t)region->base + from, bytes);
 	if (err >= 0)
 		return 0;
 	unregister(w, region, from, bytes);
@@ -281,7 +328,6 @@ static int64_t scan(const struct kvmem_writes *w, uint64_t from, uint64_t to, si
 		    struct km_page_region *vec, uint64_t *ret_end)
 {
 	struct km_pm_scan s = {
-		.size = sizeof(s),
 		.flags = KM_PM_SCAN_WP_MATCHING,
 		.start = from,
 		.end = to,
@@ -290,33 +336,69 @@ static int64_t scan(const struct kvmem_writes *w, uint64_t from, uint64_t to, si
 		.category_mask = KM_PAGE_IS_WRITTEN,
 		.return_mask = KM_PAGE_IS_WRITTEN,
 	};
-	int64_t n = km_sys_ioctl(w->pagemap, KM_PAGEMAP_SCAN, &s);
+	int64_t n = pagemap_scan(w->pagemap, &s);
 
 	*ret_end = s.walk_end;
 	return n;
+}
+
+/* The first range without entries, or what is empty at the end of what was looked through. */
+static int find_hole(const struct kvmem_writes *w, uint64_t from, uint64_t to,
+		     struct km_page_region *ret_hole)
+{
+	struct km_pm_scan s = {
+		.start = from,
+		.end = to,
+		.vec = (uintptr_t)ret_hole,
+		.vec_len = 1,
+		.category_inverted = KM_PAGE_IS_PRESENT | KM_PAGE_IS_SWAPPED,
+		.category_mask = KM_PAGE_IS_PRESENT | KM_PAGE_IS_SWAPPED,
+		.return_mask = KM_PAGE_IS_PRESENT,
+	};
+	int64_t n;
+
+	*ret_hole = (struct km_page_region){ .start = to, .end = to };
+	n = pagemap_scan(w->pagemap, &s);
+	return n < 0 ? (int)n : 0;
 }
 
 static int64_t take(const struct kvmem_writes *w, const struct watched *e, uint64_t from,
 		    struct kvmem_run *runs, size_t count, uint64_t *ret_next)
 {
 	uint64_t base = (uintptr_t)e->region->base, end = base + e->bytes, at = base + from;
-	struct km_page_region vec[VECTOR];
+	uint64_t page = km_region_page(e->region), window = page > WINDOW ? page : WINDOW;
+	struct km_page_region vec[VECTOR], hole = { .end = at };
 	size_t used = 0;
-	int64_t n;
+	int64_t n = 0;
 	int r = register_range(w, e->region, from, e->bytes - from);
 
 	if (r)
 		return r;
-	while (at < end && used < count) {
-		n = scan(w, at, end, count - used, vec, &at);
+	while (n >= 0 && at < end && used < count) {
+		if (w->tells_holes)
+			hole.start = hole.end = end;
+		else if (at >= hole.end)
+			n = find_hole(w, at, km_min(end, at + window), &hole);
 		if (n < 0)
-			return km_fail(n == -ENOMEM ? ENOMEM : EIO,
-				       "kvmem_writes_take: PAGEMAP_SCAN at offset 0x%" PRIx64
-				       ": error %d",
-				       at - base, (int)-n);
-		for (int64_t i = 0; i < n; i++)
-			append(e->region, vec[i].start - base, vec[i].end - base, runs, &used);
+			break;
+		if (at < hole.start) {
+			n = scan(w, at, hole.start, count - used, vec, &at);
+			for (int64_t i = 0; i < n; i++)
+				append(e->region, vec[i].start - base, vec[i].end - base, runs,
+				       &used);
+		} else if (at < hole.end) {
+			n = protect(w->uffd, at, hole.end - at);
+			if (n == -ENOENT) /* replaced since: it will be told again */
+				n = 0;
+			append(e->region, at - base, hole.end - base, runs, &used);
+			at = hole.end;
+		}
 	}
+	if (n < 0)
+		return km_fail(n == -ENOMEM ? ENOMEM : EIO,
+			       "kvmem_writes_take: the page tables at offset 0x%" PRIx64
+			       " cannot be looked at or protected: error %d",
+			       at - base, (int)-n);
 	*ret_next = at - base;
 	return (int64_t)used;
 }

@@ -217,32 +217,8 @@ TEST(k1_3_too_much_said)
 }
 END
 
-/* That is to be had and can be tracked. */
-static bool has_guest_memfd(void)
-{
-	struct kvmem_region_opts ro = KVMEM_REGION_OPTS_INIT;
-	struct kvmem_plan plan = KVMEM_PLAN_INIT;
-	struct kvmem_vm *vm;
-	int r = kvmem_vm_create(NULL, &vm);
-
-	if (r) {
-		harness_skip("kvm", "%s", kvmem_error_detail());
-		return false;
-	}
-	ro.bytes = 1 << 20;
-	ro.needs = KVMEM_WANT_DIRTY;
-	ro.backing = KVMEM_BACKING_GUEST_MEMFD;
-	r = kvmem_region_plan(vm, &ro, &plan);
-	if (r)
-		harness_skip("guest-memfd", "%s", kvmem_error_detail());
-	ck_ok(kvmem_vm_free(vm));
-	return !r;
-}
-
 TEST(k1_3_too_much_said_guest_memfd)
 {
-	if (!has_guest_memfd())
-		return;
 	each_round_exactly(KVMEM_BACKING_GUEST_MEMFD, false, 4096, 10, 100000);
 }
 END

@@ -31,9 +31,11 @@ bool rig_has_ring(void)
 	return !r;
 }
 
-static void open_region(struct rig *rig, const struct rig_opts *o)
+/* False: there is no guest_memfd that can be tracked. */
+static bool open_region(struct rig *rig, const struct rig_opts *o)
 {
 	struct kvmem_region_opts ro = KVMEM_REGION_OPTS_INIT;
+	struct kvmem_plan plan = KVMEM_PLAN_INIT;
 
 	ro.bytes = rig->bytes;
 	ro.needs = KVMEM_WANT_DIRTY;
@@ -44,6 +46,11 @@ static void open_region(struct rig *rig, const struct rig_opts *o)
 	ro.flags = o->mapping ? KVMEM_REGION_MAPPING : 0;
 	if (o->fd)
 		ro.flags |= o->clone ? KVMEM_REGION_CLONE : KVMEM_REGION_FD;
+	if (o->backing == KVMEM_BACKING_GUEST_MEMFD &&
+	    kvmem_region_plan(rig->vm, &ro, &plan) == -EOPNOTSUPP) {
+		harness_skip("guest-memfd", "%s", kvmem_error_detail());
+		return false;
+	}
 	ck_ok(kvmem_region_create(rig->vm, &ro, &rig->ram));
 	rig->base = kvmem_region_base(rig->ram);
 	if (o->own_slot) {
@@ -57,6 +64,7 @@ static void open_region(struct rig *rig, const struct rig_opts *o)
 	rig->copy = calloc(1, o->reserve ? o->reserve : rig->bytes);
 	rig->seen = calloc(1, (o->reserve ? o->reserve : rig->bytes) / RIG_PAGE);
 	ck_assert(rig->copy && rig->seen);
+	return true;
 }
 
 static void open_tracker(struct rig *rig, const struct rig_opts *o)
@@ -90,7 +98,10 @@ bool rig_open(struct rig *rig, const struct rig_opts *o)
 	ck_ok(kvmem_vm_create(&vo, &rig->vm));
 	open_tracker(rig, o);
 	ck_assert_msg(!vmm_create(kvmem_vm_fd(rig->vm), 0, &ops, &rig->vmm), "%s", vmm_error());
-	open_region(rig, o);
+	if (!open_region(rig, o)) {
+		rig_close(rig);
+		return false;
+	}
 	ck_assert_msg(!vmm_map(rig->vmm, RIG_GPA, o->reserve ? o->reserve : rig->bytes), "%s",
 		      vmm_error());
 	for (unsigned int i = 0; i < rig->count; i++) {

@@ -52,7 +52,7 @@ struct rig_opts {
 	bool own_slot;	  /* set by the VMM, and told to the library */
 };
 
-/* False when the test is skipped for want of KVM or of dirty rings. */
+/* False when the test is skipped for want of KVM, of dirty rings or of guest_memfd. */
 bool rig_open(struct rig *rig, const struct rig_opts *o);
 void rig_close(struct rig *rig);
 

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <kvmem/kvmem.h>
@@ -193,6 +194,71 @@ TEST(writes_of_the_kernel_and_pages_that_have_gone)
 }
 END
 
+/* As where the kernel tells nothing of page tables that are not there: it cannot be asked. */
+static bool open_writes_blind(struct kvmem_writes **ret)
+{
+	struct rlimit was, none = { .rlim_cur = 0 };
+	bool opened;
+
+	ck_assert_int_eq(getrlimit(RLIMIT_AS, &was), 0);
+	none.rlim_max = was.rlim_max;
+	ck_assert_int_eq(setrlimit(RLIMIT_AS, &none), 0);
+	opened = open_writes(ret);
+	ck_assert_int_eq(setrlimit(RLIMIT_AS, &was), 0);
+	return opened;
+}
+
+/* All of [from, to) is told, once. */
+static void told_once(struct rig *r, uint64_t from, uint64_t to)
+{
+	take(r, 3);
+	for (uint64_t p = 0; p < PAGES; p++)
+		if (r->told[p] != (p * PAGE >= from && p * PAGE < to))
+			ck_abort_msg("page %llu of [%llu, %llu)", (unsigned long long)p,
+				     (unsigned long long)(from / PAGE),
+				     (unsigned long long)(to / PAGE));
+	take(r, 512);
+	ck_assert_uint_eq(r->count, 0);
+	r->at[from] ^= 1;
+	r->at[to - 1] ^= 1;
+	take(r, 1);
+	ck_assert_uint_eq(r->count, 2);
+}
+
+/* Page tables that have gone as a whole: of huge pages, of 2 MiB at a time, and to their last page beside others. */
+TEST(page_tables_that_have_gone)
+{
+	static const uint64_t parts[][2] = { { 0, BYTES },
+					     { HUGE, 2 * HUGE },
+					     { HUGE - PAGE, 3 * HUGE + PAGE },
+					     { 3 * HUGE, BYTES } };
+	static struct rig r;
+
+	for (unsigned int i = 0; i < 4; i++) {
+		if (!(i < 2 ? open_writes : open_writes_blind)(&r.writes))
+			return;
+		open_region(&r, backings[i % 2], BYTES);
+		madvise(r.at, BYTES, MADV_HUGEPAGE); /* where there are such */
+		memset(r.at, 1, BYTES);
+		must(kvmem_writes_add(r.writes, r.region));
+		for (unsigned int k = 0; k < 4; k++) {
+			uint64_t from = parts[k][0], to = parts[k][1];
+
+			ck_assert_int_eq(madvise(r.at + from, to - from, MADV_DONTNEED), 0);
+			/* What was at rest is told for anonymous memory alone: of a file its marks stay. */
+			if (backings[i % 2] == KVMEM_BACKING_ANONYMOUS)
+				told_once(&r, from, to);
+			memset(r.at + from, 3, to - from);
+			ck_assert_int_eq(madvise(r.at + from, to - from, MADV_DONTNEED), 0);
+			told_once(&r, from, to);
+			must(kvmem_region_discard(r.region, from, to - from));
+			told_once(&r, from, to);
+		}
+		close_rig(&r);
+	}
+}
+END
+
 static int pattern(void *arg, uint64_t offset, void *buf, uint64_t bytes)
 {
 	(void)arg;
@@ -257,39 +323,49 @@ TEST(what_is_overwritten_is_told)
 END
 
 /* A discard puts another mapping in place of the file's. */
-TEST(clones)
+/* Of a file of zeros. */
+static void open_clone(struct rig *r)
 {
 	struct kvmem_region_opts o = KVMEM_REGION_OPTS_INIT;
-	static struct rig r;
 	char name[] = "/tmp/kvmem-writes-XXXXXX";
 	int fd = mkstemp(name);
 
 	ck_assert_int_ge(fd, 0);
 	unlink(name);
 	ck_assert_int_eq(ftruncate(fd, (off_t)BYTES), 0);
-	if (open_writes(&r.writes)) {
-		o.bytes = BYTES;
-		o.flags = KVMEM_REGION_CLONE;
-		o.fd = fd;
-		must(kvmem_region_create(NULL, &o, &r.region));
-		r.at = kvmem_region_base(r.region);
-		must(kvmem_writes_add(r.writes, r.region));
-		take(&r, 512);
-		ck_assert_uint_eq(r.count, 0);
-		r.at[3 * PAGE] = 1;
-		must(kvmem_region_discard(r.region, 64 * PAGE, 8 * PAGE));
-		take(&r, 512);
-		ck_assert(r.told[3]);
-		for (uint64_t p = 64; p < 72; p++)
-			ck_assert(r.told[p]);
-		ck_assert_uint_eq(r.count, 9);
-		r.at[65 * PAGE] = 1;
-		take(&r, 512);
-		ck_assert_uint_eq(r.count, 1);
-		ck_assert(r.told[65]);
-		close_rig(&r);
-	}
+	o.bytes = BYTES;
+	o.flags = KVMEM_REGION_CLONE;
+	o.fd = fd;
+	must(kvmem_region_create(NULL, &o, &r->region));
 	close(fd);
+	r->at = kvmem_region_base(r->region);
+	r->page = PAGE;
+}
+
+TEST(clones)
+{
+	static struct rig r;
+
+	if (!open_writes(&r.writes))
+		return;
+	open_clone(&r);
+	must(kvmem_writes_add(r.writes, r.region));
+	take(&r, 512);
+	ck_assert_uint_eq(r.count, 0);
+	r.at[3 * PAGE] = 1;
+	must(kvmem_region_discard(r.region, 64 * PAGE, 8 * PAGE));
+	take(&r, 512);
+	ck_assert(r.told[3]);
+	for (uint64_t p = 64; p < 72; p++)
+		ck_assert(r.told[p]);
+	ck_assert_uint_eq(r.count, 9);
+	r.at[65 * PAGE] = 1;
+	take(&r, 512);
+	ck_assert_uint_eq(r.count, 1);
+	ck_assert(r.told[65]);
+	must(kvmem_region_discard(r.region, HUGE, 2 * HUGE)); /* page tables and all */
+	told_once(&r, HUGE, 3 * HUGE);
+	close_rig(&r);
 }
 END
 
@@ -365,6 +441,7 @@ END
 
 struct writer {
 	uint64_t *at;
+	struct kvmem_region *region;
 	pthread_t thread;
 	_Atomic bool *end;
 	unsigned long long seed;
@@ -383,45 +460,84 @@ static void *writes(void *arg)
 	return NULL;
 }
 
-/* Beside writers: a copy that is brought up to date by what is told is the memory at last. */
-TEST(no_write_is_lost_while_it_is_taken)
+static void *discards(void *arg)
+{
+	struct writer *w = arg;
+
+	while (!atomic_load(w->end)) {
+		uint64_t from = harness_random(&w->seed) % PAGES;
+		uint64_t count = 1 + harness_random(&w->seed) % (PAGES - from);
+
+		if (kvmem_region_discard(w->region, from * PAGE, count * PAGE))
+			break; /* what is not discarded is seen by nobody: the copy is the same */
+		usleep(500);
+	}
+	return NULL;
+}
+
+/* Beside writers and discards: a copy that is brought up to date by what is told is the memory at last. */
+static void none_is_lost(struct rig *r, void *(*const last)(void *))
 {
 	static uint8_t copy[BYTES];
 	_Atomic bool end = false;
 	struct writer w[3];
+
+	must(kvmem_writes_add(r->writes, r->region));
+	memcpy(copy, r->at, BYTES);
+	for (unsigned int k = 0; k < 3; k++) {
+		w[k] = (struct writer){ .at = (uint64_t *)(void *)r->at,
+					.region = r->region,
+					.end = &end,
+					.seed = k + 1 };
+		ck_assert_int_eq(pthread_create(&w[k].thread, NULL, k == 2 ? last : writes, &w[k]),
+				 0);
+	}
+	for (unsigned int round = 0; round <= 60; round++) {
+		if (round == 60) {
+			atomic_store(&end, true);
+			for (unsigned int k = 0; k < 3; k++)
+				pthread_join(w[k].thread, NULL);
+		}
+		take(r, round % 2 ? 512 : 3);
+		for (uint64_t p = 0; p < PAGES; p++)
+			if (r->told[p])
+				memcpy(copy + p * PAGE, r->at + p * PAGE, PAGE);
+	}
+	ck_assert_int_eq(memcmp(copy, r->at, BYTES), 0);
+	close_rig(r);
+}
+
+TEST(no_write_is_lost_while_it_is_taken)
+{
 	static struct rig r;
 
 	for (unsigned int i = 0; i < 2; i++) {
 		if (!open_writes(&r.writes))
 			return;
 		open_region(&r, backings[i], BYTES);
-		atomic_store(&end, false);
-		must(kvmem_writes_add(r.writes, r.region));
-		memcpy(copy, r.at, BYTES);
-		for (unsigned int k = 0; k < 3; k++) {
-			w[k] = (struct writer){ .at = (uint64_t *)(void *)r.at,
-						.end = &end,
-						.seed = k + 1 };
-			ck_assert_int_eq(pthread_create(&w[k].thread, NULL, writes, &w[k]), 0);
-		}
-		for (unsigned int round = 0; round <= 60; round++) {
-			if (round == 60) {
-				atomic_store(&end, true);
-				for (unsigned int k = 0; k < 3; k++)
-					pthread_join(w[k].thread, NULL);
-			}
-			take(&r, round % 2 ? 512 : 3);
-			for (uint64_t p = 0; p < PAGES; p++)
-				if (r.told[p])
-					memcpy(copy + p * PAGE, r.at + p * PAGE, PAGE);
-		}
-		ck_assert_int_eq(memcmp(copy, r.at, BYTES), 0);
-		close_rig(&r);
+		none_is_lost(&r, writes);
+	}
+}
+END
+
+TEST(nor_beside_discards)
+{
+	static struct rig r;
+
+	for (unsigned int i = 0; i < 6; i++) {
+		if (!(i < 3 ? open_writes : open_writes_blind)(&r.writes))
+			return;
+		if (i % 3 == 2)
+			open_clone(&r);
+		else
+			open_region(&r, backings[i % 3], BYTES);
+		none_is_lost(&r, discards);
 	}
 }
 END
 
 HARNESS_MAIN(T(each_page_that_was_written_and_no_other),
-	     T(writes_of_the_kernel_and_pages_that_have_gone), T(what_the_library_changes_is_told),
-	     T(what_is_overwritten_is_told), T(clones), T(bad_input),
-	     T(a_pager_or_a_capture_has_it), T(no_write_is_lost_while_it_is_taken))
+	     T(writes_of_the_kernel_and_pages_that_have_gone), T(page_tables_that_have_gone),
+	     T(what_the_library_changes_is_told), T(what_is_overwritten_is_told), T(clones),
+	     T(bad_input), T(a_pager_or_a_capture_has_it), T(no_write_is_lost_while_it_is_taken),
+	     T(nor_beside_discards))

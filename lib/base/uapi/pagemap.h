@@ -8,6 +8,8 @@
 #include <stdint.h>
 
 #define KM_PAGE_IS_WRITTEN (1ull << 1)
+#define KM_PAGE_IS_PRESENT (1ull << 3)
+#define KM_PAGE_IS_SWAPPED (1ull << 4)
 
 #define KM_PM_SCAN_WP_MATCHING (1ull << 0)
 
