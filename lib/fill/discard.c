@@ -168,13 +168,25 @@ static int discard_claimed(struct kvmem_region *r, uint64_t page, uint64_t count
 	return 0;
 }
 
+/*
+ * ZERO before the pages are gone: a fault in between finds the old page, as one before the call would; the other way
+ * round it would find a page that is PRESENT and gone. Who brings a page of zeros meanwhile makes it PRESENT first, in
+ * the same step (place.c): that has ended before the pages are taken out, or makes them PRESENT after all.
+ */
+static void turn_zero(struct kvmem_region *r, uint64_t page, uint64_t count)
+{
+	km_presence_turn(&r->presence, page, count, KM_PRESENT, KM_ZERO);
+	if (r->watch)
+		km_uffd_settle_places(r->watch->set);
+}
+
 /* Of a clone there is no other page: all have content. */
 static int discard_clone(struct kvmem_region *r, uint64_t page, uint64_t count, bool present,
 			 uint64_t *ret_done)
 {
 	int64_t err;
 
-	km_presence_turn(&r->presence, page, count, KM_PRESENT, KM_ZERO);
+	turn_zero(r, page, count);
 	err = km_clone_zero(r, page, count, ret_done);
 	page += *ret_done;
 	count -= *ret_done;
@@ -183,15 +195,11 @@ static int discard_clone(struct kvmem_region *r, uint64_t page, uint64_t count, 
 	return err < 0 ? failed(r, page, count, err) : 0;
 }
 
-/*
- * ZERO before the pages are gone: a fault in between finds the old page, as one before the call
- * would; the other way round it would find a page that is PRESENT and gone.
- */
 static int discard_done(struct kvmem_region *r, uint64_t page, uint64_t count, bool present)
 {
 	int64_t err;
 
-	km_presence_turn(&r->presence, page, count, KM_PRESENT, KM_ZERO);
+	turn_zero(r, page, count);
 	err = km_pages_take_out(r, page, count);
 	if (err >= 0)
 		return 0;

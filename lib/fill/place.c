@@ -79,6 +79,9 @@ static int64_t try_once(struct km_uffd *u, struct km_place *p, uint64_t count, i
 		settled = km_presence_settled(map, p->first, count);
 		skip = !settled;
 		count = settled ? settled : 1;
+		/* Before the page is there, for it may be written to from then on. */
+		if (!skip && p->op != KM_PLACE_POISON)
+			km_presence_turn(map, p->first, count, KM_ZERO, KM_PRESENT);
 	}
 	*ret_moved = (int64_t)(count << p->watch->shift);
 	if (!p->removed && !skip)

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -47,7 +48,10 @@ static struct {
 	bool revoked[BYTES / PAGE];
 	int no_access; /* pages that have lost their access rights */
 	bool woken[PAGES];
-	int bad_fd; /* -EBADF for this one */
+	atomic_bool punched;
+	bool zeroed[PAGES];	 /* by ZEROPAGE, and not punched out since */
+	void (*meanwhile)(void); /* called once, in a placing ioctl before it takes effect */
+	int bad_fd;		 /* -EBADF for this one */
 } k;
 
 static int64_t some_fd(void)
@@ -102,7 +106,11 @@ static uint64_t offset_of(uint64_t addr)
 static uint64_t let_through(enum what what, uint64_t dst, uint64_t len, int64_t *r, __s64 *result)
 {
 	struct answer a = { 0, (int64_t)len };
+	void (*meanwhile)(void) = k.meanwhile;
 
+	k.meanwhile = NULL;
+	if (meanwhile)
+		meanwhile();
 	ck_assert_uint_lt(offset_of(dst), BYTES);
 	ck_assert_uint_le(offset_of(dst) + len, BYTES);
 	k.count[what]++;
@@ -138,6 +146,7 @@ static int64_t play_ioctl(int fd, unsigned long request, void *arg)
 
 		n = let_through(ZERO, z->range.start, z->range.len, &r, &z->zeropage);
 		memset(k.region.base + offset_of(z->range.start), 0, n);
+		memset(k.zeroed + offset_of(z->range.start) / PAGE, true, n / PAGE);
 	} else if (request == UFFDIO_CONTINUE) {
 		struct uffdio_continue *c = arg;
 
@@ -174,6 +183,14 @@ static int64_t play_mprotect(void *addr, size_t len, int prot)
 	return 0;
 }
 
+static int64_t play_fallocate(int fd, int mode, uint64_t offset, uint64_t bytes)
+{
+	if (mode & FALLOC_FL_PUNCH_HOLE)
+		memset(k.zeroed + offset / PAGE, false, bytes / PAGE);
+	atomic_store(&k.punched, true);
+	return km_real_fallocate(fd, mode, offset, bytes);
+}
+
 static void play(void)
 {
 	fake.open = play_open;
@@ -182,6 +199,7 @@ static void play(void)
 	fake.read = play_read;
 	fake.epoll_ctl = play_epoll_ctl;
 	fake.mprotect = play_mprotect;
+	fake.fallocate = play_fallocate;
 }
 
 static void fault(unsigned int page, bool minor)
@@ -563,6 +581,48 @@ TEST(present_and_vanished_pages)
 	ck_assert_uint_eq(k.last_dst[ZERO], 2 * PAGE);
 	ck_assert_uint_eq(k.count[COPY], 0);
 	tear_down();
+}
+END
+
+static pthread_t discarder;
+
+static void *discards(void *arg)
+{
+	(void)arg;
+	if (kvmem_region_discard(&k.region, 0, 8 * PAGE))
+		abort();
+	return NULL;
+}
+
+/* As far as it gets while a page is being placed. */
+static void discard_meanwhile(void)
+{
+	if (pthread_create(&discarder, NULL, discards, NULL))
+		abort();
+	for (unsigned int i = 0; i < 100 && !atomic_load(&k.punched); i++)
+		usleep(1000);
+}
+
+/* Or what is written to the page is taken for zeros by who asks the record. */
+TEST(a_page_of_zeros_is_not_brought_behind_a_discard)
+{
+	for (unsigned int present = 0; present < 2; present++) {
+		set_up(true, PAGE);
+		ck_assert_uint_eq(km_presence_claim(&k.region.presence, 0, 8), 8);
+		km_presence_publish(&k.region.presence, 0, 8, present ? KM_PRESENT : KM_ZERO);
+		if (present) { /* and gone */
+			answer(-EFAULT, -EFAULT);
+			answer(-EFAULT, -EFAULT);
+		}
+		fault(3, false);
+		atomic_store(&k.punched, false);
+		k.meanwhile = discard_meanwhile;
+		kvmem_pager_handle(k.pager);
+		pthread_join(discarder, NULL);
+		ck_assert_uint_eq(k.count[ZERO], 1);
+		ck_assert(!k.zeroed[3] || km_presence_get(&k.region.presence, 3) == KM_PRESENT);
+		tear_down();
+	}
 }
 END
 
@@ -1082,6 +1142,7 @@ HARNESS_MAIN(T(registers_for_missing_and_minor), T(refuses_what_no_userfaultfd_s
 	     T(unmapped_memory_is_let_be),
 	     T(failures_of_the_region_and_of_populate_have_their_sentence),
 	     T(pages_mapped_before_a_failure_stay), T(present_and_vanished_pages),
+	     T(a_page_of_zeros_is_not_brought_behind_a_discard),
 	     T(k5_17_a_fault_on_a_claimed_page_marks_it),
 	     T(faults_on_claimed_pages_of_a_discard_and_a_mark_are_woken),
 	     T(a_failed_page_is_poisoned_or_loses_its_access_rights),
