@@ -105,9 +105,6 @@ int km_map_run(struct km_watch *w, uint64_t first, uint64_t count, bool zero, un
 	int r = 0, err = 0;
 	uint64_t n;
 
-	/* Before they are mapped, also where it is a page that the file has all the same. */
-	if (zero)
-		km_presence_turn(&w->region->presence, first, count, KM_ZERO, KM_PRESENT);
 	for (; count; first += n, count -= n) {
 		r = map_many(w, first, count, zero, &n);
 		if (!r)

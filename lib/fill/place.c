@@ -59,15 +59,15 @@ static int64_t issue(struct km_uffd *u, const struct km_place *p, uint64_t count
 }
 
 /*
- * Inside the gate: what was removed is seen, or it is the ioctl that the kernel refuses. Content of pages that
- * nobody has claimed (zeros where the kernel has lost a page, marks of poison) is for those that have been filled: one
- * that is absent again since the caller has looked is left alone, and counts as dealt with.
+ * Inside the gate: what was removed is seen, or it is the ioctl that the kernel refuses. Pages that nobody has claimed
+ * are those that have been filled, and are to be mapped, be zeros where the kernel has lost them, or be poisoned. One
+ * that is absent again since the caller has looked is left alone, and counts as dealt with: somebody may be storing its
+ * content just now.
  */
 static int64_t try_once(struct km_uffd *u, struct km_place *p, uint64_t count, int64_t *ret_moved)
 {
 	struct km_presence *map = &p->watch->region->presence;
-	bool unclaimed = !p->claimed && p->op != KM_PLACE_CONTINUE;
-	bool gate = unclaimed || (p->watch->set->sees_removals && p->claimed), skip = false;
+	bool gate = !p->claimed || p->watch->set->sees_removals, skip = false;
 	uint64_t settled;
 	int64_t r = 0;
 
@@ -75,7 +75,7 @@ static int64_t try_once(struct km_uffd *u, struct km_place *p, uint64_t count, i
 		km_gate_enter(&u->gate, KM_UFFD_PLACES);
 	if (gate && p->claimed)
 		count = km_presence_removed(map, p->first, count, &p->removed);
-	if (unclaimed) {
+	if (!p->claimed) {
 		settled = km_presence_settled(map, p->first, count);
 		skip = !settled;
 		count = settled ? settled : 1;

@@ -49,7 +49,7 @@ static struct {
 	int no_access; /* pages that have lost their access rights */
 	bool woken[PAGES];
 	atomic_bool punched;
-	bool zeroed[PAGES];	 /* by ZEROPAGE, and not punched out since */
+	bool mapped[PAGES];	 /* by ZEROPAGE, and not punched out since */
 	void (*meanwhile)(void); /* called once, in a placing ioctl before it takes effect */
 	int bad_fd;		 /* -EBADF for this one */
 } k;
@@ -146,11 +146,12 @@ static int64_t play_ioctl(int fd, unsigned long request, void *arg)
 
 		n = let_through(ZERO, z->range.start, z->range.len, &r, &z->zeropage);
 		memset(k.region.base + offset_of(z->range.start), 0, n);
-		memset(k.zeroed + offset_of(z->range.start) / PAGE, true, n / PAGE);
+		memset(k.mapped + offset_of(z->range.start) / PAGE, true, n / PAGE);
 	} else if (request == UFFDIO_CONTINUE) {
 		struct uffdio_continue *c = arg;
 
-		let_through(CONTINUE, c->range.start, c->range.len, &r, &c->mapped);
+		n = let_through(CONTINUE, c->range.start, c->range.len, &r, &c->mapped);
+		memset(k.mapped + offset_of(c->range.start) / PAGE, true, n / PAGE);
 	} else if (request == KM_UFFDIO_POISON) {
 		struct km_uffdio_poison *p = arg;
 
@@ -186,7 +187,7 @@ static int64_t play_mprotect(void *addr, size_t len, int prot)
 static int64_t play_fallocate(int fd, int mode, uint64_t offset, uint64_t bytes)
 {
 	if (mode & FALLOC_FL_PUNCH_HOLE)
-		memset(k.zeroed + offset / PAGE, false, bytes / PAGE);
+		memset(k.mapped + offset / PAGE, false, bytes / PAGE);
 	atomic_store(&k.punched, true);
 	return km_real_fallocate(fd, mode, offset, bytes);
 }
@@ -584,7 +585,7 @@ TEST(present_and_vanished_pages)
 }
 END
 
-static pthread_t discarder;
+static pthread_t other;
 
 static void *discards(void *arg)
 {
@@ -594,35 +595,71 @@ static void *discards(void *arg)
 	return NULL;
 }
 
-/* As far as it gets while a page is being placed. */
-static void discard_meanwhile(void)
+static void *marks_absent(void *arg)
 {
-	if (pthread_create(&discarder, NULL, discards, NULL))
+	(void)arg;
+	if (kvmem_region_mark_absent(&k.region, 0, 8 * PAGE, 0))
+		abort();
+	return NULL;
+}
+
+/* As far as it gets while a page is being placed. */
+static void meanwhile(void *(*const fn)(void *))
+{
+	if (pthread_create(&other, NULL, fn, NULL))
 		abort();
 	for (unsigned int i = 0; i < 100 && !atomic_load(&k.punched); i++)
 		usleep(1000);
 }
 
+static void discard_meanwhile(void)
+{
+	meanwhile(discards);
+}
+
+static void mark_absent_meanwhile(void)
+{
+	meanwhile(marks_absent);
+}
+
+static void map_beside(enum km_page_state state, int64_t first_answer, void (*fn)(void))
+{
+	set_up(true, PAGE);
+	ck_assert_uint_eq(km_presence_claim(&k.region.presence, 0, 8), 8);
+	km_presence_publish(&k.region.presence, 0, 8, state);
+	if (first_answer)
+		answer(first_answer, first_answer);
+	if (first_answer == -EFAULT)
+		answer(-EFAULT, -EFAULT);
+	fault(3, false);
+	k.meanwhile = fn;
+	kvmem_pager_handle(k.pager);
+	pthread_join(other, NULL);
+	ck_assert(!k.mapped[3] || km_presence_get(&k.region.presence, 3) == KM_PRESENT);
+	tear_down();
+}
+
 /* Or what is written to the page is taken for zeros by who asks the record. */
 TEST(a_page_of_zeros_is_not_brought_behind_a_discard)
 {
-	for (unsigned int present = 0; present < 2; present++) {
-		set_up(true, PAGE);
-		ck_assert_uint_eq(km_presence_claim(&k.region.presence, 0, 8), 8);
-		km_presence_publish(&k.region.presence, 0, 8, present ? KM_PRESENT : KM_ZERO);
-		if (present) { /* and gone */
-			answer(-EFAULT, -EFAULT);
-			answer(-EFAULT, -EFAULT);
-		}
-		fault(3, false);
-		atomic_store(&k.punched, false);
-		k.meanwhile = discard_meanwhile;
-		kvmem_pager_handle(k.pager);
-		pthread_join(discarder, NULL);
-		ck_assert_uint_eq(k.count[ZERO], 1);
-		ck_assert(!k.zeroed[3] || km_presence_get(&k.region.presence, 3) == KM_PRESENT);
-		tear_down();
-	}
+	map_beside(KM_ZERO, 0, discard_meanwhile);
+	map_beside(KM_PRESENT, -EFAULT, discard_meanwhile);
+}
+END
+
+/* Or it is seen while it is filled again. */
+TEST(a_page_is_not_mapped_behind_a_mark_absent)
+{
+	map_beside(KM_PRESENT, 0, mark_absent_meanwhile);
+	map_beside(KM_PRESENT, -EFAULT, mark_absent_meanwhile);
+	map_beside(KM_ZERO, 0, mark_absent_meanwhile);
+	/* Who found it PRESENT comes when it is being filled again. */
+	set_up(true, PAGE);
+	ck_assert_uint_eq(km_presence_claim(&k.region.presence, 3, 1), 1);
+	ck_assert_int_eq(km_map_run(k.region.watch, 3, 1, false, 1), 0);
+	ck_assert_uint_eq(k.count[CONTINUE], 0);
+	km_presence_abandon(&k.region.presence, 3, 1);
+	tear_down();
 }
 END
 
@@ -1143,6 +1180,7 @@ HARNESS_MAIN(T(registers_for_missing_and_minor), T(refuses_what_no_userfaultfd_s
 	     T(failures_of_the_region_and_of_populate_have_their_sentence),
 	     T(pages_mapped_before_a_failure_stay), T(present_and_vanished_pages),
 	     T(a_page_of_zeros_is_not_brought_behind_a_discard),
+	     T(a_page_is_not_mapped_behind_a_mark_absent),
 	     T(k5_17_a_fault_on_a_claimed_page_marks_it),
 	     T(faults_on_claimed_pages_of_a_discard_and_a_mark_are_woken),
 	     T(a_failed_page_is_poisoned_or_loses_its_access_rights),
