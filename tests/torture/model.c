@@ -260,14 +260,17 @@ static bool matches(struct area *area, uint32_t page, enum base base, const void
 bool page_matches(struct area *area, uint32_t page, const void *content)
 {
 	struct page *p = &area->page[page];
-	enum base base = p->base;
+	bool zero;
 
-	if (base != BASE_EITHER)
-		return matches(area, page, base, content);
-	base = matches(area, page, BASE_ZERO, content) ? BASE_ZERO : BASE_SOURCE;
-	if (base == BASE_SOURCE && !matches(area, page, BASE_SOURCE, content))
-		return false;
-	p->base = (uint8_t)base;
+	if (p->base != BASE_EITHER)
+		return matches(area, page, p->base, content);
+	zero = matches(area, page, BASE_ZERO, content);
+	if (!matches(area, page, BASE_SOURCE, content)) {
+		p->base = BASE_ZERO;
+		return zero;
+	}
+	if (!zero) /* else it is both: nothing is learnt */
+		p->base = BASE_SOURCE;
 	return true;
 }
 

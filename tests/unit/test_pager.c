@@ -49,7 +49,8 @@ static struct {
 	int no_access; /* pages that have lost their access rights */
 	bool woken[PAGES];
 	atomic_bool punched;
-	bool mapped[PAGES];	 /* by ZEROPAGE, and not punched out since */
+	bool mapped[PAGES]; /* by ZEROPAGE, and not punched out since */
+	void (*after_read)(void);
 	void (*meanwhile)(void); /* called once, in a placing ioctl before it takes effect */
 	int bad_fd;		 /* -EBADF for this one */
 } k;
@@ -85,6 +86,8 @@ static int64_t play_read(int fd, void *buf, size_t len)
 		return -EAGAIN; /* an eventfd */
 	while (n < len / sizeof(*to) && k.msg_at < k.msg_count)
 		to[n++] = k.msgs[k.msg_at++];
+	if (n && k.after_read) /* who waited for the event goes on */
+		k.after_read();
 	return n ? (int64_t)(n * sizeof(*to)) : -EAGAIN;
 }
 
@@ -663,6 +666,58 @@ TEST(a_page_is_not_mapped_behind_a_mark_absent)
 }
 END
 
+static void *marks_present(void *arg)
+{
+	(void)arg;
+	if (pwrite(k.region.fd, "x", 1, 0) != 1 ||
+	    kvmem_region_mark_present(&k.region, 0, 8 * PAGE))
+		abort();
+	return NULL;
+}
+
+static void *puts_content(void *arg)
+{
+	(void)arg;
+	if (kvmem_pager_put(k.pager, &k.region, 0, k.content, 8 * PAGE) < 0)
+		abort();
+	return NULL;
+}
+
+static void mark_absent_after_read(void)
+{
+	meanwhile(marks_absent);
+}
+
+static void mark_present_after_read(void)
+{
+	meanwhile(marks_present);
+}
+
+static void put_after_read(void)
+{
+	meanwhile(puts_content);
+}
+
+static void after_removal(void (*fn)(void), enum km_page_state state)
+{
+	set_up(true, PAGE);
+	removed(0, 8);
+	k.after_read = fn;
+	kvmem_pager_handle(k.pager);
+	pthread_join(other, NULL);
+	expect_state(3, state);
+	tear_down();
+}
+
+/* The kernel lets who removes go on when its event has been read, which is before it is in the record. */
+TEST(what_comes_after_a_removal_is_not_undone_by_it)
+{
+	after_removal(mark_absent_after_read, KM_ABSENT);
+	after_removal(mark_present_after_read, KM_PRESENT);
+	after_removal(put_after_read, KM_ZERO);
+}
+END
+
 /* A fault on a claimed page is not kept: it marks the page, and who ends the claim wakes its thread. */
 TEST(k5_17_a_fault_on_a_claimed_page_marks_it)
 {
@@ -1181,6 +1236,7 @@ HARNESS_MAIN(T(registers_for_missing_and_minor), T(refuses_what_no_userfaultfd_s
 	     T(pages_mapped_before_a_failure_stay), T(present_and_vanished_pages),
 	     T(a_page_of_zeros_is_not_brought_behind_a_discard),
 	     T(a_page_is_not_mapped_behind_a_mark_absent),
+	     T(what_comes_after_a_removal_is_not_undone_by_it),
 	     T(k5_17_a_fault_on_a_claimed_page_marks_it),
 	     T(faults_on_claimed_pages_of_a_discard_and_a_mark_are_woken),
 	     T(a_failed_page_is_poisoned_or_loses_its_access_rights),
