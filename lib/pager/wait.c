@@ -71,6 +71,14 @@ void km_pager_region_whole(void *arg)
 		km_pager_changed(pager);
 }
 
+void km_pager_filled(struct kvmem_pager *pager)
+{
+	const struct km_paged *any = km_paged_first(pager);
+
+	if (any && !atomic_exchange(&pager->complete, true))
+		tell_complete(pager, any);
+}
+
 /* ---- waiting ---- */
 
 int km_pager_callback_check(struct kvmem_pager *pager, const char *call)

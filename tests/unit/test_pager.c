@@ -53,6 +53,7 @@ static struct {
 	void (*after_read)(void);
 	void (*meanwhile)(void); /* called once, in a placing ioctl before it takes effect */
 	int bad_fd;		 /* -EBADF for this one */
+	unsigned int completes;
 } k;
 
 static int64_t some_fd(void)
@@ -270,6 +271,12 @@ static void drop_region(void)
 	ck_assert_int_eq(fake.allocs, 0);
 }
 
+static void count_complete(void *arg)
+{
+	(void)arg;
+	k.completes++;
+}
+
 /* Served by hand: kvmem_pager_handle(). */
 static int open_pager(uint64_t around)
 {
@@ -278,6 +285,7 @@ static int open_pager(uint64_t around)
 
 	o.flags = KVMEM_PAGER_NO_THREADS;
 	o.fault_around = around;
+	o.complete = count_complete;
 	r = kvmem_pager_create(&o, &k.pager);
 	if (r)
 		return r;
@@ -715,6 +723,21 @@ TEST(what_comes_after_a_removal_is_not_undone_by_it)
 	after_removal(mark_absent_after_read, KM_ABSENT);
 	after_removal(mark_present_after_read, KM_PRESENT);
 	after_removal(put_after_read, KM_ZERO);
+}
+END
+
+/* A populate, say, in a thread that has not come on yet. */
+TEST(a_stop_tells_of_the_last_page_that_is_not_counted_yet)
+{
+	set_up(true, PAGE);
+	ck_assert_uint_eq(km_presence_claim(&k.region.presence, 3, 1), 1);
+	atomic_fetch_add(&k.region.presence.open, 1);
+	atomic_fetch_sub(&k.region.presence.done, 1);
+	km_presence_publish(&k.region.presence, 3, 1, KM_PRESENT);
+	ck_assert_int_eq(kvmem_pager_stop(k.pager, KVMEM_STOP_FILL), 0);
+	ck_assert_uint_eq(k.completes, 1);
+	ck_assert_int_eq(kvmem_pager_free(k.pager), 0);
+	drop_region();
 }
 END
 
@@ -1237,6 +1260,7 @@ HARNESS_MAIN(T(registers_for_missing_and_minor), T(refuses_what_no_userfaultfd_s
 	     T(a_page_of_zeros_is_not_brought_behind_a_discard),
 	     T(a_page_is_not_mapped_behind_a_mark_absent),
 	     T(what_comes_after_a_removal_is_not_undone_by_it),
+	     T(a_stop_tells_of_the_last_page_that_is_not_counted_yet),
 	     T(k5_17_a_fault_on_a_claimed_page_marks_it),
 	     T(faults_on_claimed_pages_of_a_discard_and_a_mark_are_woken),
 	     T(a_failed_page_is_poisoned_or_loses_its_access_rights),
