@@ -21,7 +21,8 @@
  *	ahead.c		data into the page cache
  *	pack.c		the data of a new image into zstd frames
  *	store.c		the index of a new image
- *	writer.c	an image that is being made, and its commit
+ *	writer.c	an image that is being made
+ *	commit.c	its commit: names, and what is replaced
  *	save_next.c	what of a guest's memory is to be saved, piece by piece
  *	save.c		threads that do it
  *	precopy.c	the same while the guest runs, pass by pass
@@ -263,6 +264,7 @@ static inline uint32_t ki_writer_layer(const struct kvmem_image_writer *w)
 	return w->parent ? w->parent->index.super.layers : 0;
 }
 
+void ki_writer_free(struct kvmem_image_writer *w);
 /* Whole pages; buf NULL: zeros. *stored counts pages that were not zero. */
 int ki_writer_put(struct kvmem_image_writer *w, uint64_t page, uint64_t count, const char *buf,
 		  uint64_t *stored);

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+/* The commit of a new image: its data and its index get their names, and what they replace goes. */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "image/internal.h"
+
+/* NAME.ID, the name of data whose own name is taken. */
+static void name_by_id(const char *name, const uint8_t *id, char *ret, size_t room)
+{
+	size_t n = strnlen(name, room - 34);
+
+	memcpy(ret, name, n);
+	ret[n++] = '.';
+	for (unsigned int i = 0; i < 16; i++, n += 2)
+		snprintf(ret + n, room - n, "%02x", id[i]);
+}
+
+/* An image that replaces one of its own parents could never be read. */
+static int check_no_parent(const struct kvmem_image_writer *w, const uint8_t *id)
+{
+	int r = w->parent ? ki_layers_know(w->parent) : 0;
+
+	for (uint32_t i = 0; !r && w->parent && i < w->parent->index.super.layers; i++)
+		if (!memcmp(w->parent->index.layers[i].id, id, 16))
+			r = ki_fail(EINVAL,
+				    "kvmem_image_commit: '%s' is a parent of the image that would "
+				    "replace it",
+				    w->place.name);
+	return r;
+}
+
+/*
+ * What the data of an image are called that is replaced; "": there is none, or they are somebody else's too. An index
+ * that was copied names the data of the image that it was copied from.
+ */
+static int old_data(const struct kvmem_image_writer *w, const char *index, char *ret_name)
+{
+	char by_id[256];
+	struct ki_super super;
+	int fd = openat(w->place.dir, index, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	int r = 0;
+
+	ret_name[0] = '\0';
+	if (fd < 0)
+		return errno == ENOENT ? 0 : ki_fail(errno, "kvmem_image_commit: '%s': %m", index);
+	r = ki_index_read_super(fd, index, &super);
+	close(fd);
+	if (!r)
+		r = check_no_parent(w, super.id);
+	if (r)
+		return r;
+	name_by_id(w->place.name, super.id, by_id, sizeof(by_id));
+	if (!strcmp(super.data_name, w->place.name) || !strcmp(super.data_name, by_id))
+		memcpy(ret_name, super.data_name, sizeof(super.data_name));
+	return 0;
+}
+
+/* Nobody reads it. Who does keeps it: then it stays. */
+static void remove_old(const struct kvmem_image_writer *w, const char *name)
+{
+	int fd = name[0] ? openat(w->place.dir, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK) : -1;
+
+	if (fd < 0)
+		return;
+	if (!flock(fd, LOCK_EX | LOCK_NB))
+		unlinkat(w->place.dir, name, 0);
+	close(fd);
+}
+
+static int sync_file(const struct kvmem_image_writer *w, int fd, const char *what)
+{
+	if (w->flags & KVMEM_IMAGE_NO_SYNC || !fsync(fd))
+		return 0;
+	return ki_fail(errno, "kvmem_image_commit: %s to the disk: %m", what);
+}
+
+/* The name of the data: that of the image, or one of their own where that is taken. */
+static void name_data(const struct kvmem_image_writer *w, const uint8_t *id, char *ret, size_t room)
+{
+	struct stat st;
+
+	snprintf(ret, room, "%s", w->place.name);
+	if (!fstatat(w->place.dir, ret, &st, AT_SYMLINK_NOFOLLOW))
+		name_by_id(w->place.name, id, ret, room);
+}
+
+#define LOCK_TRIES 3000u /* of 10 ms */
+
+/* One commit in a folder at a time looks names up, gives names and takes old files away. */
+static int lock_folder(const struct kvmem_image_writer *w)
+{
+	for (unsigned int i = 0; flock(w->place.dir, LOCK_EX | LOCK_NB); i++) {
+		if (errno == EOPNOTSUPP || errno == ENOSYS || errno == ENOLCK || errno == EINVAL)
+			return 0; /* this file system has no locks */
+		if (i == LOCK_TRIES || (errno != EWOULDBLOCK && errno != EINTR))
+			return ki_fail(EBUSY, "kvmem_image_commit: the lock of the folder: %m");
+		poll(NULL, 0, 10);
+	}
+	return 0;
+}
+
+static int publish(struct kvmem_image_writer *w, const uint8_t *id)
+{
+	bool replace = w->flags & KVMEM_IMAGE_REPLACE;
+	char index_name[sizeof(w->place.name) + sizeof(KI_SUFFIX)], data_name[256], old[256] = "";
+	struct ki_new_file index = { .fd = -1 };
+	int r = w->flags & KVMEM_IMAGE_PACKED ? ki_pack(w) : 0;
+
+	if (!r)
+		r = sync_file(w, w->data.fd, "the data");
+	if (!r)
+		r = lock_folder(w); /* until the writer closes it */
+	if (r)
+		return r;
+	snprintf(index_name, sizeof(index_name), "%s%s", w->place.name, KI_SUFFIX);
+	if (replace)
+		name_data(w, id, data_name, sizeof(data_name));
+	else
+		snprintf(data_name, sizeof(data_name), "%s", w->place.name);
+	r = replace ? old_data(w, index_name, old) : 0;
+	if (!r)
+		r = ki_store_index(w, data_name, id, &index);
+	if (!r)
+		r = sync_file(w, index.fd, "the index");
+	if (!r)
+		r = ki_new_file_name(&w->data, data_name, false);
+	if (r)
+		goto out;
+	r = sync_file(w, w->place.dir, "the folder");
+	if (!r)
+		r = ki_new_file_name(&index, index_name, replace);
+	if (r) {
+		unlinkat(w->place.dir, data_name, 0);
+		goto out;
+	}
+	r = sync_file(w, w->place.dir, "the folder");
+	if (!r && strcmp(old, data_name))
+		remove_old(w, old);
+out:
+	ki_new_file_end(&index);
+	return r;
+}
+
+int kvmem_image_commit(struct kvmem_image_writer *writer, struct kvmem_image_id *ret_id)
+{
+	uint8_t id[16];
+	int r;
+
+	if (!writer)
+		return ki_fail(EINVAL, "kvmem_image_commit: writer is NULL");
+	if (writer->saving)
+		return ki_fail(EBUSY, "kvmem_image_commit: kvmem_image_save() is not over");
+	if (writer->precopy)
+		r = ki_fail(EINVAL,
+			    "kvmem_image_commit: KVMEM_IMAGE_LAST_PASS of kvmem_image_precopy() "
+			    "has not been made: pages may have been written since");
+	else if (writer->save_failed)
+		r = ki_fail(EINVAL, "kvmem_image_commit: kvmem_image_save() has failed: the image "
+				    "would lack pages");
+	else if (getrandom(id, sizeof(id), 0) != sizeof(id))
+		r = ki_fail(errno, "kvmem_image_commit: getrandom(): %m");
+	else
+		r = publish(writer, id);
+	if (!r && ret_id)
+		memcpy(ret_id->bytes, id, sizeof(id));
+	if (!r) {
+		kvmem_batch_free(writer->batch);
+		writer->batch = NULL;
+	}
+	ki_writer_free(writer);
+	return r;
+}
