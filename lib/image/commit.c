@@ -8,6 +8,7 @@
 #include <sys/file.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include "image/internal.h"
@@ -37,29 +38,45 @@ static int check_no_parent(const struct kvmem_image_writer *w, const uint8_t *id
 	return r;
 }
 
-/*
- * What the data of an image are called that is replaced; "": there is none, or they are somebody else's too. An index
- * that was copied names the data of the image that it was copied from.
- */
-static int old_data(const struct kvmem_image_writer *w, const char *index, char *ret_name)
+/* The image of this name, as it was when the commit looked. */
+struct old {
+	int index; /* its descriptor; -1: there is none */
+	char data
+		[256]; /* the name of its data, which go with it; "": they are somebody else's too */
+};
+
+/* Is it still the image that the caller wants to replace? */
+static int check_replaces(const struct kvmem_image_writer *w, const struct ki_super *super)
+{
+	if (!w->replaces || (super && ki_sum_equal(super->sum, w->replaces_sum)))
+		return 0;
+	return ki_fail(ESTALE,
+		       "kvmem_image_commit: '%s" KI_SUFFIX "' is %s: not the image that was to be "
+		       "replaced",
+		       w->place.name, super ? "another image by now" : "not there any more");
+}
+
+/* An index that was copied names the data of the image that it was copied from. */
+static int find_old(const struct kvmem_image_writer *w, const char *index, struct old *ret)
 {
 	char by_id[256];
 	struct ki_super super;
-	int fd = openat(w->place.dir, index, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-	int r = 0;
+	int r;
 
-	ret_name[0] = '\0';
-	if (fd < 0)
-		return errno == ENOENT ? 0 : ki_fail(errno, "kvmem_image_commit: '%s': %m", index);
-	r = ki_index_read_super(fd, index, &super);
-	close(fd);
+	ret->index = openat(w->place.dir, index, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	if (ret->index < 0)
+		return errno == ENOENT ? check_replaces(w, NULL)
+				       : ki_fail(errno, "kvmem_image_commit: '%s': %m", index);
+	r = ki_index_read_super(ret->index, index, &super);
 	if (!r)
 		r = check_no_parent(w, super.id);
+	if (!r)
+		r = check_replaces(w, &super);
 	if (r)
 		return r;
 	name_by_id(w->place.name, super.id, by_id, sizeof(by_id));
 	if (!strcmp(super.data_name, w->place.name) || !strcmp(super.data_name, by_id))
-		memcpy(ret_name, super.data_name, sizeof(super.data_name));
+		memcpy(ret->data, super.data_name, sizeof(super.data_name));
 	return 0;
 }
 
@@ -74,6 +91,70 @@ static void remove_old(const struct kvmem_image_writer *w, const char *name)
 		unlinkat(w->place.dir, name, 0);
 	close(fd);
 }
+
+/* ---- who may read it ---- */
+
+#define ACL "system.posix_acl_access"
+
+/* The access control list of `from`, or none, as it has none. */
+static bool keep_acl(int from, int to)
+{
+	char acl[4096];
+	ssize_t n = fgetxattr(from, ACL, acl, sizeof(acl));
+
+	if (n >= 0)
+		return !fsetxattr(to, ACL, acl, (size_t)n, 0);
+	if (errno != ENODATA)
+		return errno == EOPNOTSUPP;
+	/* A file may have one from its folder. */
+	return !fremovexattr(to, ACL) || errno == ENODATA || errno == EOPNOTSUPP;
+}
+
+/*
+ * A file that is to take the place of another one: its mode, and where this process may set them its owner, group and
+ * access control list. Where it may not, the mode lets nobody read or write who could not before.
+ */
+static int keep_access_of(int from, int to)
+{
+	struct stat old, now;
+	bool keep_group = true;
+	mode_t mode;
+
+	if (fstat(from, &old) || fstat(to, &now))
+		return ki_fail(errno, "kvmem_image_commit: the files' mode: %m");
+	mode = old.st_mode & 0777;
+	if ((old.st_uid != now.st_uid || old.st_gid != now.st_gid) &&
+	    fchown(to, old.st_uid, old.st_gid))
+		keep_group = fchown(to, (uid_t)-1, old.st_gid) == 0;
+	if (!keep_acl(from, to) || !keep_group) {
+		mode_t all = mode & (mode >> 3) & 07;
+
+		mode = (mode & 0700) | all << 3 | all;
+	}
+	/* EPERM: of a file system without modes; or it is the other owner's now, and his alone. */
+	return fchmod(to, mode) && errno != EPERM
+		       ? ki_fail(errno, "kvmem_image_commit: the files' mode: %m")
+		       : 0;
+}
+
+/* Of the data that are replaced, too. Where they cannot be looked at, the new ones are their owner's alone. */
+static int keep_access(const struct kvmem_image_writer *w, const struct old *old, int index)
+{
+	int from = -1, r = 0;
+
+	if (old->index < 0)
+		return 0;
+	if (old->data[0])
+		from = openat(w->place.dir, old->data,
+			      O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	if (from >= 0 || !old->data[0] || errno == ENOENT)
+		r = keep_access_of(from >= 0 ? from : old->index, w->data.fd);
+	if (from >= 0)
+		close(from);
+	return r ? r : keep_access_of(old->index, index);
+}
+
+/* ---- the files ---- */
 
 static int sync_file(const struct kvmem_image_writer *w, int fd, const char *what)
 {
@@ -107,45 +188,66 @@ static int lock_folder(const struct kvmem_image_writer *w)
 	return 0;
 }
 
+/* The data and the index are complete: their names. */
+static int name_files(struct kvmem_image_writer *w, const char *data_name,
+		      struct ki_new_file *index, const char *index_name)
+{
+	int r;
+
+	r = ki_new_file_name(&w->data, data_name, false);
+	if (r)
+		return r;
+	r = sync_file(w, w->place.dir, "the folder");
+	if (!r)
+		r = ki_new_file_name(index, index_name, w->flags & KVMEM_IMAGE_REPLACE);
+	if (r)
+		unlinkat(w->place.dir, data_name, 0);
+	return r;
+}
+
+/* With the folder's lock held. */
+static int put_in_place(struct kvmem_image_writer *w, const uint8_t *id, struct old *old)
+{
+	char index_name[sizeof(w->place.name) + sizeof(KI_SUFFIX)], data_name[256];
+	struct ki_new_file index = { .fd = -1 };
+	int r = 0;
+
+	snprintf(index_name, sizeof(index_name), "%s%s", w->place.name, KI_SUFFIX);
+	snprintf(data_name, sizeof(data_name), "%s", w->place.name);
+	if (w->flags & KVMEM_IMAGE_REPLACE) {
+		name_data(w, id, data_name, sizeof(data_name));
+		r = find_old(w, index_name, old);
+	}
+	if (!r)
+		r = ki_store_index(w, data_name, id, &index);
+	if (!r)
+		r = keep_access(w, old, index.fd);
+	if (!r)
+		r = sync_file(w, index.fd, "the index");
+	if (!r)
+		r = name_files(w, data_name, &index, index_name);
+	if (!r) {
+		r = sync_file(w, w->place.dir, "the folder");
+		if (!r && strcmp(old->data, data_name))
+			remove_old(w, old->data);
+	}
+	ki_new_file_end(&index);
+	return r;
+}
+
 static int publish(struct kvmem_image_writer *w, const uint8_t *id)
 {
-	bool replace = w->flags & KVMEM_IMAGE_REPLACE;
-	char index_name[sizeof(w->place.name) + sizeof(KI_SUFFIX)], data_name[256], old[256] = "";
-	struct ki_new_file index = { .fd = -1 };
 	int r = w->flags & KVMEM_IMAGE_PACKED ? ki_pack(w) : 0;
+	struct old old = { .index = -1 };
 
 	if (!r)
 		r = sync_file(w, w->data.fd, "the data");
 	if (!r)
 		r = lock_folder(w); /* until the writer closes it */
-	if (r)
-		return r;
-	snprintf(index_name, sizeof(index_name), "%s%s", w->place.name, KI_SUFFIX);
-	if (replace)
-		name_data(w, id, data_name, sizeof(data_name));
-	else
-		snprintf(data_name, sizeof(data_name), "%s", w->place.name);
-	r = replace ? old_data(w, index_name, old) : 0;
 	if (!r)
-		r = ki_store_index(w, data_name, id, &index);
-	if (!r)
-		r = sync_file(w, index.fd, "the index");
-	if (!r)
-		r = ki_new_file_name(&w->data, data_name, false);
-	if (r)
-		goto out;
-	r = sync_file(w, w->place.dir, "the folder");
-	if (!r)
-		r = ki_new_file_name(&index, index_name, replace);
-	if (r) {
-		unlinkat(w->place.dir, data_name, 0);
-		goto out;
-	}
-	r = sync_file(w, w->place.dir, "the folder");
-	if (!r && strcmp(old, data_name))
-		remove_old(w, old);
-out:
-	ki_new_file_end(&index);
+		r = put_in_place(w, id, &old);
+	if (old.index >= 0)
+		close(old.index);
 	return r;
 }
 

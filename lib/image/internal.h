@@ -244,6 +244,8 @@ struct kvmem_image_writer {
 	struct kvmem_image_region *regions;
 	uint32_t region_count;
 	struct kvmem_image *parent;
+	bool replaces; /* only the image whose superblock has this sum */
+	struct ki_sum replaces_sum;
 	struct ki_new_file data;
 	int (*progress)(void *arg, const struct kvmem_image_progress *progress); /* of packing */
 	void *progress_arg;

@@ -50,6 +50,23 @@ static int check_parent(const struct kvmem_image_create_opts *o)
 	return 0;
 }
 
+/* What the commit has to find under the name. */
+static int take_replaces(struct kvmem_image_writer *w, const struct kvmem_image_create_opts *o)
+{
+	if (!o->replaces)
+		return 0;
+	if (!(o->flags & KVMEM_IMAGE_REPLACE))
+		return ki_fail(EINVAL,
+			       "kvmem_image_create: replaces goes with KVMEM_IMAGE_REPLACE");
+	if (ki_is_raw(o->replaces))
+		return ki_fail(EOPNOTSUPP,
+			       "kvmem_image_create: replaces, '%s', is a raw file: no image",
+			       o->replaces->path);
+	w->replaces = true;
+	w->replaces_sum = o->replaces->index.super.sum;
+	return 0;
+}
+
 static int same_as_parent(const struct kvmem_image_writer *w)
 {
 	const struct kvmem_image *p = w->parent;
@@ -157,7 +174,9 @@ int kvmem_image_create(const char *path, const struct kvmem_image_create_opts *o
 	w->parent = o.parent;
 	if (w->parent)
 		atomic_fetch_add(&w->parent->users, 1);
-	r = begin(w, path, &o);
+	r = take_replaces(w, &o);
+	if (!r)
+		r = begin(w, path, &o);
 	if (r)
 		ki_writer_free(w);
 	else
