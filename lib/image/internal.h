@@ -270,6 +270,8 @@ void ki_writer_free(struct kvmem_image_writer *w);
 /* Whole pages; buf NULL: zeros. *stored counts pages that were not zero. */
 int ki_writer_put(struct kvmem_image_writer *w, uint64_t page, uint64_t count, const char *buf,
 		  uint64_t *stored);
+/* Whole pages that are the parent's again, whatever was written to them. */
+int ki_writer_put_parents(struct kvmem_image_writer *w, uint64_t page, uint64_t count);
 /* Are these regions the memory of the image? */
 int ki_writer_check_regions(const struct kvmem_image_writer *w, const char *call,
 			    struct kvmem_region *const *regions, uint32_t count);

@@ -319,6 +319,29 @@ int ki_writer_put(struct kvmem_image_writer *w, uint64_t page, uint64_t count, c
 	return r;
 }
 
+/* What was written to them before is taken out. */
+int ki_writer_put_parents(struct kvmem_image_writer *w, uint64_t page, uint64_t count)
+{
+	int r = 0;
+
+	for (uint64_t n; !r && count; page += n, count -= n) {
+		uint64_t span = page / KI_BLOCK_PAGES, in = page % KI_BLOCK_PAGES;
+		struct ki_entry *e = atomic_load_explicit(&w->blocks[span], memory_order_acquire);
+		const struct ki_entry *from = ki_zero_block;
+
+		n = ki_min(count, KI_BLOCK_PAGES - in);
+		if (!e)
+			continue;
+		if (w->parent)
+			r = ki_image_block(w->parent, span, &from);
+		if (!r)
+			r = set_zero(w, e + in, page, n);
+		if (!r)
+			memcpy(e + in, from + in, n * sizeof(*e));
+	}
+	return r;
+}
+
 int kvmem_image_write(struct kvmem_image_writer *writer, uint64_t offset, const void *buf,
 		      uint64_t bytes)
 {

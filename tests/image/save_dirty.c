@@ -385,6 +385,38 @@ TEST(pages_that_a_pager_is_at)
 }
 END
 
+/* Stored by one pass, and then marked absent: what the parent has, and no longer what was stored. */
+TEST(absent_again_between_two_passes)
+{
+	struct kvmem_image_precopy_opts o = KVMEM_IMAGE_PRECOPY_OPTS_INIT;
+	struct kvmem_image *parent = open_paged(), *image;
+	struct kvmem_image_writer *w = begin("live", parent);
+
+	for (uint64_t p = 5; p < 8; p++) {
+		ck_assert_uint_eq(km_presence_claim(&ram->presence, p, 1), 1);
+		km_presence_publish(&ram->presence, p, 1, KM_PRESENT);
+		guest_writes(p, 2);
+		fill_page(model + p * PAGE, p, p == 6 ? 1 : 2);
+	}
+	o.flags = KVMEM_IMAGE_ABSENT_FROM_PARENT;
+	o.dirty = dirty;
+	o.reader = kvmem_dirty_reader(dirty);
+	o.passes = 1;
+	must(kvmem_image_precopy(w, &ram, 1, &o, NULL));
+	km_presence_turn(&ram->presence, 6, 1, KM_PRESENT, KM_ABSENT);
+	fk_write(0, 0, 6);
+	o.flags |= KVMEM_IMAGE_LAST_PASS;
+	must(kvmem_image_precopy(w, &ram, 1, &o, NULL));
+	must(kvmem_image_commit(w, NULL));
+	image = open_image("live.kvmem");
+	check_model(image, model, BYTES);
+	must(kvmem_image_close(image));
+	must(kvmem_image_close(parent));
+	km_presence_listen(&ram->presence, NULL, NULL);
+	close_guest();
+}
+END
+
 /* ---- pass by pass ---- */
 
 static unsigned int change;
@@ -456,4 +488,4 @@ HARNESS_MAIN(T(differences_hold_what_was_written_and_chain),
 	     T(whatever_fails_the_dirty_pages_come_again),
 	     T(a_batch_that_was_looked_at_is_saved_whole), T(discarded_since_it_was_written),
 	     T(a_page_is_filled_while_the_record_is_read), T(pages_that_a_pager_is_at),
-	     T(precopy_by_a_reader))
+	     T(absent_again_between_two_passes), T(precopy_by_a_reader))
