@@ -260,6 +260,8 @@ int kvmem_image_commit(struct kvmem_image_writer *writer, struct kvmem_image_id 
 		return ki_fail(EINVAL, "kvmem_image_commit: writer is NULL");
 	if (writer->saving)
 		return ki_fail(EBUSY, "kvmem_image_commit: kvmem_image_save() is not over");
+	if (atomic_exchange(&writer->committing, true))
+		return ki_fail(EBUSY, "kvmem_image_commit: it is being committed already");
 	if (writer->precopy)
 		r = ki_fail(EINVAL,
 			    "kvmem_image_commit: KVMEM_IMAGE_LAST_PASS of kvmem_image_precopy() "

@@ -251,6 +251,7 @@ struct kvmem_image_writer {
 	void *progress_arg;
 	struct ki_frame *frames; /* of each chunk, once the data are packed; else NULL */
 	uint64_t packed_bytes;
+	_Atomic bool committing; /* a callback of the commit's may use the writer */
 	_Atomic bool saving, save_failed;
 	bool precopy;			  /* pages may have been written since they were saved */
 	struct kvmem_batch *batch;	  /* freed by the commit, else given back; NULL: none */

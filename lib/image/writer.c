@@ -186,7 +186,7 @@ int kvmem_image_create(const char *path, const struct kvmem_image_create_opts *o
 
 void kvmem_image_abort(struct kvmem_image_writer *writer)
 {
-	if (writer)
+	if (writer && !writer->committing) /* else the commit frees it */
 		ki_writer_free(writer);
 }
 
@@ -278,6 +278,8 @@ static int check_range(const struct kvmem_image_writer *w, const char *call, uin
 {
 	if (!w)
 		return ki_fail(EINVAL, "%s: writer is NULL", call);
+	if (w->committing)
+		return ki_fail(EBUSY, "%s: kvmem_image_commit() is not over", call);
 	if ((offset | bytes) % KI_PAGE)
 		return ki_fail(EINVAL,
 			       "%s: 0x%" PRIx64 " bytes at offset 0x%" PRIx64
@@ -375,6 +377,8 @@ void ki_writer_flush(struct kvmem_image_writer *w, uint64_t page, uint64_t count
 int ki_writer_check_regions(const struct kvmem_image_writer *w, const char *call,
 			    struct kvmem_region *const *regions, uint32_t count)
 {
+	if (w->committing)
+		return ki_fail(EBUSY, "%s: kvmem_image_commit() is not over", call);
 	if (!regions || count != w->region_count)
 		return ki_fail(EINVAL, "%s: %" PRIu32 " regions: the image has %" PRIu32, call,
 			       regions ? count : 0, w->region_count);
@@ -424,6 +428,8 @@ int kvmem_image_write_blob(struct kvmem_image_writer *writer, const char *name, 
 			       "kvmem_image_write_blob: '%s' of %" PRIu64
 			       " bytes: a name has 1 to %d, a blob at most %llu",
 			       name, bytes, KVMEM_IMAGE_NAME_MAX, KI_MAX_BLOB);
+	if (writer->committing)
+		return ki_fail(EBUSY, "kvmem_image_write_blob: kvmem_image_commit() is not over");
 	content = malloc(bytes + 1);
 	if (!content)
 		return ki_fail(ENOMEM, "kvmem_image_write_blob: no memory");
