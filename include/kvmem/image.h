@@ -217,8 +217,8 @@ struct kvmem_image_create_opts {
 	/* Pages that nothing is written to are its; NULL: they are zero. It stays the caller's, and open as long. */
 	struct kvmem_image *parent;
 	/*
-	 * Of KVMEM_IMAGE_PACKED: called now and then by kvmem_image_commit(), in its thread; non-zero cancels. It must not
-	 * use the writer (-EBUSY). NULL is allowed.
+	 * Of KVMEM_IMAGE_PACKED: called now and then by kvmem_image_commit(), in its thread; non-zero cancels. It must
+	 * not use the writer (-EBUSY). NULL is allowed.
 	 */
 	int (*progress)(void *arg, const struct kvmem_image_progress *progress);
 	void *arg;
@@ -271,10 +271,10 @@ KVMEM_API int kvmem_image_write_blob(struct kvmem_image_writer *writer, const ch
  *
  * Data and index are on the disk before the index has its name, unless KVMEM_IMAGE_NO_SYNC. On failure the writer is
  * gone as well, and what was there before is there still. ret_id may be NULL. Errors: -EINVAL (also: the image that
- * it would replace is one of its parents), -ECANCELED, -EEXIST (somebody else
- * made it meanwhile), -ESTALE (the parent, or the image that the caller wants to replace, is another one by now, or
- * that one is gone), -ENOENT (the parent is not there), -ENOSPC, -EFBIG, -EIO,
- * -EDQUOT; -EBUSY (kvmem_image_save(), or the commit itself, is not over) leaves the writer. One thread at a time per object.
+ * it would replace is one of its parents), -ECANCELED, -EEXIST (somebody else made it meanwhile), -ESTALE (the parent,
+ * or the image that the caller wants to replace, is another one by now, or that one is gone), -ENOENT (the parent is
+ * not there), -EBADMSG (the parent is damaged), -ENOSPC, -EFBIG, -EIO, -EDQUOT; -EBUSY (kvmem_image_save(), or the
+ * commit itself, is not over) leaves the writer. One thread at a time per object.
  */
 KVMEM_API int kvmem_image_commit(struct kvmem_image_writer *writer, struct kvmem_image_id *ret_id);
 
