@@ -57,7 +57,7 @@ static void unmake(void)
 	leave_folder();
 }
 
-/* kvmem_image(3), "FILE DESCRIPTORS". */
+/* kvmem_image(3), "File descriptors". */
 static unsigned int expected(unsigned int depth)
 {
 	unsigned int n = packed[depth - 1] ? 4 : 3;
