@@ -21,7 +21,8 @@
  *	ahead.c		data into the page cache
  *	pack.c		the data of a new image into zstd frames
  *	store.c		the index of a new image
- *	writer.c	an image that is being made, and its commit
+ *	writer.c	an image that is being made
+ *	commit.c	its commit: names, and what is replaced
  *	save_next.c	what of a guest's memory is to be saved, piece by piece
  *	save.c		threads that do it
  *	precopy.c	the same while the guest runs, pass by pass
@@ -243,11 +244,14 @@ struct kvmem_image_writer {
 	struct kvmem_image_region *regions;
 	uint32_t region_count;
 	struct kvmem_image *parent;
+	bool replaces; /* only the image whose superblock has this sum */
+	struct ki_sum replaces_sum;
 	struct ki_new_file data;
 	int (*progress)(void *arg, const struct kvmem_image_progress *progress); /* of packing */
 	void *progress_arg;
 	struct ki_frame *frames; /* of each chunk, once the data are packed; else NULL */
 	uint64_t packed_bytes;
+	_Atomic bool committing; /* a callback of the commit's may use the writer */
 	_Atomic bool saving, save_failed;
 	bool precopy;			  /* pages may have been written since they were saved */
 	struct kvmem_batch *batch;	  /* freed by the commit, else given back; NULL: none */
@@ -263,9 +267,12 @@ static inline uint32_t ki_writer_layer(const struct kvmem_image_writer *w)
 	return w->parent ? w->parent->index.super.layers : 0;
 }
 
+void ki_writer_free(struct kvmem_image_writer *w);
 /* Whole pages; buf NULL: zeros. *stored counts pages that were not zero. */
 int ki_writer_put(struct kvmem_image_writer *w, uint64_t page, uint64_t count, const char *buf,
 		  uint64_t *stored);
+/* Whole pages that are the parent's again, whatever was written to them. */
+int ki_writer_put_parents(struct kvmem_image_writer *w, uint64_t page, uint64_t count);
 /* Are these regions the memory of the image? */
 int ki_writer_check_regions(const struct kvmem_image_writer *w, const char *call,
 			    struct kvmem_region *const *regions, uint32_t count);
