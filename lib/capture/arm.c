@@ -81,8 +81,12 @@ void km_arm_help(struct kvmem_capture *c)
 	while ((chunk = atomic_fetch_add(&c->next_chunk, 1)) < c->chunks) {
 		p = part_of(c, chunk);
 		r = 0;
+		/* Events of a pager may be read here; `complete` waits until kvmem_capture_start() holds nothing. */
+		km_presence_defer();
 		if (!atomic_load(&c->arm_error))
 			r = arm_chunk(p, chunk - p->first_chunk);
+		if (km_presence_defer_end())
+			atomic_store(&c->whole, true);
 		if (r) {
 			pthread_mutex_lock(&c->lock);
 			none = 0;

@@ -195,12 +195,31 @@ static uint64_t end(struct kvmem_capture *c)
 	return left;
 }
 
+/* The capture is started, or has ended: `complete` may stop and free it. The pagers of the regions stay meanwhile. */
+static void tell_whole(struct kvmem_region *const *regions, size_t count)
+{
+	for (size_t i = 0; i < count; i++)
+		km_presence_notify(&regions[i]->presence);
+	for (size_t i = 0; i < count; i++)
+		km_pages_leave(regions[i]);
+}
+
+static bool became_whole(struct kvmem_capture *c, struct kvmem_region *const *regions, size_t count)
+{
+	bool whole = atomic_exchange(&c->whole, false);
+
+	for (size_t i = 0; whole && i < count; i++)
+		km_pages_enter(regions[i]);
+	return whole;
+}
+
 int kvmem_capture_start(struct kvmem_capture *capture, struct kvmem_region *const *regions,
 			size_t count)
 {
 	uint64_t begun = km_sys_now_ns();
 	struct km_detail why;
 	int r = start_check(capture, regions, count);
+	bool whole;
 
 	if (r)
 		return r;
@@ -215,15 +234,18 @@ int kvmem_capture_start(struct kvmem_capture *capture, struct kvmem_region *cons
 		r = km_arm(capture);
 	if (!r)
 		r = km_capture_error(capture, "kvmem_capture_start");
+	whole = became_whole(capture, regions, count);
 	if (r) {
 		km_detail_save(&why);
 		end(capture);
 		km_detail_restore(&why);
-		return r;
+	} else {
+		atomic_store(&capture->pause_ns, km_sys_now_ns() - begun);
+		atomic_store(&capture->running, true);
 	}
-	atomic_store(&capture->pause_ns, km_sys_now_ns() - begun);
-	atomic_store(&capture->running, true);
-	return 0;
+	if (whole)
+		tell_whole(regions, count);
+	return r;
 }
 
 /* ---- stopped ---- */

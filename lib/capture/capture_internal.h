@@ -79,6 +79,7 @@ struct kvmem_capture {
 	_Atomic uint64_t next_chunk, chunks_done;
 	uint64_t chunks;
 	_Atomic int arm_error;
+	_Atomic bool whole; /* a pager's `complete` is to be called, if it is whole still */
 
 	pthread_mutex_t lock; /* what follows */
 	pthread_cond_t

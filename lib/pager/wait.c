@@ -34,13 +34,16 @@ void km_pager_changed(struct kvmem_pager *pager)
 
 static void tell_complete(struct kvmem_pager *pager, const struct km_paged *last)
 {
+	struct km_detail before; /* the call that has made it whole may have failed later on */
 	struct km_callback cb;
 
 	if (!pager->opts.complete)
 		return;
+	km_detail_save(&before);
 	km_callback_enter(&cb, "kvmem_pager_opts.complete", pager, last->watch.region);
 	pager->opts.complete(pager->opts.arg);
 	km_callback_leave(&cb);
+	km_detail_restore(&before);
 }
 
 /*

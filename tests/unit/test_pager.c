@@ -1114,6 +1114,89 @@ TEST(nothing_leaks_whichever_call_fails)
 }
 END
 
+/* Pages 3..5 exist, and nothing has announced them; 9 is poisoned, by its access rights or by a mark. */
+static void make_unannounced(bool file, bool no_access)
+{
+	make_region(file);
+	memset(k.region.base + 3 * PAGE, 0xee, 3 * PAGE);
+	ck_assert_uint_eq(km_presence_claim(&k.region.presence, 9, 1), 1);
+	km_presence_publish(&k.region.presence, 9, 1, KM_POISONED);
+	k.region.no_access = no_access;
+	k.region.plan.backing = file ? KVMEM_BACKING_MEMFD : KVMEM_BACKING_ANONYMOUS;
+	k.revoked[9] = no_access;
+	k.no_access = no_access;
+	play();
+}
+
+static int add_over(uint32_t flags)
+{
+	struct kvmem_pager_opts o = KVMEM_PAGER_OPTS_INIT;
+	int r;
+
+	o.flags = KVMEM_PAGER_NO_THREADS;
+	r = kvmem_pager_create(&o, &k.pager);
+	if (r)
+		return r;
+	k.pager->set.sees_removals = true;
+	r = kvmem_pager_add(k.pager, &k.region, k.source, 0, flags);
+	if (r)
+		ck_assert_int_eq(kvmem_pager_free(k.pager), 0);
+	return r;
+}
+
+static void expect_as_before(bool no_access, bool overwrites)
+{
+	expect_state(3, KM_ABSENT);
+	expect_state(9, KM_POISONED);
+	ck_assert_int_eq(k.no_access, no_access);
+	/* Of several steps that take out, none of which can be taken back, a later one. */
+	if (overwrites && (!strcmp(fake.failed, "madvise") || !strcmp(fake.failed, "mprotect")))
+		return;
+	for (unsigned int i = 0; i < 3 * PAGE; i++)
+		ck_assert_msg(k.region.base[3 * PAGE + i] == 0xee, "%s: byte %u is lost",
+			      fake.failed, i);
+}
+
+/* An add that fails changes nothing: neither content that was to be overwritten nor poison is lost. */
+static void add_fails_each(bool file, uint32_t flags, bool no_access)
+{
+	unsigned long at, failures = 0;
+	bool whole = false;
+	int r;
+
+	for (at = 1; !whole; at++) {
+		make_unannounced(file, no_access);
+		fake.fail_at = atomic_load(&fake.calls) + at;
+		fake.fail_errno = EIO;
+		r = add_over(flags);
+		whole = atomic_load(&fake.calls) < fake.fail_at;
+		fake.fail_at = 0;
+		failures += r != 0;
+		if (r) {
+			ck_assert_ptr_null(k.region.watch);
+			expect_as_before(no_access, flags == KVMEM_FILL_OVERWRITE);
+		} else {
+			expect_state(9, KM_ABSENT);
+			ck_assert_int_eq(k.no_access, 0);
+			expect_state(3, flags == KVMEM_FILL_KEEP ? KM_PRESENT : KM_ABSENT);
+			for (unsigned int i = 3; i < 6 && flags == KVMEM_FILL_OVERWRITE; i++)
+				expect_zero(i);
+			ck_assert_int_eq(kvmem_pager_free(k.pager), 0);
+		}
+		drop_region();
+	}
+	ck_assert_uint_gt(failures, 8);
+}
+
+TEST(an_add_that_fails_loses_neither_content_nor_poison)
+{
+	static const uint32_t flags[] = { KVMEM_FILL_KEEP, KVMEM_FILL_OVERWRITE };
+
+	for (unsigned int i = 0; i < 8; i++)
+		add_fails_each(i & 1, flags[i >> 1 & 1], i >> 2);
+}
+END
+
 static int64_t no_thread(struct km_thread *ret, const char *name, const struct km_sys_thread *how,
 			 void *(*fn)(void *), void *arg)
 {
@@ -1271,5 +1354,6 @@ HARNESS_MAIN(T(registers_for_missing_and_minor), T(refuses_what_no_userfaultfd_s
 	     T(a_prefetch_is_queued_whole_or_not_at_all),
 	     T(memory_without_copy_is_stored_and_continued), T(windows_double_with_the_sequence),
 	     T(a_page_counts_once), T(a_closed_descriptor_is_replaced_by_the_spare),
-	     T(nothing_leaks_whichever_call_fails), T(threads_that_cannot_be_made),
+	     T(nothing_leaks_whichever_call_fails),
+	     T(an_add_that_fails_loses_neither_content_nor_poison), T(threads_that_cannot_be_made),
 	     T(a_start_that_fails_takes_back_what_it_has_asked_for), T(quantiles))
