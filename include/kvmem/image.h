@@ -297,7 +297,7 @@ struct kvmem_image_save_opts {
 	/* Called now and then in the calling thread; non-zero cancels. It must not use the writer. NULL is allowed. */
 	int (*progress)(void *arg, const struct kvmem_image_progress *progress);
 	void *arg;
-	/* Of kvmem_image_save(), in place of a batch: these runs of the regions, read during the call. */
+	/* In place of a batch: these runs of the regions, read during the call. Not of kvmem_image_capture_run(). */
 	const struct kvmem_run *runs;
 	uint64_t run_count; /* 0 with runs: none */
 };
@@ -419,6 +419,24 @@ KVMEM_API int kvmem_image_capture_start(struct kvmem_image_capture *capture,
 					struct kvmem_image_writer *writer,
 					struct kvmem_region *const *regions, uint32_t region_count,
 					uint32_t flags);
+
+/**
+ * kvmem_image_capture_start_dirty() - the same of what was written since the parent: a difference, of this moment.
+ *
+ * Either a batch, harvested in the same pause and committed (kvmem_dirty_commit()), or opts->runs, which are read
+ * during the call and may overlap; of opts only flags are looked at besides, the rest must be 0. Only these pages are
+ * protected, and come into the image as they are now: the pause follows from what is dirty. All others are the
+ * parent's (without one: zero), and a write to them waits for no page to be saved. The batch is taken, also when the
+ * call fails: kvmem_image_commit() frees it when it succeeds. When anything fails, or the image is given up, it goes
+ * back to its reader, whose next harvest has its pages again. Errors: those of kvmem_image_capture_start(), -EPERM (the
+ * batch is not committed), and -EINVAL also for pages of other regions, or an image that has taken a batch already. One
+ * thread at a time per object.
+ */
+KVMEM_API int kvmem_image_capture_start_dirty(struct kvmem_image_capture *capture,
+					      struct kvmem_image_writer *writer,
+					      struct kvmem_region *const *regions,
+					      uint32_t region_count, struct kvmem_batch *batch,
+					      const struct kvmem_image_save_opts *opts);
 
 /**
  * kvmem_image_capture_run() - save all that the guest does not write first, and end the capture.

@@ -213,19 +213,21 @@ static bool became_whole(struct kvmem_capture *c, struct kvmem_region *const *re
 	return whole;
 }
 
-int kvmem_capture_start(struct kvmem_capture *capture, struct kvmem_region *const *regions,
-			size_t count)
+static int start(struct kvmem_capture *capture, struct kvmem_region *const *regions, size_t count,
+		 const struct km_capture_runs *only)
 {
 	uint64_t begun = km_sys_now_ns();
 	struct km_detail why;
 	int r = start_check(capture, regions, count);
 	bool whole;
 
+	if (!r && only)
+		r = km_capture_runs_check(only, regions, count);
 	if (r)
 		return r;
 	pthread_rwlock_wrlock(&capture->parts_lock);
 	forget_the_last(capture);
-	r = km_parts_begin(capture, regions, count);
+	r = km_parts_begin(capture, regions, count, only);
 	pthread_rwlock_unlock(&capture->parts_lock);
 	/* What began before there was a guard has ended: what it has changed is of before the pause. */
 	for (size_t i = 0; !r && i < count; i++)
@@ -246,6 +248,20 @@ int kvmem_capture_start(struct kvmem_capture *capture, struct kvmem_region *cons
 	if (whole)
 		tell_whole(regions, count);
 	return r;
+}
+
+int kvmem_capture_start(struct kvmem_capture *capture, struct kvmem_region *const *regions,
+			size_t count)
+{
+	return start(capture, regions, count, NULL);
+}
+
+int kvmem_capture_start_runs(struct kvmem_capture *capture, struct kvmem_region *const *regions,
+			     size_t count, const struct kvmem_run *runs, uint64_t run_count)
+{
+	const struct km_capture_runs only = { .runs = runs, .count = run_count };
+
+	return start(capture, regions, count, &only);
 }
 
 /* ---- stopped ---- */

@@ -26,6 +26,7 @@
  *	save_next.c	what of a guest's memory is to be saved, piece by piece
  *	save.c		threads that do it
  *	precopy.c	the same while the guest runs, pass by pass
+ *	dirty_set.c	which pages a capture of a difference has
  *	capture.c	the same of the memory of a moment, while the guest runs on
  */
 
@@ -323,6 +324,29 @@ int ki_next_piece(struct ki_next *n, struct ki_piece *ret);
 int ki_save(const char *call, struct kvmem_image_writer *w, struct kvmem_region *const *regions,
 	    struct kvmem_batch *batch, const struct kvmem_image_save_opts *o,
 	    struct kvmem_image_save_result *ret);
+
+/* ---- dirty_set.c ---- */
+
+struct ki_dirty_set {
+	const struct kvmem_run *runs;
+	struct kvmem_run *of_batch; /* the same, where they are of one */
+	uint64_t run_count;
+	/* Of regions whose pages are larger than KI_PAGE: a bit for each KI_PAGE that runs have. Else NULL. */
+	uint64_t **bits;
+	uint32_t region_count;
+};
+
+/*
+ * The runs of a batch that is committed; NULL: those of o, borrowed until the capture has begun. That they are pages of
+ * these regions is not checked. Destroyed by the caller, also when it fails.
+ */
+int ki_dirty_set_init(struct ki_dirty_set *s, const struct kvmem_image_writer *w,
+		      struct kvmem_region *const *regions, struct kvmem_batch *batch,
+		      const struct kvmem_image_save_opts *o);
+void ki_dirty_set_destroy(struct ki_dirty_set *s);
+/* The first run of pages of a region that are in the set, from `page` on and before `end`: *ret_page, and how many. */
+uint64_t ki_dirty_set_run(const struct ki_dirty_set *s, uint32_t region, uint64_t page,
+			  uint64_t end, uint64_t *ret_page);
 
 /* ---- pack.c ---- */
 

@@ -1,83 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
 /* kvmem_image_save() of what a dirty reader reports, over a KVM in memory: no page of a batch is ever lost. */
-#include "image_rig.h"
-
-#include <sys/mman.h>
-
-#include "unit/fake_rings.h"
-
-#define PAGES (uint64_t) FK_SLOT_PAGES
-#define BYTES (PAGES * PAGE)
-
-static struct kvmem_dirty *dirty;
-static struct kvmem_batch *batch;
-static struct kvmem_region *ram; /* fk.a, with memory */
-static uint8_t *base, *model;	 /* of the image that a chain so far shows */
-
-static void open_guest(uint32_t mode)
-{
-	struct kvmem_dirty_opts o = KVMEM_DIRTY_OPTS_INIT;
-
-	enter_folder();
-	fk_reset();
-	base = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	ck_assert_ptr_ne(base, MAP_FAILED);
-	model = calloc(1, BYTES);
-	ram = &fk.a;
-	ram->base = base;
-	ram->fd = -1;
-	ram->plan.backing = KVMEM_BACKING_ANONYMOUS;
-	must(km_presence_init(&ram->presence, PAGES));
-	o.mode = mode;
-	o.ring_entries = mode == KVMEM_DIRTY_RING ? 1024 : 0;
-	must(kvmem_dirty_create(&fk.vm, &o, &dirty));
-	must(kvmem_region_attach(ram, 0, BYTES, 0, 0, 0, NULL));
-	must(kvmem_dirty_add_vcpu(dirty, FK_VCPU_FD));
-	must(kvmem_dirty_start(dirty));
-	batch = NULL;
-}
-
-static void close_guest(void)
-{
-	kvmem_batch_free(batch);
-	must(kvmem_dirty_stop(dirty));
-	must(kvmem_dirty_free(dirty));
-	km_presence_destroy(&ram->presence);
-	fk_done();
-	munmap(base, BYTES);
-	free(model);
-	leave_folder();
-}
-
-/* The guest writes: the memory changes, and the log says so. */
-static void guest_writes(uint64_t page, unsigned int change)
-{
-	fill_page(base + page * PAGE, page, change);
-	fk_write(0, 0, page);
-}
-
-static int64_t harvest(void)
-{
-	int64_t n = kvmem_dirty_harvest(dirty, &batch);
-
-	must((int)n);
-	must((int)kvmem_dirty_commit(dirty, batch));
-	return n;
-}
-
-static struct kvmem_image_writer *begin(const char *path, struct kvmem_image *parent)
-{
-	struct kvmem_image_region at = region_of(BYTES, 0, "ram");
-	struct kvmem_image_create_opts o = KVMEM_IMAGE_CREATE_OPTS_INIT;
-	struct kvmem_image_writer *w;
-
-	o.flags = KVMEM_IMAGE_NO_SYNC;
-	o.regions = &at;
-	o.region_count = 1;
-	o.parent = parent;
-	must(kvmem_image_create(path, &o, &w));
-	return w;
-}
+#include "dirty_guest.h"
 
 /* The batch goes into the writer; never freed here any more. */
 static int save(struct kvmem_image_writer *w, struct kvmem_image_save_result *res)
@@ -86,14 +9,6 @@ static int save(struct kvmem_image_writer *w, struct kvmem_image_save_result *re
 
 	batch = NULL;
 	return kvmem_image_save(w, &ram, 1, b, NULL, res);
-}
-
-static void save_full(const char *path)
-{
-	struct kvmem_image_writer *w = begin(path, NULL);
-
-	must(kvmem_image_save(w, &ram, 1, NULL, NULL, NULL));
-	must(kvmem_image_commit(w, NULL));
 }
 
 TEST(differences_hold_what_was_written_and_chain)
@@ -141,23 +56,6 @@ TEST(differences_hold_what_was_written_and_chain)
 	}
 }
 END
-
-static bool is_dirty(uint64_t page)
-{
-	struct kvmem_run run;
-	bool found = false;
-
-	while (kvmem_batch_next(batch, &run) > 0)
-		found |= run.offset <= page * PAGE && page * PAGE < run.offset + run.bytes;
-	return found;
-}
-
-static int cancels(void *arg, const struct kvmem_image_progress *p)
-{
-	(void)arg;
-	(void)p;
-	return 1;
-}
 
 enum failure { ABORTED, CANCELED, REFUSED, NO_WRITER, FOREIGN, EXISTS, NOT_COMMITTED, FAILURES };
 
