@@ -14,7 +14,7 @@
 
 #define GAP_PAGES 64u /* to protect them costs no more than another call */
 /* The same where they exist, and a write to each of them is one more event. */
-#define GAP_IN_RUNS 4u
+#define GAP_IN_RUNS 12u
 
 static int protect(struct km_captured *p, uint64_t first, uint64_t count)
 {
