@@ -243,9 +243,10 @@ static int publish(struct kvmem_image_writer *w, const uint8_t *id)
 	if (!r)
 		r = sync_file(w, w->data.fd, "the data");
 	if (!r)
-		r = lock_folder(w); /* until the writer closes it */
+		r = lock_folder(w);
 	if (!r)
 		r = put_in_place(w, id, &old);
+	flock(w->place.dir, LOCK_UN); /* a child of a fork may have the descriptor too */
 	if (old.index >= 0)
 		close(old.index);
 	return r;
