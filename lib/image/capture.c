@@ -19,6 +19,8 @@ struct kvmem_image_capture {
 	uint32_t flags;
 	struct ki_dirty_set set; /* of a difference; else it has no bits */
 	struct kvmem_image_save_opts o;
+	_Atomic bool
+		running; /* kvmem_image_capture_run() is not over: its callback may call back */
 	pthread_mutex_t lock; /* what follows */
 	struct kvmem_image_save_result result;
 	uint64_t done, total; /* bytes that are captured */
@@ -276,7 +278,7 @@ int kvmem_image_capture_start_dirty(struct kvmem_image_capture *capture,
 		r = start_dirty(capture, writer, regions, region_count, batch, &o);
 	if (!r)
 		writer->batch = batch ? batch : writer->batch;
-	else if (batch)
+	else if (batch && (!writer || writer->batch != batch))
 		kvmem_batch_return(batch);
 	return r;
 }
@@ -347,6 +349,8 @@ static int end(struct kvmem_image_capture *c)
 		r = ki_fail(-c->err, "%s", c->detail);
 	c->w->save_failed |= r != 0;
 	c->w->saving = false;
+	if (r)
+		ki_writer_return_batch(c->w);
 	forget(c);
 	return r;
 }
@@ -362,6 +366,8 @@ int kvmem_image_capture_run(struct kvmem_image_capture *capture,
 	if (!c || !c->w)
 		return ki_fail(EINVAL, "kvmem_image_capture_run: %s",
 			       c ? "not started" : "capture is NULL");
+	if (c->running)
+		return ki_fail(EBUSY, "kvmem_image_capture_run: it is not over");
 	r = ki_opts_copy(&c->o, sizeof(c->o), opts, "kvmem_image_save_opts");
 	if (!r && (c->o.flags || c->o.reserved || c->o.runs || c->o.run_count ||
 		   c->o.threads > KI_MAX_WORKERS))
@@ -374,7 +380,9 @@ int kvmem_image_capture_run(struct kvmem_image_capture *capture,
 	if (r)
 		return r;
 	c->result.threads = ki_workers(c->o.threads);
+	c->running = true;
 	ki_workers_run("kvmem-save", c->result.threads, fetch, c);
+	c->running = false;
 	r = end(c);
 	c->result.ns = ki_now_ns() - begin;
 	if (!r && ret_result)
@@ -387,6 +395,9 @@ int kvmem_image_capture_stop(struct kvmem_image_capture *capture)
 	if (!capture || !capture->w)
 		return ki_fail(EINVAL, "kvmem_image_capture_stop: %s",
 			       capture ? "not started" : "capture is NULL");
+	if (capture->running)
+		return ki_fail(EBUSY, "kvmem_image_capture_stop: kvmem_image_capture_run() is not "
+				      "over: progress cancels it by another value than 0");
 	return end(capture);
 }
 

@@ -181,8 +181,11 @@ static int lock_folder(const struct kvmem_image_writer *w)
 	for (unsigned int i = 0; flock(w->place.dir, LOCK_EX | LOCK_NB); i++) {
 		if (errno == EOPNOTSUPP || errno == ENOSYS || errno == ENOLCK || errno == EINVAL)
 			return 0; /* this file system has no locks */
-		if (i == LOCK_TRIES || (errno != EWOULDBLOCK && errno != EINTR))
-			return ki_fail(EBUSY, "kvmem_image_commit: the lock of the folder: %m");
+		if (i == LOCK_TRIES)
+			return ki_fail(ETIMEDOUT, "kvmem_image_commit: another process has had the "
+						  "lock of the folder (flock(2)) for 30 s");
+		if (errno != EWOULDBLOCK && errno != EINTR)
+			return ki_fail(errno, "kvmem_image_commit: the lock of the folder: %m");
 		poll(NULL, 0, 10);
 	}
 	return 0;
@@ -243,9 +246,10 @@ static int publish(struct kvmem_image_writer *w, const uint8_t *id)
 	if (!r)
 		r = sync_file(w, w->data.fd, "the data");
 	if (!r)
-		r = lock_folder(w); /* until the writer closes it */
+		r = lock_folder(w);
 	if (!r)
 		r = put_in_place(w, id, &old);
+	flock(w->place.dir, LOCK_UN); /* a child of a fork may have the descriptor too */
 	if (old.index >= 0)
 		close(old.index);
 	return r;

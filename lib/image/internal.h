@@ -269,6 +269,8 @@ static inline uint32_t ki_writer_layer(const struct kvmem_image_writer *w)
 }
 
 void ki_writer_free(struct kvmem_image_writer *w);
+/* It will not be committed: the batch, if there is one, goes back to its reader. Details of errors stay. */
+void ki_writer_return_batch(struct kvmem_image_writer *w);
 /* Whole pages; buf NULL: zeros. *stored counts pages that were not zero. */
 int ki_writer_put(struct kvmem_image_writer *w, uint64_t page, uint64_t count, const char *buf,
 		  uint64_t *stored);

@@ -267,13 +267,15 @@ int kvmem_image_save(struct kvmem_image_writer *writer, struct kvmem_region *con
 		r = ki_next_check(&all);
 	}
 	if (r) {
-		if (batch)
+		if (batch && (!writer || writer->batch != batch))
 			kvmem_batch_return(batch);
 		return r;
 	}
 	if (batch)
 		writer->batch = batch;
 	r = ki_save("kvmem_image_save", writer, regions, batch, &o, &result);
+	if (r)
+		ki_writer_return_batch(writer);
 	if (!r && ret_result)
 		ki_result_copy(ret_result, &result, sizeof(result));
 	return r;

@@ -335,6 +335,9 @@ static int put_super(struct store *s, const char *data_name, const uint8_t *id)
 	x->data_name_bytes = (uint32_t)strlen(data_name);
 	memcpy(x->data_name, data_name, x->data_name_bytes);
 	x->sum = ki_sum(x, offsetof(struct ki_super, sum));
+	r = ki_check_length(s->at, "kvmem_image_commit: the index");
+	if (r)
+		return r;
 	if (ftruncate(s->fd, (off_t)s->at))
 		return ki_fail(errno, "kvmem_image_commit: the index: %m");
 	return ki_write_at(s->fd, 0, x, sizeof(*x), "kvmem_image_commit: the index");

@@ -15,14 +15,20 @@
 
 /* ---- making and giving up ---- */
 
+void ki_writer_return_batch(struct kvmem_image_writer *w)
+{
+	if (w->batch)
+		kvmem_batch_return(w->batch);
+	w->batch = NULL;
+}
+
 void ki_writer_free(struct kvmem_image_writer *w)
 {
 	for (uint64_t i = 0; w->blocks && i < ki_spans(w->bytes); i++)
 		free((void *)w->blocks[i]);
 	for (uint32_t i = 0; i < w->blob_count; i++)
 		free(w->blobs[i].content);
-	if (w->batch)
-		kvmem_batch_return(w->batch);
+	ki_writer_return_batch(w);
 	if (w->parent)
 		atomic_fetch_sub(&w->parent->users, 1);
 	ki_new_file_end(&w->data);
@@ -379,6 +385,8 @@ int ki_writer_check_regions(const struct kvmem_image_writer *w, const char *call
 {
 	if (w->committing)
 		return ki_fail(EBUSY, "%s: kvmem_image_commit() is not over", call);
+	if (w->saving)
+		return ki_fail(EBUSY, "%s: a save or capture has the writer", call);
 	if (!regions || count != w->region_count)
 		return ki_fail(EINVAL, "%s: %" PRIu32 " regions: the image has %" PRIu32, call,
 			       regions ? count : 0, w->region_count);

@@ -308,6 +308,62 @@ TEST(what_is_refused)
 }
 END
 
-HARNESS_MAIN(T(the_image_is_of_the_pause), T(canceled_and_stopped_and_once_more),
+/* While a capture has the writer nobody else gets it, and a call that is refused takes nothing from the capture. */
+TEST(a_writer_is_of_one_capture)
+{
+	struct kvmem_image_capture *other;
+	struct kvmem_image_writer *w;
+
+	if (!open_guest(KVMEM_BACKING_ANONYMOUS))
+		return;
+	enter_folder();
+	must(kvmem_image_capture_create(NULL, &other));
+	w = begin("one", NULL);
+	must(kvmem_image_capture_start(g.capture, w, &g.ram, 1, 0));
+	fails(kvmem_image_capture_start(other, w, &g.ram, 1, 0), EBUSY, "");
+	fails(kvmem_image_save(w, &g.ram, 1, NULL, NULL, NULL), EBUSY, "");
+	fails(kvmem_image_commit(w, NULL), EBUSY, "not over");
+	must(kvmem_image_capture_run(g.capture, NULL, NULL));
+	must(kvmem_image_commit(w, NULL));
+	must(kvmem_image_capture_free(other));
+	close_guest();
+	leave_folder();
+}
+END
+
+static int stop_in_progress(void *arg, const struct kvmem_image_progress *p)
+{
+	int *r = arg;
+
+	(void)p;
+	if (*r == 1)
+		*r = kvmem_image_capture_stop(g.capture);
+	return 0;
+}
+
+/* kvmem_image_capture_run() is in it still: what it works with may not go. */
+TEST(a_callback_stops_the_capture)
+{
+	struct kvmem_image_save_opts o = KVMEM_IMAGE_SAVE_OPTS_INIT;
+	struct kvmem_image_writer *w;
+	int r = 1;
+
+	if (!open_guest(KVMEM_BACKING_ANONYMOUS))
+		return;
+	enter_folder();
+	w = begin("one", NULL);
+	must(kvmem_image_capture_start(g.capture, w, &g.ram, 1, 0));
+	o.progress = stop_in_progress;
+	o.arg = &r;
+	must(kvmem_image_capture_run(g.capture, &o, NULL));
+	ck_assert_int_eq(r, -EBUSY);
+	must(kvmem_image_commit(w, NULL));
+	close_guest();
+	leave_folder();
+}
+END
+
+HARNESS_MAIN(T(a_writer_is_of_one_capture), T(a_callback_stops_the_capture),
+	     T(the_image_is_of_the_pause), T(canceled_and_stopped_and_once_more),
 	     T(the_image_cannot_be_written), T(what_a_pager_has_not_filled_is_the_parents),
 	     T(what_is_refused))

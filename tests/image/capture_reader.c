@@ -266,5 +266,58 @@ TEST(an_image_takes_one_batch)
 }
 END
 
-HARNESS_MAIN(T(moments_of_a_reader_chain), T(whatever_fails_of_a_moment_its_pages_come_again),
+/* A batch that is the image's already does not go back since somebody gives it once more. */
+TEST(a_batch_is_given_twice)
+{
+	struct kvmem_image_capture *c;
+	struct kvmem_image_writer *w;
+	struct kvmem_batch *b;
+
+	for (unsigned int saved = 0; saved < 2; saved++) {
+		if (!open_live(KVMEM_DIRTY_RING, &c))
+			return;
+		guest_writes(5, 1);
+		harvest();
+		b = batch;
+		w = begin("diff", NULL);
+		must(start_live(c, w));
+		if (saved)
+			must(kvmem_image_capture_run(c, NULL, NULL));
+		ck_assert_int_lt(kvmem_image_capture_start_dirty(c, w, &ram, 1, b, NULL), 0);
+		fails((int)kvmem_dirty_harvest(dirty, &batch), EBUSY, "out");
+		if (!saved)
+			must(kvmem_image_capture_run(c, NULL, NULL));
+		must(kvmem_image_commit(w, NULL));
+		ck_assert_int_eq(harvest(), 0);
+		close_live(c);
+	}
+}
+END
+
+/* As the manual says: when the capture is stopped or cancelled, and not when somebody gives the image up. */
+TEST(the_batch_is_back_when_the_capture_has_failed)
+{
+	for (unsigned int how = 0; how < 2; how++) {
+		struct kvmem_image_save_opts o = KVMEM_IMAGE_SAVE_OPTS_INIT;
+		struct kvmem_image_capture *c;
+		struct kvmem_image_writer *w;
+
+		if (!open_live(KVMEM_DIRTY_RING, &c))
+			return;
+		guest_writes(5, 1);
+		harvest();
+		w = begin("diff", NULL);
+		must(start_live(c, w));
+		o.progress = cancels;
+		fails(how ? kvmem_image_capture_stop(c) : kvmem_image_capture_run(c, &o, NULL),
+		      ECANCELED, "");
+		ck_assert_int_eq(harvest(), 1);
+		kvmem_image_abort(w);
+		close_live(c);
+	}
+}
+END
+
+HARNESS_MAIN(T(a_batch_is_given_twice), T(the_batch_is_back_when_the_capture_has_failed),
+	     T(moments_of_a_reader_chain), T(whatever_fails_of_a_moment_its_pages_come_again),
 	     T(an_image_takes_one_batch))

@@ -456,6 +456,39 @@ TEST(files_may_not_be_so_long)
 }
 END
 
+/* The index ends in a table that is no whole page, and is filled up to one: that is beyond the limit. */
+static int with_a_limit_in_the_last_page(void *arg)
+{
+	struct rlimit limit;
+	struct kvmem_image_region one = region_of(PAGE, 0, "");
+	struct kvmem_image_create_opts o = KVMEM_IMAGE_CREATE_OPTS_INIT;
+	struct kvmem_image_writer *w;
+	uint8_t m[PAGE];
+
+	(void)arg;
+	fill_page(m, 0, 1);
+	o.regions = &one;
+	o.region_count = 1;
+	must(kvmem_image_create("a", &o, &w));
+	must(kvmem_image_write(w, 0, m, PAGE));
+	must(kvmem_image_write_blob(w, "b", "b", 1));
+	if (getrlimit(RLIMIT_FSIZE, &limit))
+		return 1;
+	limit.rlim_cur = 7 * PAGE + 1024;
+	if (setrlimit(RLIMIT_FSIZE, &limit))
+		return 1;
+	return kvmem_image_commit(w, NULL) == -EFBIG ? 0 : 2;
+}
+
+TEST(an_index_may_not_be_so_long)
+{
+	enter_folder();
+	ck_assert_int_eq(harness_child(with_a_limit_in_the_last_page, NULL), 0);
+	ck_assert_uint_eq(files_here(), 0);
+	leave_folder();
+}
+END
+
 /* ---- names ---- */
 
 /* Not a byte of a file that is refused. */
@@ -988,7 +1021,8 @@ HARNESS_MAIN(T(what_was_written_is_read), T(a_clone_of_the_data_and_its_differen
 	     T(an_image_is_replaced), T(data_of_others_stay),
 	     T(an_image_is_opened_while_it_is_replaced), T(a_difference_to_what_is_no_longer_there),
 	     T(an_image_does_not_replace_its_parents), T(files_may_not_be_so_long),
-	     T(an_image_in_use_is_locked), T(raw_files_by_the_callers_word),
-	     T(a_raw_file_that_shrinks), T(several_threads_write_and_read),
-	     T(a_region_is_filled_from_it), T(a_pager_never_gives_out_a_damaged_page),
-	     T(nonsense_is_refused_by_name), T(few_descriptors))
+	     T(an_index_may_not_be_so_long), T(an_image_in_use_is_locked),
+	     T(raw_files_by_the_callers_word), T(a_raw_file_that_shrinks),
+	     T(several_threads_write_and_read), T(a_region_is_filled_from_it),
+	     T(a_pager_never_gives_out_a_damaged_page), T(nonsense_is_refused_by_name),
+	     T(few_descriptors))

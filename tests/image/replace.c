@@ -3,6 +3,8 @@
 #include "image_rig.h"
 
 #include <grp.h>
+#include <signal.h>
+#include <sys/file.h>
 #include <sys/wait.h>
 #include <sys/xattr.h>
 
@@ -307,6 +309,34 @@ TEST(a_list_of_the_folder_gives_nobody_more)
 }
 END
 
-HARNESS_MAIN(T(only_the_image_that_is_meant), T(what_replaces_is_refused), T(the_mode_stays),
-	     T(owner_and_group_stay_where_they_may), T(an_access_control_list_stays),
-	     T(a_list_of_the_folder_gives_nobody_more))
+/* A child has the descriptors of the folder, and with them its lock. */
+TEST(a_child_of_a_fork_keeps_no_lock)
+{
+	struct kvmem_image_writer *w = NULL;
+	struct kvmem_image_region at = region_of(BYTES, 0, "");
+	struct kvmem_image_create_opts o = KVMEM_IMAGE_CREATE_OPTS_INIT;
+	pid_t pid;
+	int dir, r;
+
+	enter_folder();
+	o.regions = &at;
+	o.region_count = 1;
+	must(kvmem_image_create("a", &o, &w));
+	pid = fork();
+	if (!pid)
+		for (;;)
+			pause();
+	r = kvmem_image_commit(w, NULL);
+	dir = open(".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	r = r ? r : flock(dir, LOCK_EX | LOCK_NB);
+	close(dir);
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+	ck_assert_int_eq(r, 0);
+	leave_folder();
+}
+END
+
+HARNESS_MAIN(T(a_child_of_a_fork_keeps_no_lock), T(only_the_image_that_is_meant),
+	     T(what_replaces_is_refused), T(the_mode_stays), T(owner_and_group_stay_where_they_may),
+	     T(an_access_control_list_stays), T(a_list_of_the_folder_gives_nobody_more))
