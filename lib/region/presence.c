@@ -151,7 +151,7 @@ uint64_t km_presence_settled(const struct km_presence *p, uint64_t first, uint64
 
 	for (; n < max; n += run) {
 		run = km_presence_run(p, first + n, max - n, &state);
-		if (state == KM_ABSENT || state == KM_CLAIMED)
+		if (state != KM_PRESENT && state != KM_ZERO)
 			break;
 	}
 	return n;

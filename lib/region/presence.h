@@ -102,7 +102,7 @@ uint64_t km_presence_claim_poisoned(struct km_presence *p, uint64_t first, uint6
 /* The same for pages that are PRESENT or ZERO: what is to become ABSENT again is claimed meanwhile. */
 uint64_t km_presence_claim_done(struct km_presence *p, uint64_t first, uint64_t max);
 
-/* How many pages from `first` on, at most `max`, are neither ABSENT nor CLAIMED. */
+/* How many pages from `first` on, at most `max`, have content: PRESENT or ZERO. */
 uint64_t km_presence_settled(const struct km_presence *p, uint64_t first, uint64_t max);
 
 /* Is any of these claimed pages MARKED? A mark has been set; the marks have been taken away. */
