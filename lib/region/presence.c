@@ -548,6 +548,21 @@ bool km_presence_defer_end(void)
 	return owed;
 }
 
+unsigned int km_presence_undefer(void)
+{
+	unsigned int was = deferred.depth << 1 | deferred.owed;
+
+	deferred.depth = 0;
+	deferred.owed = false;
+	return was;
+}
+
+void km_presence_redefer(unsigned int was)
+{
+	deferred.depth = was >> 1;
+	deferred.owed = was & 1;
+}
+
 void km_presence_notify(struct km_presence *p)
 {
 	const struct km_presence_listener *l = atomic_load(&p->listener);

@@ -155,6 +155,9 @@ void km_presence_notify(struct km_presence *p);
  */
 void km_presence_defer(void);
 bool km_presence_defer_end(void);
+/* Around a callback: what the VMM makes whole there, maybe of another pager, is told at once. */
+unsigned int km_presence_undefer(void);
+void km_presence_redefer(unsigned int was);
 /* Pages that had content are ABSENT again. As above. */
 void km_presence_notify_absent(struct km_presence *p);
 
