@@ -178,10 +178,11 @@ static int start_check(struct kvmem_capture *c, struct kvmem_region *const *regi
 }
 
 /* Everything is let go, whoever waits or is about to. Returns the bytes that were not handed out. */
-static uint64_t end(struct kvmem_capture *c)
+static uint64_t end(struct kvmem_capture *c, struct km_to_tell *tell)
 {
 	uint64_t left = 0;
 
+	km_presence_defer();
 	atomic_store(&c->ended, true);
 	km_capture_open(c);
 	km_parts_end_guards(c);
@@ -189,37 +190,21 @@ static uint64_t end(struct kvmem_capture *c)
 	pthread_rwlock_wrlock(&c->parts_lock);
 	for (size_t i = 0; i < c->part_count; i++)
 		left += atomic_load(&c->parts[i]->record.left) << c->parts[i]->shift;
+	km_tell_collect(c, tell);
 	km_parts_free(c);
 	atomic_store(&c->running, false);
 	pthread_rwlock_unlock(&c->parts_lock);
+	km_presence_defer_end(); /* what is not owed is told in vain */
 	return left;
-}
-
-/* The capture is started, or has ended: `complete` may stop and free it. The pagers of the regions stay meanwhile. */
-static void tell_whole(struct kvmem_region *const *regions, size_t count)
-{
-	for (size_t i = 0; i < count; i++)
-		km_presence_notify(&regions[i]->presence);
-	for (size_t i = 0; i < count; i++)
-		km_pages_leave(regions[i]);
-}
-
-static bool became_whole(struct kvmem_capture *c, struct kvmem_region *const *regions, size_t count)
-{
-	bool whole = atomic_exchange(&c->whole, false);
-
-	for (size_t i = 0; whole && i < count; i++)
-		km_pages_enter(regions[i]);
-	return whole;
 }
 
 static int start(struct kvmem_capture *capture, struct kvmem_region *const *regions, size_t count,
 		 const struct km_capture_runs *only)
 {
 	uint64_t begun = km_sys_now_ns();
+	struct km_to_tell tell = { .count = 0 };
 	struct km_detail why;
 	int r = start_check(capture, regions, count);
-	bool whole;
 
 	if (!r && only)
 		r = km_capture_runs_check(only, regions, count);
@@ -236,17 +221,17 @@ static int start(struct kvmem_capture *capture, struct kvmem_region *const *regi
 		r = km_arm(capture);
 	if (!r)
 		r = km_capture_error(capture, "kvmem_capture_start");
-	whole = became_whole(capture, regions, count);
 	if (r) {
 		km_detail_save(&why);
-		end(capture);
+		end(capture, &tell);
 		km_detail_restore(&why);
 	} else {
+		if (atomic_exchange(&capture->whole, false))
+			km_tell_collect(capture, &tell);
 		atomic_store(&capture->pause_ns, km_sys_now_ns() - begun);
 		atomic_store(&capture->running, true);
 	}
-	if (whole)
-		tell_whole(regions, count);
+	km_tell_now(&tell);
 	return r;
 }
 
@@ -294,6 +279,7 @@ static void wait_for_others(struct kvmem_capture *c)
 
 int kvmem_capture_stop(struct kvmem_capture *capture)
 {
+	struct km_to_tell tell = { .count = 0 };
 	uint64_t left;
 	int r;
 
@@ -305,12 +291,13 @@ int kvmem_capture_stop(struct kvmem_capture *capture)
 	if (!atomic_load(&capture->running))
 		return km_fail(EINVAL, "kvmem_capture_stop: the capture is not started");
 	wait_for_others(capture);
-	left = end(capture);
+	left = end(capture, &tell);
 	r = km_capture_error(capture, "kvmem_capture_stop");
-	if (r || !left)
-		return r;
-	return km_fail(ECANCELED,
-		       "kvmem_capture_stop: 0x%" PRIx64 " of 0x%" PRIx64
-		       " bytes had not been handed out",
-		       left, atomic_load(&capture->bytes));
+	if (!r && left)
+		r = km_fail(ECANCELED,
+			    "kvmem_capture_stop: 0x%" PRIx64 " of 0x%" PRIx64
+			    " bytes had not been handed out",
+			    left, atomic_load(&capture->bytes));
+	km_tell_now(&tell);
+	return r;
 }

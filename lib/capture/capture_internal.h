@@ -187,4 +187,17 @@ void km_parts_end_guards(struct kvmem_capture *c);
 void km_parts_free(struct kvmem_capture *c);
 struct km_captured *km_parts_at(const struct kvmem_capture *c, uint64_t addr);
 
+/*
+ * Events of pagers are read inside of captures, and `complete` may stop and free the capture. So it is called when
+ * nothing is held any more: for one region of each pager (of at most 16), which stays meanwhile. _collect() with
+ * parts_lock held; _now() touches no capture.
+ */
+struct km_to_tell {
+	struct kvmem_region *regions[16];
+	unsigned int count;
+};
+
+void km_tell_collect(const struct kvmem_capture *c, struct km_to_tell *t);
+void km_tell_now(const struct km_to_tell *t);
+
 #endif

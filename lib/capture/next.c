@@ -199,6 +199,7 @@ static int next_run(struct kvmem_capture *c, void *buf, uint64_t bytes,
 int kvmem_capture_next(struct kvmem_capture *capture, void *buf, uint64_t bytes,
 		       struct kvmem_capture_run *ret_run)
 {
+	struct km_to_tell tell = { .count = 0 };
 	int r;
 
 	if (!capture || !buf || !ret_run)
@@ -210,6 +211,7 @@ int kvmem_capture_next(struct kvmem_capture *capture, void *buf, uint64_t bytes,
 	if (r)
 		return r;
 	pthread_rwlock_rdlock(&capture->parts_lock);
+	km_presence_defer();
 	if (!atomic_load(&capture->running))
 		r = km_fail(EINVAL, "kvmem_capture_next: the capture is not started");
 	else if (!km_capture_error(capture, "kvmem_capture_next"))
@@ -218,6 +220,9 @@ int kvmem_capture_next(struct kvmem_capture *capture, void *buf, uint64_t bytes,
 		r = km_capture_error(capture, "kvmem_capture_next");
 	else if (r <= 0 && atomic_load(&capture->ended))
 		r = km_fail(ECANCELED, "kvmem_capture_next: the capture is being stopped");
+	if (km_presence_defer_end())
+		km_tell_collect(capture, &tell);
 	pthread_rwlock_unlock(&capture->parts_lock);
+	km_tell_now(&tell);
 	return r;
 }

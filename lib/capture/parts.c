@@ -320,3 +320,30 @@ void km_parts_free(struct kvmem_capture *c)
 	c->parts = c->by_addr = NULL;
 	c->part_count = 0;
 }
+
+/* ---- told afterwards ---- */
+
+void km_tell_collect(const struct kvmem_capture *c, struct km_to_tell *t)
+{
+	for (size_t i = 0; i < c->part_count && t->count < KM_ARRAY_SIZE(t->regions); i++) {
+		struct kvmem_region *r = c->parts[i]->region;
+		unsigned int k = 0;
+
+		if (!c->parts[i]->watched)
+			continue;
+		while (k < t->count && t->regions[k]->watch->set != r->watch->set)
+			k++;
+		if (k < t->count)
+			continue;
+		km_pages_enter(r);
+		t->regions[t->count++] = r;
+	}
+}
+
+void km_tell_now(const struct km_to_tell *t)
+{
+	for (unsigned int i = 0; i < t->count; i++)
+		km_presence_notify(&t->regions[i]->presence);
+	for (unsigned int i = 0; i < t->count; i++)
+		km_pages_leave(t->regions[i]);
+}

@@ -48,7 +48,7 @@ static struct km_captured *part_of(const struct kvmem_capture *c, const struct k
 				   size_t count, size_t *at)
 {
 	while (c->parts[*at]->region != run->region)
-		*at = (*at + 1) % count;
+		*at = *at + 1 < count ? *at + 1 : 0;
 	return c->parts[*at];
 }
 

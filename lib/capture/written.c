@@ -58,12 +58,14 @@ static int tell(struct km_captured *p, uint64_t page, const void *content)
 		.bytes = 1ull << p->shift,
 		.kind = content ? KVMEM_CAPTURE_DATA : KVMEM_CAPTURE_POISONED,
 	};
+	unsigned int was = km_presence_undefer();
 	struct km_callback cb;
 	int r;
 
 	km_callback_enter(&cb, "kvmem_capture_opts.before_write", p->capture, p->region);
 	r = o->before_write(o->arg, &run, content);
 	km_callback_leave(&cb);
+	km_presence_redefer(was);
 	if (!r)
 		return 0;
 	return km_fail(r < 0 && r >= -4095 ? -r : EIO,

@@ -195,8 +195,7 @@ static void turn_zero(struct kvmem_region *r, uint64_t page, uint64_t count)
 }
 
 /* Of a clone there is no other page: all have content. */
-static int discard_clone(struct kvmem_region *r, uint64_t page, uint64_t count, bool present,
-			 uint64_t *ret_done)
+static int discard_clone(struct kvmem_region *r, uint64_t page, uint64_t count, uint64_t *ret_done)
 {
 	int64_t err;
 
@@ -204,12 +203,12 @@ static int discard_clone(struct kvmem_region *r, uint64_t page, uint64_t count, 
 	err = km_clone_zero(r, page, count, ret_done);
 	page += *ret_done;
 	count -= *ret_done;
-	if (present && count)
+	if (count)
 		km_presence_turn(&r->presence, page, count, KM_ZERO, KM_PRESENT);
 	return err < 0 ? failed(r, page, count, err) : 0;
 }
 
-static int discard_done(struct kvmem_region *r, uint64_t page, uint64_t count, bool present)
+static int discard_done(struct kvmem_region *r, uint64_t page, uint64_t count)
 {
 	int64_t err;
 
@@ -217,8 +216,7 @@ static int discard_done(struct kvmem_region *r, uint64_t page, uint64_t count, b
 	err = km_pages_take_out(r, page, count);
 	if (err >= 0)
 		return 0;
-	if (present)
-		km_presence_turn(&r->presence, page, count, KM_ZERO, KM_PRESENT);
+	km_presence_turn(&r->presence, page, count, KM_ZERO, KM_PRESENT); /* it may be written to */
 	return failed(r, page, count, err);
 }
 
@@ -240,9 +238,9 @@ static int discard_step(struct kvmem_region *r, uint64_t page, uint64_t max, uin
 		return *ret_n ? discard_claimed(r, page, *ret_n) : 0;
 	default:
 		if (r->clone)
-			return discard_clone(r, page, n, state == KM_PRESENT, ret_n);
+			return discard_clone(r, page, n, ret_n);
 		*ret_n = n;
-		return discard_done(r, page, n, state == KM_PRESENT);
+		return discard_done(r, page, n);
 	}
 }
 

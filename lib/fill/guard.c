@@ -70,9 +70,18 @@ void km_guard_settle(const struct km_guard *g)
 	km_uffd_settle(g->watch->set);
 }
 
+/* Who is inside may take pages out, and the events of that may be for this thread to read: a worker, in a callback. */
+static void wait_and_read(_Atomic unsigned int *users, struct km_uffd_set *set)
+{
+	for (unsigned int i = 0; set->sees_removals && atomic_load(users); i = (i + 1) % set->count)
+		if (!km_uffd_drain(set, i) && !i)
+			km_sys_yield();
+	wait_for_none(users);
+}
+
 void km_guard_end(struct km_guard *g)
 {
 	atomic_store(&g->region->guard, NULL);
-	wait_for_none(&g->region->unguarded);
-	wait_for_none(&g->users);
+	wait_and_read(&g->region->unguarded, g->watch->set);
+	wait_and_read(&g->users, g->watch->set);
 }

@@ -70,22 +70,23 @@ static int ask_kernel(struct survey *s)
 /* False: there is no room for it. */
 static bool add(struct survey *s, uint64_t page, uint64_t count, uint32_t kind)
 {
-	struct kvmem_stored *last = s->count ? &s->runs[s->count - 1] : NULL;
 	uint64_t end = km_min((page + count) << s->r->page_shift, s->end);
+	struct kvmem_stored *run = s->runs + s->count;
 
-	if (last && last->kind == kind) {
-		last->bytes = end - last->offset;
+	if (s->count && run[-1].kind == kind) {
+		run[-1].bytes = end - run[-1].offset;
 		return true;
 	}
 	s->full = s->count == s->room;
 	if (s->full)
 		return false;
 	/* The first begins where the caller's range does, maybe inside a huge page. */
-	if (last)
-		s->runs[s->count].offset = page << s->r->page_shift;
-	s->runs[s->count].bytes = end - s->runs[s->count].offset;
-	s->runs[s->count].kind = kind;
-	s->runs[s->count++].reserved = 0;
+	if (s->count)
+		run->offset = page << s->r->page_shift;
+	run->bytes = end - run->offset;
+	run->kind = kind;
+	run->reserved = 0;
+	s->count++;
 	return true;
 }
 

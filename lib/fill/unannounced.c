@@ -132,13 +132,13 @@ static int list(struct km_found *f, uint64_t page, uint64_t count)
 		last->count += count;
 		return 0;
 	}
-	if (f->count == f->room) {
+	if (!f->runs || f->count == f->room) {
 		size_t room = f->room ? 2 * f->room : 64;
 		struct km_found_run *runs = km_sys_alloc(room * sizeof(*runs));
 
 		if (!runs)
 			return km_fail(ENOMEM, "no memory for a list of pages that exist");
-		if (f->count)
+		if (f->runs)
 			memcpy(runs, f->runs, f->count * sizeof(*runs));
 		km_sys_free(f->runs);
 		f->runs = runs;

@@ -178,13 +178,11 @@ static int64_t take_out_run(void *arg)
 static int take_out(struct km_paged *p, const struct km_found *found, bool unmaps)
 {
 	struct take_out t = { .p = p, .found = found, .unmaps = unmaps };
-	const struct kvmem_pager *pager = p->pager;
-	bool read = atomic_load(&pager->state) == KM_PAGER_RUNNING &&
-		    !(pager->opts.flags & KVMEM_PAGER_NO_THREADS);
 	int64_t err;
 
 	km_pages_keep_found(p->watch.region, found, true);
-	err = read || !unmaps ? take_out_run(&t) : km_uffd_removing(p->watch.set, take_out_run, &t);
+	/* Workers that would read the events may be in a callback, which may wait for the region's lock. */
+	err = unmaps ? km_uffd_removing(p->watch.set, take_out_run, &t) : take_out_run(&t);
 	if (err >= 0)
 		return 0;
 	km_pages_keep_found(p->watch.region, found, false);
@@ -223,6 +221,7 @@ static int serve_region(struct km_paged *p, uint32_t flags)
 		err = km_pages_find_unannounced(r, flags, "kvmem_pager_add", &found);
 	if (!err)
 		err = register_region(p, &found);
+	p->in_file |= flags & KVMEM_FILL_KEEP && found.count; /* they have become PRESENT since */
 	km_sys_free(found.runs);
 	if (err)
 		return err;
@@ -295,13 +294,18 @@ static int add_region(struct km_paged *p, uint32_t flags)
 	struct kvmem_pager *pager = p->pager;
 	struct kvmem_region *region = p->watch.region;
 	struct km_paged_table *table = km_table_new(pager);
+	bool whole;
 	int r;
 
 	if (!table)
 		return km_fail(ENOMEM, "kvmem_pager_add: no memory");
 	pthread_mutex_lock(&region->lock);
+	km_presence_defer(); /* events of other regions may be read */
 	r = serve_region(p, flags);
+	whole = km_presence_defer_end();
 	pthread_mutex_unlock(&region->lock);
+	if (whole && km_paged_first(pager))
+		km_pager_region_whole(km_paged_first(pager));
 	if (r) {
 		km_sys_free(table);
 		return r;

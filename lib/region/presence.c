@@ -151,7 +151,7 @@ uint64_t km_presence_settled(const struct km_presence *p, uint64_t first, uint64
 
 	for (; n < max; n += run) {
 		run = km_presence_run(p, first + n, max - n, &state);
-		if (state == KM_ABSENT || state == KM_CLAIMED)
+		if (state != KM_PRESENT && state != KM_ZERO)
 			break;
 	}
 	return n;
@@ -546,6 +546,21 @@ bool km_presence_defer_end(void)
 		return false;
 	deferred.owed = false;
 	return owed;
+}
+
+unsigned int km_presence_undefer(void)
+{
+	unsigned int was = deferred.depth << 1 | deferred.owed;
+
+	deferred.depth = 0;
+	deferred.owed = false;
+	return was;
+}
+
+void km_presence_redefer(unsigned int was)
+{
+	deferred.depth = was >> 1;
+	deferred.owed = was & 1;
 }
 
 void km_presence_notify(struct km_presence *p)

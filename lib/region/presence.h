@@ -102,7 +102,7 @@ uint64_t km_presence_claim_poisoned(struct km_presence *p, uint64_t first, uint6
 /* The same for pages that are PRESENT or ZERO: what is to become ABSENT again is claimed meanwhile. */
 uint64_t km_presence_claim_done(struct km_presence *p, uint64_t first, uint64_t max);
 
-/* How many pages from `first` on, at most `max`, are neither ABSENT nor CLAIMED. */
+/* How many pages from `first` on, at most `max`, have content: PRESENT or ZERO. */
 uint64_t km_presence_settled(const struct km_presence *p, uint64_t first, uint64_t max);
 
 /* Is any of these claimed pages MARKED? A mark has been set; the marks have been taken away. */
@@ -155,6 +155,9 @@ void km_presence_notify(struct km_presence *p);
  */
 void km_presence_defer(void);
 bool km_presence_defer_end(void);
+/* Around a callback: what the VMM makes whole there, maybe of another pager, is told at once. */
+unsigned int km_presence_undefer(void);
+void km_presence_redefer(unsigned int was);
 /* Pages that had content are ABSENT again. As above. */
 void km_presence_notify_absent(struct km_presence *p);
 

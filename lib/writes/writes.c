@@ -114,8 +114,8 @@ static bool tells_holes(const struct kvmem_writes *w)
 	bool all;
 	void *at;
 
-	if (km_sys_mmap(bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-			-1, 0, &at) < 0)
+	if (km_sys_mmap(bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0, &at) <
+	    0)
 		return false;
 	s.start = (uintptr_t)at;
 	s.end = s.start + bytes;

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -32,6 +33,9 @@ static struct scene {
 	_Atomic bool returned;
 	int (*act)(void);
 	int result;
+	atomic_bool beside,
+		discards; /* another thread is to discard when it is told; it has begun */
+	atomic_bool discarded;
 } s;
 
 static int no_write(void *arg, const struct kvmem_capture_run *run, const void *content)
@@ -42,9 +46,18 @@ static int no_write(void *arg, const struct kvmem_capture_run *run, const void *
 	return 0;
 }
 
+static bool is_set(void *arg)
+{
+	return atomic_load((atomic_bool *)arg);
+}
+
 static void on_complete(void *arg)
 {
 	(void)arg;
+	if (atomic_exchange(&s.beside, false)) {
+		atomic_store(&s.discards, true);
+		harness_wait(is_set, &s.discarded, 1); /* which is held up meanwhile, or is not */
+	}
 	atomic_store(&s.stopped, kvmem_capture_stop(s.capture));
 	atomic_fetch_add(&s.completed, 1);
 }
@@ -65,6 +78,7 @@ static bool set_up(uint32_t backing, uint64_t absent)
 	p.flags = KVMEM_PAGER_CAPTURE;
 	p.complete = on_complete;
 	p.fault_around = PAGE;
+	p.shards = p.workers = 1;
 	c.before_write = no_write;
 	if (kvmem_pager_create(&p, &s.pager))
 		return false;
@@ -178,5 +192,47 @@ TEST(a_removal_that_completes)
 }
 END
 
+static void *discard_beside(void *arg)
+{
+	(void)arg;
+	while (!atomic_load(&s.discards))
+		sched_yield();
+	while (!atomic_load(&s.completed))
+		if (kvmem_region_discard(s.region, 32 * PAGE, 16 * PAGE))
+			return NULL;
+	atomic_store(&s.discarded, true);
+	return NULL;
+}
+
+static bool both_are_over(void *arg)
+{
+	return is_over(arg) && atomic_load(&s.discarded);
+}
+
+/* The discard is in a guard, which the end of the capture waits for, and waits for an event that this thread reads. */
+TEST(a_capture_is_ended_beside_a_discard)
+{
+	pthread_t toucher, discarder;
+
+	if (!set_up(KVMEM_BACKING_ANONYMOUS, 2)) {
+		harness_note("%s", kvmem_error_detail());
+		return;
+	}
+	for (uint64_t page = 33; page < 48;
+	     page += 2) /* so that the other one takes several steps */
+		ck_ok(kvmem_region_discard(s.region, page * PAGE, PAGE));
+	s.act = touch;
+	atomic_store(&s.beside, true);
+	ck_assert_int_eq(pthread_create(&discarder, NULL, discard_beside, NULL), 0);
+	ck_assert_int_eq(pthread_create(&toucher, NULL, act_run, NULL), 0);
+	ck_assert_msg(harness_wait(both_are_over, NULL, 20), "it hangs");
+	pthread_join(toucher, NULL);
+	pthread_join(discarder, NULL);
+	ck_ok(s.result);
+	ck_assert_int_eq(s.stopped, -ECANCELED);
+	tear_down();
+}
+END
+
 HARNESS_MAIN(T(a_discard_that_completes), T(a_populate_that_completes), T(a_fault_that_completes),
-	     T(a_removal_that_completes))
+	     T(a_removal_that_completes), T(a_capture_is_ended_beside_a_discard))

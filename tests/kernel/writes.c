@@ -259,6 +259,29 @@ TEST(page_tables_that_have_gone)
 }
 END
 
+/* What the kernel tells of page tables is looked at in memory that has none, also where all new memory is locked. */
+TEST(page_tables_that_have_gone_where_memory_is_locked)
+{
+	static struct rig r;
+	bool opened;
+
+	if (mlockall(MCL_FUTURE)) {
+		harness_note("mlockall: %s", strerror(errno));
+		return;
+	}
+	opened = open_writes(&r.writes);
+	munlockall();
+	if (!opened)
+		return;
+	open_region(&r, KVMEM_BACKING_ANONYMOUS, BYTES);
+	memset(r.at, 1, BYTES);
+	must(kvmem_writes_add(r.writes, r.region));
+	must(kvmem_region_discard(r.region, HUGE, HUGE));
+	told_once(&r, HUGE, 2 * HUGE);
+	close_rig(&r);
+}
+END
+
 static int pattern(void *arg, uint64_t offset, void *buf, uint64_t bytes)
 {
 	(void)arg;
@@ -538,6 +561,7 @@ END
 
 HARNESS_MAIN(T(each_page_that_was_written_and_no_other),
 	     T(writes_of_the_kernel_and_pages_that_have_gone), T(page_tables_that_have_gone),
+	     T(page_tables_that_have_gone_where_memory_is_locked),
 	     T(what_the_library_changes_is_told), T(what_is_overwritten_is_told), T(clones),
 	     T(bad_input), T(a_pager_or_a_capture_has_it), T(no_write_is_lost_while_it_is_taken),
 	     T(nor_beside_discards))

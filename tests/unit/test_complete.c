@@ -9,6 +9,7 @@
 #include <sys/ioctl.h>
 
 #include "base/uapi/userfaultfd.h"
+#include "capture/capture_internal.h"
 #include "fake_sys.h"
 #include "pager/pager_internal.h"
 
@@ -80,6 +81,7 @@ static int64_t play_ioctl(int fd, unsigned long request, void *arg)
 {
 	struct uffdio_register *reg = arg;
 	struct uffdio_continue *cont = arg;
+	struct uffdio_copy *copy = arg;
 	__s64 none;
 
 	switch (request) {
@@ -89,6 +91,8 @@ static int64_t play_ioctl(int fd, unsigned long request, void *arg)
 		return 0;
 	case UFFDIO_CONTINUE:
 		return answer(request, (int64_t)cont->range.len, &cont->mapped);
+	case UFFDIO_COPY:
+		return answer(request, (int64_t)copy->len, &copy->copy);
 	case UFFDIO_WRITEPROTECT:
 		if (answer(request, 1, &none))
 			return -EAGAIN;
@@ -237,6 +241,124 @@ TEST(while_a_capture_fails_to_start)
 }
 END
 
+/* 0: nobody is in the middle of handing out, so that kvmem_capture_stop() does not wait for this thread. */
+static int try_to_stop(void)
+{
+	int r = pthread_rwlock_trywrlock(&k.capture->parts_lock);
+
+	if (r)
+		return -r;
+	pthread_rwlock_unlock(&k.capture->parts_lock);
+	return stop_and_free();
+}
+
+TEST(while_a_capture_hands_out)
+{
+	static uint8_t buf[BYTES];
+	struct kvmem_capture_run run;
+
+	set_up();
+	open_capture();
+	ck_assert_int_eq(kvmem_capture_start(k.capture, &k.region, 1), 0);
+	removal_waits();
+	k.again = UFFDIO_WRITEPROTECT;
+	k.call = try_to_stop;
+	ck_assert_int_eq(kvmem_capture_next(k.capture, buf, sizeof(buf), &run), 1);
+	ck_assert_uint_eq(k.completed, 1);
+	ck_assert_int_ne(k.result, -EBUSY);
+	tear_down();
+}
+END
+
+/* What ends a capture is over before anybody is told: who is told cannot end it once more, but can free it. */
+TEST(while_a_capture_is_stopped)
+{
+	set_up();
+	open_capture();
+	ck_assert_int_eq(kvmem_capture_start(k.capture, &k.region, 1), 0);
+	removal_waits();
+	k.again = UFFDIO_WRITEPROTECT;
+	k.call = stop_and_free;
+	ck_assert_int_eq(kvmem_capture_stop(k.capture), -ECANCELED);
+	ck_assert_uint_eq(k.completed, 1);
+	ck_assert_int_eq(k.result, -EINVAL);
+	tear_down();
+}
+END
+
+/* ---- two pagers ---- */
+
+static struct {
+	struct kvmem_region *region;
+	struct kvmem_pager *pager;
+	unsigned int completed;
+	int64_t put;
+} other;
+
+static void other_complete(void *arg)
+{
+	(void)arg;
+	other.completed++;
+}
+
+/* All of the other pager's region: nothing is missing there any more. */
+static int put_all(void *arg, const struct kvmem_capture_run *run, const void *content)
+{
+	(void)arg;
+	(void)run;
+	(void)content;
+	other.put = kvmem_pager_put(other.pager, other.region, 0, k.content, BYTES);
+	return 0;
+}
+
+static void open_other(void)
+{
+	struct kvmem_region_opts r = KVMEM_REGION_OPTS_INIT;
+	struct kvmem_pager_opts p = KVMEM_PAGER_OPTS_INIT;
+
+	memset(&other, 0, sizeof(other));
+	r.bytes = BYTES;
+	r.backing = KVMEM_BACKING_MEMFD;
+	p.flags = KVMEM_PAGER_NO_THREADS;
+	p.complete = other_complete;
+	ck_assert_int_eq(kvmem_region_create(NULL, &r, &other.region), 0);
+	ck_assert_int_eq(kvmem_pager_create(&p, &other.pager), 0);
+	ck_assert_int_eq(kvmem_pager_add(other.pager, other.region, k.source, 0, 0), 0);
+	ck_assert_int_eq(kvmem_pager_start(other.pager), 0);
+}
+
+static void close_other(void)
+{
+	ck_assert_int_eq(kvmem_pager_stop(other.pager, KVMEM_STOP_HAND_BACK), 0);
+	ck_assert_int_eq(kvmem_pager_free(other.pager), 0);
+	ck_assert_int_eq(kvmem_region_free(other.region), 0);
+}
+
+/* Inside a guard of one pager another one has become whole. */
+TEST(of_another_pager_while_a_page_is_handed_out)
+{
+	struct kvmem_capture_opts o = KVMEM_CAPTURE_OPTS_INIT;
+
+	set_up();
+	open_other();
+	o.threads = 1;
+	o.before_write = put_all;
+	ck_assert_int_eq(kvmem_capture_create(&o, &k.capture), 0);
+	ck_assert_int_eq(kvmem_capture_start(k.capture, &k.region, 1), 0);
+	k.msgs[k.msg_count++] = (struct uffd_msg){
+		.event = UFFD_EVENT_PAGEFAULT,
+		.arg.pagefault = { .address = (uintptr_t)k.region->base,
+				   .flags = UFFD_PAGEFAULT_FLAG_WP | UFFD_PAGEFAULT_FLAG_WRITE },
+	};
+	ck_assert_int_eq(kvmem_pager_handle(k.pager), 1);
+	ck_assert_int_eq(other.put, (int64_t)BYTES);
+	ck_assert_uint_eq(other.completed, 1);
+	ck_assert_int_eq(stop_and_free(), -ECANCELED);
+	close_other();
+	tear_down();
+}
+END
+
 /* Nobody is told inside, and who leaves last is told of it once. */
 TEST(what_is_deferred_is_owed_once)
 {
@@ -257,4 +379,6 @@ TEST(what_is_deferred_is_owed_once)
 END
 
 HARNESS_MAIN(T(while_a_page_is_mapped), T(while_a_capture_is_started),
-	     T(while_a_capture_fails_to_start), T(what_is_deferred_is_owed_once))
+	     T(while_a_capture_fails_to_start), T(while_a_capture_hands_out),
+	     T(while_a_capture_is_stopped), T(of_another_pager_while_a_page_is_handed_out),
+	     T(what_is_deferred_is_owed_once))

@@ -674,6 +674,31 @@ TEST(a_page_is_not_mapped_behind_a_mark_absent)
 }
 END
 
+/* Marked absent, asked of its source in vain, and poisoned, while the page that was found PRESENT is looked for. */
+static void poison_meanwhile(void)
+{
+	km_presence_turn(&k.region.presence, 3, 1, KM_PRESENT, KM_POISONED);
+}
+
+/* Zeros by copy, and in a file those of UFFDIO_ZEROPAGE, overwrite the mark. */
+TEST(zeros_are_not_brought_over_poison)
+{
+	set_up(true, PAGE);
+	ck_assert_uint_eq(km_presence_claim(&k.region.presence, 0, 8), 8);
+	km_presence_publish(&k.region.presence, 0, 8, KM_PRESENT);
+	answer(-EFAULT, -EFAULT);
+	answer(-EFAULT, -EFAULT);
+	fault(3, false);
+	k.meanwhile = poison_meanwhile;
+	kvmem_pager_handle(k.pager);
+	ck_assert_uint_eq(k.count[ZERO] + k.count[COPY], 0);
+	ck_assert_uint_eq(k.count[CONTINUE], 1);
+	ck_assert(k.woken[3]);
+	expect_state(3, KM_POISONED);
+	tear_down();
+}
+END
+
 static void *marks_present(void *arg)
 {
 	(void)arg;
@@ -1341,7 +1366,7 @@ HARNESS_MAIN(T(registers_for_missing_and_minor), T(refuses_what_no_userfaultfd_s
 	     T(failures_of_the_region_and_of_populate_have_their_sentence),
 	     T(pages_mapped_before_a_failure_stay), T(present_and_vanished_pages),
 	     T(a_page_of_zeros_is_not_brought_behind_a_discard),
-	     T(a_page_is_not_mapped_behind_a_mark_absent),
+	     T(a_page_is_not_mapped_behind_a_mark_absent), T(zeros_are_not_brought_over_poison),
 	     T(what_comes_after_a_removal_is_not_undone_by_it),
 	     T(a_stop_tells_of_the_last_page_that_is_not_counted_yet),
 	     T(k5_17_a_fault_on_a_claimed_page_marks_it),

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "base/uapi/pagemap.h"
@@ -84,13 +85,28 @@ static int64_t write_protect(const struct uffdio_writeprotect *wp)
 	return 0;
 }
 
+/* Pages that the kernel has made with the mapping, where all memory is locked, read as written everywhere. */
+static bool is_populated(const struct km_pm_scan *s)
+{
+	unsigned char there[4 * TABLE];
+	uint64_t pages = (s->end - s->start) / PAGE;
+
+	ck_assert_uint_le(pages, sizeof(there));
+	if (mincore((void *)(uintptr_t)s->start, s->end - s->start, there))
+		return false;
+	for (uint64_t i = 0; i < pages; i++)
+		if (!(there[i] & 1))
+			return false;
+	return true;
+}
+
 /* Of a mapping that nothing was ever put in: no page table is there. */
 static int64_t scan_other(struct km_pm_scan *s)
 {
 	struct km_page_region *vec = (void *)(uintptr_t)s->vec;
 
 	s->walk_end = s->end;
-	if (!k.tells_holes || !k.other_registered)
+	if ((!k.tells_holes && !is_populated(s)) || !k.other_registered)
 		return 0;
 	vec[0] = (struct km_page_region){ s->start, s->end, KM_PAGE_IS_WRITTEN };
 	return 1;
@@ -220,12 +236,16 @@ static int pass(uint8_t *times, size_t room)
 	return 0;
 }
 
-static void passes(bool tells_holes, size_t room)
+static void passes(bool tells_holes, size_t room, bool locked)
 {
 	uint8_t times[PAGES];
 
 	open_ram(tells_holes);
+	if (locked)
+		ck_assert_int_eq(mlockall(MCL_FUTURE), 0);
 	ck_assert_int_eq(kvmem_writes_create(NULL, &writes), 0);
+	if (locked)
+		munlockall();
 	ck_assert_int_eq(kvmem_writes_add(writes, ram), 0);
 	ck_assert_int_eq(pass(times, room), 0);
 	for (uint64_t n = 0; n < PAGES; n++)
@@ -249,9 +269,20 @@ static void passes(bool tells_holes, size_t room)
 TEST(what_was_written_comes_once_and_tables_that_have_gone)
 {
 	for (size_t room = 1; room <= 4; room++) {
-		passes(false, room);
-		passes(true, room);
+		passes(false, room, false);
+		passes(true, room, false);
 	}
+}
+END
+
+TEST(nor_are_they_lost_where_memory_is_locked)
+{
+	if (mlockall(MCL_FUTURE)) {
+		harness_note("mlockall: %s", strerror(errno));
+		return;
+	}
+	munlockall();
+	passes(false, 4, true);
 }
 END
 
@@ -340,4 +371,4 @@ TEST(each_call_fails_and_nothing_is_left)
 END
 
 HARNESS_MAIN(T(what_was_written_comes_once_and_tables_that_have_gone),
-	     T(each_call_fails_and_nothing_is_left))
+	     T(nor_are_they_lost_where_memory_is_locked), T(each_call_fails_and_nothing_is_left))
