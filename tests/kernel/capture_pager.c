@@ -16,13 +16,21 @@ struct paged {
 
 static const enum kind kinds[] = { ANON, MEMFD, HUGETLB };
 
+/* A pager is of one thread at a time: who stops and starts it keeps this one out. */
+static pthread_mutex_t handling = PTHREAD_MUTEX_INITIALIZER;
+
 static void *handle(void *arg)
 {
 	struct paged *p = arg;
+	int n;
 
-	while (!atomic_load(&p->stop))
-		if (!kvmem_pager_handle(p->pager))
+	while (!atomic_load(&p->stop)) {
+		pthread_mutex_lock(&handling);
+		n = kvmem_pager_handle(p->pager);
+		pthread_mutex_unlock(&handling);
+		if (!n)
 			nanosleep(&(struct timespec){ .tv_nsec = 50000 }, NULL);
+	}
 	return NULL;
 }
 
@@ -267,10 +275,12 @@ TEST(a_pager_that_is_handed_back_answers_writes)
 
 	if (!open_paged(&p, ANON, KVMEM_PAGER_CAPTURE | KVMEM_PAGER_NO_THREADS, false))
 		return;
+	pthread_mutex_lock(&handling);
 	ck_ok(kvmem_pager_stop(p.pager, KVMEM_STOP_HAND_BACK));
 	if (can(&p))
 		ck_fails(rig_start(&p.r), EBUSY, "kvmem_pager_start");
 	ck_ok(kvmem_pager_start(p.pager));
+	pthread_mutex_unlock(&handling);
 	if (can(&p)) {
 		ck_ok(rig_start(&p.r));
 		ck_fails(kvmem_pager_stop(p.pager, KVMEM_STOP_HAND_BACK), EBUSY, "capture");

@@ -550,6 +550,12 @@ TEST(nor_beside_discards)
 	for (unsigned int i = 0; i < 6; i++) {
 		if (!(i < 3 ? open_writes : open_writes_blind)(&r.writes))
 			return;
+#ifdef __SANITIZE_THREAD__ /* which takes a mapping that comes in place of another for a write to it */
+		if (i % 3 == 2) {
+			must(kvmem_writes_free(r.writes));
+			continue;
+		}
+#endif
 		if (i % 3 == 2)
 			open_clone(&r);
 		else
