@@ -154,6 +154,7 @@ static void forget_the_last(struct kvmem_capture *c)
 		atomic_store(counters[i], 0);
 	atomic_store(&c->error, 0);
 	atomic_store(&c->ended, false);
+	atomic_store(&c->whole, false);
 }
 
 static int start_check(struct kvmem_capture *c, struct kvmem_region *const *regions, size_t count)

@@ -52,9 +52,15 @@ void km_guard_begin(struct km_guard *g)
 	atomic_store(&g->region->guard, g);
 }
 
-static void wait_for_none(_Atomic unsigned int *users)
+/*
+ * Where `set` is given, its events are read meanwhile: who is inside may take pages out, and the event of that may be
+ * for this thread to read, a worker in a callback.
+ */
+static void wait_for_none(_Atomic unsigned int *users, struct km_uffd_set *set)
 {
 	for (unsigned int looks = 0; atomic_load(users); looks++) {
+		for (unsigned int i = 0; set && i < set->count; i++)
+			km_uffd_drain(set, i);
 		if (looks < SPINS)
 			km_relax();
 		else if (looks < 2 * SPINS)
@@ -66,22 +72,15 @@ static void wait_for_none(_Atomic unsigned int *users)
 
 void km_guard_settle(const struct km_guard *g)
 {
-	wait_for_none(&g->region->unguarded);
+	wait_for_none(&g->region->unguarded, NULL);
 	km_uffd_settle(g->watch->set);
-}
-
-/* Who is inside may take pages out, and the events of that may be for this thread to read: a worker, in a callback. */
-static void wait_and_read(_Atomic unsigned int *users, struct km_uffd_set *set)
-{
-	for (unsigned int i = 0; set->sees_removals && atomic_load(users); i = (i + 1) % set->count)
-		if (!km_uffd_drain(set, i) && !i)
-			km_sys_yield();
-	wait_for_none(users);
 }
 
 void km_guard_end(struct km_guard *g)
 {
+	struct km_uffd_set *set = g->watch->set->sees_removals ? g->watch->set : NULL;
+
 	atomic_store(&g->region->guard, NULL);
-	wait_and_read(&g->region->unguarded, g->watch->set);
-	wait_and_read(&g->users, g->watch->set);
+	wait_for_none(&g->region->unguarded, set);
+	wait_for_none(&g->users, set);
 }
