@@ -60,7 +60,7 @@ static int64_t remove_unserved(struct km_uffd_set *set, struct removal *rm)
 		bool any = false;
 
 		for (unsigned int i = 0; i < set->count; i++)
-			any |= km_uffd_drain(set, i);
+			any |= km_uffd_drain(set, &set->all[i]);
 		if (!any)
 			km_sys_futex_wait(&rm->done, 0, 100000);
 	}

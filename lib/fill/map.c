@@ -39,6 +39,22 @@ static int zero_large(struct km_watch *w, uint64_t page)
 	return r ? r : -EEXIST;
 }
 
+/* The same in another process, by a copy. */
+static int copy_zeros(struct km_watch *w, uint64_t page)
+{
+	struct km_place p = {
+		.watch = w, .op = KM_PLACE_COPY, .first = page, .count = 1, .quiet = true
+	};
+	uint8_t *zeros = km_sys_alloc(1ull << w->shift);
+	int r = -ENOMEM;
+
+	p.src = zeros;
+	if (zeros)
+		r = km_place(&p);
+	km_sys_free(zeros);
+	return r;
+}
+
 /*
  * UFFDIO_ZEROPAGE says that a page exists where the page table holds a mark and no page: of write
  * protection, which outlives the page. UFFDIO_COPY overwrites it.
@@ -54,8 +70,10 @@ static int zero_one(struct km_watch *w, uint64_t page)
 				 .quiet = true };
 	int r = place_one(w, KM_PLACE_ZERO, page);
 
+	if (r == -EOPNOTSUPP && km_watch_is_remote(w))
+		return copy_zeros(w, page);
 	if (r == -EEXIST && w->region->fd < 0)
-		return km_place(&copy);
+		return w->shift > 16 ? r : km_place(&copy);
 	return r == -EOPNOTSUPP && w->region->fd >= 0 ? zero_large(w, page) : r;
 }
 
@@ -65,7 +83,7 @@ static int zero_one(struct km_watch *w, uint64_t page)
  */
 static int map_one(struct km_watch *w, uint64_t page)
 {
-	bool file = w->region->fd >= 0;
+	bool file = km_watch_has_file(w);
 	int r = -EAGAIN;
 
 	for (unsigned int i = 0; i < TRIES; i++) {
@@ -90,7 +108,7 @@ static int map_many(struct km_watch *w, uint64_t first, uint64_t count, bool zer
 	if (zero && km_watch_can(w, _UFFDIO_ZEROPAGE)) {
 		p.op = KM_PLACE_ZERO;
 		r = km_place(&p);
-	} else if (!zero && w->region->fd >= 0) {
+	} else if (!zero && km_watch_has_file(w)) {
 		p.op = KM_PLACE_CONTINUE;
 		r = km_place(&p);
 	}
@@ -103,8 +121,9 @@ int km_map_run(struct km_watch *w, uint64_t first, uint64_t count, bool zero, un
 	int r = 0, err = 0;
 	uint64_t n;
 
-	/* Before they are mapped, for the guest may write to them from then on. */
-	if (zero)
+	/* Before they are mapped, for the guest may write to them from then on. What was removed in another process
+	 * stays ZERO: it may be about to take the page away. */
+	if (zero && !km_watch_is_remote(w))
 		km_presence_turn(&w->region->presence, first, count, KM_ZERO, KM_PRESENT);
 	for (; count; first += n, count -= n) {
 		r = map_many(w, first, count, zero, &n);
@@ -112,8 +131,11 @@ int km_map_run(struct km_watch *w, uint64_t first, uint64_t count, bool zero, un
 			continue;
 		if (!fixes--)
 			break;
-		r = map_one(w, first);
+		if (r != KM_PARKED && r != -ESRCH)
+			r = map_one(w, first);
 		n = 1;
+		if (r == KM_PARKED || r == -ESRCH)
+			return r;
 		if (r && !err)
 			err = r;
 	}
@@ -164,7 +186,7 @@ static int poison(struct km_watch *w, uint64_t page, bool claimed, bool *ret_no_
 	*ret_no_access = false;
 	if (err == -EFAULT) /* beyond the end of the file: the kernel raises the error by itself */
 		return 0;
-	if (!err || err == -EEXIST || err == -ENOENT)
+	if (!err || err == -EEXIST || err == -ENOENT || km_watch_is_remote(w))
 		return err;
 	atomic_store(&w->region->no_access, true);
 	*ret_no_access = true;
@@ -180,6 +202,11 @@ bool km_poison_claimed(struct km_watch *w, uint64_t page)
 	if (err == -EEXIST && marked) /* by the mark that it had before */
 		err = 0;
 	km_presence_removed(map, page, 1, &removed);
+	/* The process has ended, or its kernel cannot: the page is absent, and asked for again at the next fault. */
+	if (km_watch_is_remote(w) && err && err != -ENOENT && err != -EEXIST) {
+		km_pages_give_up(w->region, page, 1);
+		return false;
+	}
 	if (err == -ENOENT) {
 		km_pages_publish(w->region, page, 1, KM_ZERO, false);
 	} else if (err == -EEXIST) {
@@ -194,8 +221,13 @@ bool km_poison_claimed(struct km_watch *w, uint64_t page)
 
 bool km_poison_lost(struct km_watch *w, uint64_t page)
 {
-	int err = map_one(w, page) ? 0 : -EEXIST;
 	bool no_access = false;
+	int err = map_one(w, page);
+
+	/* A page that nobody can bring now: the access faults again. */
+	if (err == KM_PARKED || km_watch_ended(w))
+		return false;
+	err = err ? 0 : -EEXIST;
 
 	if (!err)
 		err = poison(w, page, false, &no_access);

@@ -11,6 +11,8 @@
  * ENOENT is what the kernel says where two mappings meet, also in the middle of what is registered:
  * a policy, madvise(2), mlock(2) or mprotect(2) of a part divides a mapping. Only ENOENT for a
  * single page means that the page is not mapped.
+ *
+ * ESRCH: the process whose memory it is has ended.
  */
 #include "fill/fill_internal.h"
 
@@ -20,11 +22,13 @@
 #define PER_IOCTL KM_CLAIM_PAGES
 #define SPINS	  200u
 #define YIELDS	  200u
+#define PARK_NS \
+	100000000u /* so long a thread waits for another process to stop changing its memory */
 
 static int64_t issue(struct km_uffd *u, const struct km_place *p, uint64_t count,
 		     int64_t *ret_moved)
 {
-	struct uffdio_range range = { .start = p->watch->addr + (p->first << p->watch->shift),
+	struct uffdio_range range = { .start = km_watch_addr(p->watch, p->first),
 				      .len = count << p->watch->shift };
 	struct uffdio_copy copy = { .dst = range.start,
 				    .src = (uintptr_t)p->src,
@@ -67,7 +71,7 @@ static int64_t try_once(struct km_uffd *u, struct km_place *p, uint64_t count, i
 {
 	struct km_presence *map = &p->watch->region->presence;
 	bool unclaimed = !p->claimed && p->op != KM_PLACE_CONTINUE;
-	bool gate = unclaimed || (p->watch->set->sees_removals && p->claimed), skip = false;
+	bool gate = unclaimed || (u->sees_removals && p->claimed), skip = false;
 	uint64_t settled;
 	int64_t r = 0;
 
@@ -99,11 +103,31 @@ static void back_off(unsigned int tries)
 		km_sys_poll(NULL, 0, 1);
 }
 
+/* Another process can go on with its changes for ever, and then holds up nobody but itself. */
+static bool is_overdue(const struct km_place *p, uint64_t *since)
+{
+	uint64_t now;
+
+	if (!km_watch_is_remote(p->watch))
+		return false;
+	now = km_sys_now_ns();
+	*since = *since ? *since : now;
+	return now - *since > PARK_NS;
+}
+
+static int failed(const struct km_place *p, int64_t r)
+{
+	if (r == -ESRCH && km_watch_is_remote(p->watch))
+		km_remote_ended(p->watch);
+	return (int)r;
+}
+
 static int place(struct km_place *p)
 {
-	unsigned int index = km_watch_uffd(p->watch, p->first), tries = 0;
-	struct km_uffd *u = &p->watch->set->all[index];
 	uint64_t n = km_watch_in_stripe(p->watch, p->first, km_min(p->count, PER_IOCTL));
+	struct km_uffd *u = km_watch_uffd_of(p->watch, p->first);
+	unsigned int tries = 0;
+	uint64_t since = 0;
 
 	p->done = 0;
 	p->removed = false;
@@ -112,16 +136,19 @@ static int place(struct km_place *p)
 
 		if (r >= 0 || (r == -EAGAIN && moved > 0)) {
 			p->done = (uint64_t)moved >> p->watch->shift;
-			return 0;
+			return p->done ? 0
+				       : -EIO; /* pages of another process are smaller than it said */
 		}
 		if (r == -ENOENT && n > 1) {
 			n /= 2;
 			continue;
 		}
 		if (r != -EAGAIN)
-			return (int)r;
+			return failed(p, r);
 		atomic_fetch_add_explicit(&u->retries, 1, memory_order_relaxed);
-		if (km_uffd_drain(p->watch->set, index))
+		if (is_overdue(p, &since))
+			return KM_PARKED;
+		if (km_uffd_drain(p->watch->set, u))
 			tries = 0;
 		else
 			back_off(++tries);

@@ -1,0 +1,562 @@
+// SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
+/* Memory of another process: served, removed, taken over, and its process gone. */
+#include "remote_peer.h"
+
+#define BYTES  (8u * MIB)
+#define PAGES  (BYTES / PAGE)
+#define MINUTE (60 * 1000000000ll)
+
+/* ---- content ---- */
+
+static void check_content(const struct peer_opts *o)
+{
+	struct served s;
+
+	served_begin(&s, o);
+	served_start(&s);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_CHECK, 0, o->bytes / PAGE), 0);
+	must(kvmem_pager_wait(s.pager, MINUTE));
+	ck_assert_uint_eq(served_stats(&s).pages_missing, 0);
+	ck_assert_uint_gt(served_stats(&s).faults_missing, 0);
+	served_end(&s);
+}
+
+TEST(anonymous_memory)
+{
+	if (has_uffd())
+		check_content(&(struct peer_opts){ .bytes = BYTES });
+}
+END
+
+TEST(anonymous_memory_by_two_userfaultfds)
+{
+	if (has_uffd())
+		check_content(&(struct peer_opts){ .bytes = BYTES, .uffds = 2 });
+}
+END
+
+static int a_memfd(uint64_t bytes, unsigned int flags)
+{
+	int fd = memfd_create("peer", MFD_CLOEXEC | flags);
+
+	ck_assert_int_ge(fd, 0);
+	ck_assert_int_eq(ftruncate(fd, (off_t)bytes), 0);
+	return fd;
+}
+
+TEST(memfd)
+{
+	int fd;
+
+	if (!has_uffd())
+		return;
+	fd = a_memfd(BYTES, 0);
+	check_content(&(struct peer_opts){ .bytes = BYTES, .memfd = fd });
+	close(fd);
+}
+END
+
+TEST(memfd_with_minor_faults)
+{
+	int fd;
+
+	if (!has_uffd())
+		return;
+	fd = a_memfd(BYTES, 0);
+	check_content(&(struct peer_opts){ .bytes = BYTES,
+					   .memfd = fd,
+					   .modes = UFFDIO_REGISTER_MODE_MISSING |
+						    UFFDIO_REGISTER_MODE_MINOR });
+	close(fd);
+}
+END
+
+static unsigned int free_huge_pages(void)
+{
+	char text[32] = "";
+	int fd = open("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages", O_RDONLY);
+
+	if (fd >= 0 && read(fd, text, sizeof(text) - 1) < 0)
+		text[0] = 0;
+	close(fd);
+	return (unsigned int)atoi(text);
+}
+
+TEST(huge_pages)
+{
+	const struct peer_opts o = { .bytes = BYTES,
+				     .page = 2 * MIB,
+				     .features = UFFD_FEATURE_EVENT_REMOVE };
+	struct served s;
+
+	if (!has_uffd())
+		return;
+	SKIP_IF(free_huge_pages() < BYTES / (2 * MIB), "hugetlb", "no free huge pages");
+	check_content(&o);
+	/* Zeros, which UFFDIO_ZEROPAGE does not place there. */
+	served_begin(&s, &o);
+	s.peer.page = o.page;
+	served_start(&s);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_CHECK, 0, 1024), 0);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_REMOVE, 512, 512), 0);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_REMOVE, 1024, 512), 0);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_ZERO, 512, 1024), 0);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_CHECK, 0, 512), 0);
+	served_end(&s);
+}
+END
+
+/* A sealed template of ours, which the other process maps: its pages are shared, holes come from the source. */
+TEST(template_of_ours_by_minor_faults)
+{
+	struct served s;
+	int fd;
+
+	if (!has_uffd())
+		return;
+	fd = a_memfd(BYTES, MFD_ALLOW_SEALING);
+	served_begin(&s, &(struct peer_opts){ .bytes = BYTES,
+					      .memfd = fd,
+					      .private_map = true,
+					      .features = UFFD_FEATURE_EVENT_REMOVE,
+					      .modes = UFFDIO_REGISTER_MODE_MISSING |
+						       UFFDIO_REGISTER_MODE_MINOR });
+	ck_assert_int_eq(pwrite(fd, s.content, BYTES / 2, 0), BYTES / 2);
+	ck_assert_int_eq(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE), 0);
+	s.opts.flags |= KVMEM_REMOTE_FD;
+	s.opts.fd = fd;
+	served_start(&s);
+	ck_assert_uint_le(served_stats(&s).pages_missing, PAGES / 2);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_CHECK, 0, PAGES), 0);
+	ck_assert_uint_gt(served_stats(&s).faults_minor, 0);
+	/* What is removed does not come back from the template. */
+	ck_assert_int_eq(peer_does(&s.peer, PEER_REMOVE, 10, 20), 0);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_ZERO, 10, 20), 0);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_REMOVE, 10, 20), 0);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_ZERO, 10, 20), 0);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_CHECK, 30, 20), 0);
+	served_end(&s);
+	close(fd);
+}
+END
+
+TEST(background_and_prefetch)
+{
+	struct kvmem_range first = { 0, BYTES / 4 };
+	struct kvmem_ticket *ticket;
+	struct served s;
+
+	if (!has_uffd())
+		return;
+	served_begin(&s, &(struct peer_opts){ .bytes = BYTES, .uffds = 2 });
+	served_start(&s);
+	must(kvmem_pager_prefetch(s.pager, s.ram, &first, 1, NULL, &ticket));
+	must(kvmem_ticket_wait(ticket, MINUTE, NULL));
+	must(kvmem_ticket_free(ticket));
+	ck_assert_uint_eq(served_stats(&s).pages_prefetch, PAGES / 4);
+	must(kvmem_pager_stop(s.pager, KVMEM_STOP_FILL));
+	ck_assert_uint_eq(served_stats(&s).pages_missing, 0);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_CHECK, 0, PAGES), 0);
+	served_end(&s);
+	/* All by the background, with a trace, on a pager with userfaultfds of its own. */
+	served_begin(&s, &(struct peer_opts){ .bytes = BYTES });
+	s.pager_opts.flags = KVMEM_PAGER_BACKGROUND;
+	s.pager_opts.trace_entries = 4096;
+	served_start(&s);
+	must(kvmem_pager_wait(s.pager, MINUTE));
+	ck_assert_uint_eq(served_stats(&s).pages_background, PAGES);
+	ck_assert_int_gt(kvmem_pager_trace_read(s.pager, (struct kvmem_trace_entry[8]){ 0 }, 8), 0);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_CHECK, 0, PAGES), 0);
+	ck_assert_uint_eq(served_stats(&s).faults_missing, 0);
+	served_end(&s);
+}
+END
+
+TEST(without_threads)
+{
+	struct served s;
+	int64_t differing = -1;
+	struct pollfd fds[2];
+
+	if (!has_uffd())
+		return;
+	for (unsigned int blocking = 0; blocking < 2; blocking++) {
+		served_begin(&s, &(struct peer_opts){ .bytes = BYTES, .blocking = blocking });
+		s.pager_opts.flags |= KVMEM_PAGER_NO_THREADS;
+		served_start(&s);
+		peer_order(&s.peer, PEER_CHECK, 0, PAGES);
+		fds[0] = (struct pollfd){ .fd = kvmem_pager_fd(s.pager), .events = POLLIN };
+		fds[1] = (struct pollfd){ .fd = s.peer.sock, .events = POLLIN };
+		must(kvmem_pager_handle(s.pager));
+		while (!(fds[1].revents & POLLIN)) {
+			ck_assert_int_gt(poll(fds, 2, PEER_SECONDS * 1000), 0);
+			must(kvmem_pager_handle(s.pager));
+		}
+		ck_assert(peer_answers(&s.peer, 0, &differing));
+		ck_assert_int_eq(differing, 0);
+		served_end(&s);
+	}
+}
+END
+
+TEST(content_that_was_there_stays)
+{
+	struct served s;
+	int fd;
+
+	if (!has_uffd())
+		return;
+	fd = a_memfd(BYTES, 0);
+	served_begin(&s, &(struct peer_opts){ .bytes = BYTES, .memfd = fd });
+	ck_assert_int_eq(pwrite(fd, "mine", 4, 3 * PAGE), 4);
+	s.pager_opts.flags |= KVMEM_PAGER_BACKGROUND;
+	served_start(&s);
+	must(kvmem_pager_wait(s.pager, MINUTE));
+	ck_assert_int_eq(peer_does(&s.peer, PEER_CHECK, 0, PAGES), 1);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_CHECK, 3, 1), 1);
+	served_end(&s);
+	close(fd);
+}
+END
+
+/* ---- the descriptor ---- */
+
+TEST(flags_are_left_alone)
+{
+	struct served s;
+	int64_t before;
+
+	if (!has_uffd())
+		return;
+	for (unsigned int blocking = 0; blocking < 2; blocking++) {
+		served_begin(&s, &(struct peer_opts){ .bytes = BYTES, .blocking = blocking });
+		before = peer_does(&s.peer, PEER_FLAGS, 0, 0);
+		served_start(&s);
+		ck_assert_int_eq(peer_does(&s.peer, PEER_CHECK, 0, PAGES), 0);
+		ck_assert_int_eq(peer_does(&s.peer, PEER_FLAGS, 0, 0), before);
+		served_end(&s);
+	}
+}
+END
+
+/* poll() then tells of an error for ever, and a read would wait. */
+TEST(becomes_blocking_meanwhile)
+{
+	struct served s;
+	int64_t flags;
+
+	if (!has_uffd())
+		return;
+	served_begin(&s, &(struct peer_opts){ .bytes = BYTES });
+	served_start(&s);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_CHECK, 0, 16), 0);
+	flags = peer_does(&s.peer, PEER_FLAGS, 0, 0);
+	ck_assert_int_eq(
+		peer_does(&s.peer, PEER_SET_FLAGS, 0, (uint64_t)flags & ~(uint64_t)O_NONBLOCK), 0);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_CHECK, 0, PAGES), 0);
+	served_end(&s);
+}
+END
+
+/* ---- removals ---- */
+
+TEST(removed_pages_are_zero)
+{
+	struct served s;
+	struct kvmem_run run;
+	uint32_t state;
+
+	if (!has_uffd())
+		return;
+	served_begin(&s,
+		     &(struct peer_opts){ .bytes = BYTES, .features = UFFD_FEATURE_EVENT_REMOVE });
+	served_start(&s);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_REMOVE, 100, 50), 0); /* absent */
+	ck_assert_int_eq(peer_does(&s.peer, PEER_CHECK, 300, 50), 0);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_REMOVE, 310, 20), 0); /* present */
+	must(kvmem_region_next_run(s.ram, 100 * PAGE, &run, &state));
+	ck_assert_uint_eq(state, KVMEM_PAGE_ZERO);
+	ck_assert_uint_eq(run.bytes, 50 * PAGE);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_ZERO, 100, 50), 0);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_ZERO, 310, 20), 0);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_CHECK, 150, 160), 0);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_CHECK, 330, PAGES - 330), 0);
+	ck_assert_uint_ge(served_stats(&s).removes, 2);
+	served_end(&s);
+}
+END
+
+TEST(removals_storm_while_it_is_filled)
+{
+	struct served s;
+
+	if (!has_uffd())
+		return;
+	for (unsigned int i = 0; i < 4; i++) {
+		served_begin(&s, &(struct peer_opts){ .bytes = BYTES,
+						      .uffds = 1 + i % 2,
+						      .features = UFFD_FEATURE_EVENT_REMOVE });
+		s.pager_opts.workers = 1 + i / 2;
+		s.pager_opts.flags |= KVMEM_PAGER_BACKGROUND;
+		served_start(&s);
+		ck_assert_int_eq(peer_does(&s.peer, PEER_REMOVERS, 2, 0), 0);
+		ck_assert_int_eq(peer_does(&s.peer, PEER_CHECK, 0, PAGES / 2), 0);
+		must(kvmem_pager_wait(s.pager, MINUTE));
+		ck_assert_uint_gt(served_stats(&s).removes, 0);
+		served_end(&s);
+	}
+}
+END
+
+TEST(unmapped_in_the_middle)
+{
+	struct served s;
+
+	if (!has_uffd())
+		return;
+	for (unsigned int events = 0; events < 2; events++) {
+		served_begin(&s, &(struct peer_opts){
+					 .bytes = BYTES,
+					 .features = events ? UFFD_FEATURE_EVENT_UNMAP |
+								      UFFD_FEATURE_EVENT_REMOVE
+							    : 0 });
+		served_start(&s);
+		ck_assert_int_eq(peer_does(&s.peer, PEER_CHECK, 0, 8), 0);
+		ck_assert_int_eq(peer_does(&s.peer, PEER_UNMAP, 1000, 100), 0);
+		ck_assert_int_eq(peer_does(&s.peer, PEER_CHECK, 0, 1000), 0);
+		must(kvmem_pager_stop(s.pager, KVMEM_STOP_FILL));
+		ck_assert_int_eq(peer_does(&s.peer, PEER_CHECK, 1100, PAGES - 1100), 0);
+		ck_assert_uint_eq(served_stats(&s).pages_missing, 0);
+		ck_assert_uint_eq(s.tells, 0);
+		served_end(&s);
+	}
+}
+END
+
+/* ---- its end ---- */
+
+static bool is_told(void *arg)
+{
+	const struct served *s = arg;
+
+	return atomic_load(&s->tells) > 0;
+}
+
+/* An ioctl that was under way holds its memory for a moment. */
+static bool is_gone(void *arg)
+{
+	const struct served *s = arg;
+
+	return kvmem_remote_check(s->ram) == -ESRCH;
+}
+
+TEST(killed_with_faults_queued)
+{
+	struct served s;
+	unsigned int fds;
+
+	if (!has_uffd())
+		return;
+	fds = harness_count_fds();
+	for (unsigned int i = 0; i < 12; i++) {
+		served_begin(&s, &(struct peer_opts){ .bytes = BYTES,
+						      .uffds = 1 + i % 2,
+						      .features = UFFD_FEATURE_EVENT_REMOVE });
+		s.pager_opts.workers = 1 + i / 2 % 2;
+		if (i % 3)
+			s.pager_opts.flags |= KVMEM_PAGER_BACKGROUND;
+		served_start(&s);
+		ck_assert_int_eq(peer_does(&s.peer, PEER_TOUCHERS, 3, 0), 0);
+		if (i % 2)
+			ck_assert_int_eq(peer_does(&s.peer, PEER_REMOVERS, 1, 0), 0);
+		must(kvmem_remote_check(s.ram));
+		peer_kill(&s.peer);
+		ck_assert(harness_wait(is_gone, &s, PEER_SECONDS));
+		/* Nothing tells of it but a page that is to be placed. */
+		if (served_stats(&s).pages_missing) {
+			ck_assert_int_lt(kvmem_pager_put(s.pager, s.ram, 0, s.content, BYTES), 1);
+			ck_assert(harness_wait(is_told, &s, PEER_SECONDS));
+			ck_assert_ptr_eq(s.told, s.ram);
+			ck_assert_int_eq(kvmem_pager_wait(s.pager, MINUTE), -ESRCH);
+			ck_assert_int_eq(kvmem_pager_prefetch(s.pager, s.ram,
+							      &(struct kvmem_range){ 0, PAGE }, 1,
+							      NULL, NULL),
+					 -ESRCH);
+			ck_assert_uint_eq(s.tells, 1);
+		}
+		served_end(&s);
+	}
+	ck_assert_uint_eq(harness_count_fds(), fds);
+}
+END
+
+TEST(executes_another_program)
+{
+	struct served s;
+
+	if (!has_uffd())
+		return;
+	served_begin(&s, &(struct peer_opts){ .bytes = BYTES });
+	served_start(&s);
+	peer_order(&s.peer, PEER_EXEC, 0, 0);
+	while (!kvmem_remote_check(s.ram))
+		sched_yield();
+	ck_assert_int_eq(kvmem_remote_check(s.ram), -ESRCH);
+	ck_assert_int_eq(kvmem_pager_stop(s.pager, KVMEM_STOP_FILL), -ESRCH);
+	ck_assert_uint_eq(s.tells, 1);
+	served_end(&s);
+}
+END
+
+TEST(tickets_end_with_the_process)
+{
+	struct kvmem_range all = { 0, BYTES };
+	struct kvmem_ticket_result res = KVMEM_TICKET_RESULT_INIT;
+	struct kvmem_ticket *ticket;
+	struct served s;
+
+	if (!has_uffd())
+		return;
+	served_begin(&s, &(struct peer_opts){ .bytes = BYTES });
+	served_start(&s);
+	peer_kill(&s.peer);
+	must(kvmem_pager_prefetch(s.pager, s.ram, &all, 1, NULL, &ticket));
+	ck_assert_int_lt(kvmem_ticket_wait(ticket, MINUTE, &res), 0);
+	ck_assert_uint_eq(res.pages_failed, PAGES);
+	must(kvmem_ticket_free(ticket));
+	ck_assert(harness_wait(is_told, &s, PEER_SECONDS));
+	ck_assert_int_eq(kvmem_pager_remove(s.pager, s.ram, KVMEM_STOP_FILL), -ESRCH);
+	served_end(&s);
+}
+END
+
+/* ---- pages that cannot be filled ---- */
+
+static int no_read(void *arg, uint64_t offset, void *buf, uint64_t bytes)
+{
+	(void)arg;
+	(void)bytes;
+	(void)buf;
+	(void)offset;
+	return -EIO;
+}
+
+TEST(poisoned_where_the_source_fails)
+{
+	struct kvmem_source_ops ops = { .size = sizeof(ops), .read = no_read };
+	struct served s;
+
+	if (!has_uffd())
+		return;
+	served_begin(&s, &(struct peer_opts){ .bytes = BYTES });
+	must(kvmem_source_free(s.source));
+	must(kvmem_source_callback(&ops, NULL, BYTES, &s.source));
+	served_start(&s);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_TOUCH, 5, 0), SIGBUS);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_TOUCH, 5, 0), SIGBUS);
+	ck_assert_uint_eq(served_stats(&s).pages_poisoned, 1);
+	/* And healed. */
+	ck_assert_int_eq(kvmem_pager_put(s.pager, s.ram, 5 * PAGE, s.content + 5 * PAGE, PAGE),
+			 PAGE);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_CHECK, 5, 1), 0);
+	served_end(&s);
+}
+END
+
+/* ---- successors ---- */
+
+TEST(a_successor_goes_on_with_the_record)
+{
+	struct served s;
+	uint64_t missing;
+	int record;
+
+	if (!has_uffd())
+		return;
+	served_begin(&s,
+		     &(struct peer_opts){ .bytes = BYTES, .features = UFFD_FEATURE_EVENT_REMOVE });
+	served_start(&s);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_REMOVE, 7, 3), 0);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_CHECK, 20, 100), 0);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_WRITE, 20, 77), 0);
+	record = fcntl(kvmem_remote_record_fd(s.ram), F_DUPFD_CLOEXEC, 0);
+	ck_assert_int_ge(record, 0);
+	must(kvmem_pager_stop(s.pager, KVMEM_STOP_HAND_BACK));
+	missing = served_stats(&s).pages_missing;
+	must(kvmem_pager_free(s.pager));
+	must(kvmem_region_free(s.ram));
+	s.opts.flags |= KVMEM_REMOTE_RECORD;
+	s.opts.record_fd = record;
+	/* A fault that nobody has read yet. */
+	peer_order(&s.peer, PEER_CHECK, 121, PAGES - 121);
+	served_start(&s);
+	close(record);
+	{
+		int64_t differing = -1;
+
+		ck_assert(peer_answers(&s.peer, PEER_SECONDS * 1000, &differing));
+		ck_assert_int_eq(differing, 0);
+	}
+	ck_assert_uint_le(served_stats(&s).pages_missing, missing);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_ZERO, 7, 3), 0);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_CHECK, 20, 1), 1); /* as it was written */
+	ck_assert_int_eq(peer_does(&s.peer, PEER_CHECK, 21, 100), 0);
+	served_end(&s);
+}
+END
+
+/* Serves until it is killed; the record is the parent's. */
+static int handler(void *arg)
+{
+	struct served *s = arg;
+
+	served_start(s);
+	pause();
+	return 0;
+}
+
+TEST(killed_handlers_have_successors)
+{
+	struct served s;
+	int64_t differing = -1;
+
+	if (!has_uffd())
+		return;
+	for (unsigned int round = 0; round < 6; round++) {
+		pid_t pid;
+		struct kvmem_region *keeper;
+		struct timespec ms = { .tv_nsec = 200000 * (long)(1 + round * round) };
+
+		served_begin(&s, &(struct peer_opts){ .bytes = BYTES,
+						      .features = UFFD_FEATURE_EVENT_REMOVE });
+		/* A region that keeps the record: forked, two processes have it. */
+		must(kvmem_remote_create(&s.opts, &keeper));
+		s.opts.record_fd = fcntl(kvmem_remote_record_fd(keeper), F_DUPFD_CLOEXEC, 0);
+		s.opts.flags |= KVMEM_REMOTE_RECORD;
+		must(kvmem_region_free(keeper));
+		pid = fork();
+		ck_assert_int_ge(pid, 0);
+		if (!pid)
+			_exit(handler(&s));
+		peer_order(&s.peer, PEER_CHECK, 0, PAGES);
+		nanosleep(&ms, NULL);
+		kill(pid, SIGKILL);
+		ck_assert_int_eq(waitpid(pid, NULL, 0), pid);
+		served_start(&s);
+		close(s.opts.record_fd);
+		ck_assert(peer_answers(&s.peer, PEER_SECONDS * 1000, &differing));
+		ck_assert_int_eq(differing, 0);
+		must(kvmem_pager_wait(s.pager, MINUTE));
+		served_end(&s);
+	}
+}
+END
+
+HARNESS_MAIN(T(anonymous_memory), T(anonymous_memory_by_two_userfaultfds), T(memfd),
+	     T(memfd_with_minor_faults), T(huge_pages), T(template_of_ours_by_minor_faults),
+	     T(background_and_prefetch), T(without_threads), T(content_that_was_there_stays),
+	     T(flags_are_left_alone), T(becomes_blocking_meanwhile), T(removed_pages_are_zero),
+	     T(removals_storm_while_it_is_filled), T(unmapped_in_the_middle),
+	     T(killed_with_faults_queued), T(executes_another_program),
+	     T(tickets_end_with_the_process), T(poisoned_where_the_source_fails),
+	     T(a_successor_goes_on_with_the_record), T(killed_handlers_have_successors))
