@@ -267,7 +267,9 @@ static int fill_claimed(const struct walk *k, uint64_t first, uint64_t count)
 /* The file has them. What is mapped already, or gone, is let be: an access raises a fault. */
 static void map_present(struct km_watch *w, uint64_t first, uint64_t count)
 {
-	struct km_place p = { .watch = w, .op = KM_PLACE_CONTINUE, .first = first };
+	struct km_place p = {
+		.watch = w, .op = KM_PLACE_CONTINUE, .first = first, .present = true
+	};
 
 	for (uint64_t end = first + count; p.first < end; p.first += p.done ? p.done : 1) {
 		p.count = end - p.first;

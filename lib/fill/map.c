@@ -7,10 +7,12 @@
 
 #define TRIES 8u
 
-static int place_one(struct km_watch *w, enum km_place_op op, uint64_t page)
+static int place_one(struct km_watch *w, enum km_place_op op, uint64_t page, bool present)
 {
 	static const uint8_t zeros[64u << 10];
-	struct km_place p = { .watch = w, .op = op, .first = page, .count = 1, .quiet = true };
+	struct km_place p = {
+		.watch = w, .op = op, .first = page, .count = 1, .quiet = true, .present = present
+	};
 
 	if (op == KM_PLACE_ZERO && !km_watch_can(w, _UFFDIO_ZEROPAGE)) {
 		if (w->shift > 16 || !km_watch_can(w, _UFFDIO_COPY))
@@ -68,7 +70,7 @@ static int zero_one(struct km_watch *w, uint64_t page)
 				 .count = 1,
 				 .src = zeros,
 				 .quiet = true };
-	int r = place_one(w, KM_PLACE_ZERO, page);
+	int r = place_one(w, KM_PLACE_ZERO, page, false);
 
 	if (r == -EOPNOTSUPP && km_watch_is_remote(w))
 		return copy_zeros(w, page);
@@ -81,18 +83,18 @@ static int zero_one(struct km_watch *w, uint64_t page)
  * One page, in whatever state the kernel has it: removed since, mapped since, or only in the file.
  * What changes all the time is left alone after some tries: the access faults again.
  */
-static int map_one(struct km_watch *w, uint64_t page)
+static int map_one(struct km_watch *w, uint64_t page, bool zero)
 {
-	bool file = km_watch_has_file(w);
+	bool file = km_watch_has_file(w), removed = zero && km_watch_is_remote(w);
 	int r = -EAGAIN;
 
 	for (unsigned int i = 0; i < TRIES; i++) {
-		r = file ? place_one(w, KM_PLACE_CONTINUE, page) : -EFAULT;
+		r = file && !removed ? place_one(w, KM_PLACE_CONTINUE, page, !zero) : -EFAULT;
 		if (r == -EFAULT) /* nothing there any more */
 			r = zero_one(w, page);
 		if (r != -EEXIST || !file)
 			break;
-		r = place_one(w, KM_PLACE_CONTINUE, page);
+		r = place_one(w, KM_PLACE_CONTINUE, page, !zero);
 		if (r != -EFAULT)
 			break;
 	}
@@ -102,7 +104,9 @@ static int map_one(struct km_watch *w, uint64_t page)
 static int map_many(struct km_watch *w, uint64_t first, uint64_t count, bool zero,
 		    uint64_t *ret_done)
 {
-	struct km_place p = { .watch = w, .first = first, .count = count, .quiet = true };
+	struct km_place p = {
+		.watch = w, .first = first, .count = count, .quiet = true, .present = !zero
+	};
 	int r = -EEXIST;
 
 	if (zero && km_watch_can(w, _UFFDIO_ZEROPAGE)) {
@@ -132,7 +136,7 @@ int km_map_run(struct km_watch *w, uint64_t first, uint64_t count, bool zero, un
 		if (!fixes--)
 			break;
 		if (r != KM_PARKED && r != -ESRCH)
-			r = map_one(w, first);
+			r = map_one(w, first, zero);
 		n = 1;
 		if (r == KM_PARKED || r == -ESRCH)
 			return r;
@@ -222,7 +226,7 @@ bool km_poison_claimed(struct km_watch *w, uint64_t page)
 bool km_poison_lost(struct km_watch *w, uint64_t page)
 {
 	bool no_access = false;
-	int err = map_one(w, page);
+	int err = map_one(w, page, false);
 
 	/* A page that nobody can bring now: the access faults again. */
 	if (err == KM_PARKED || km_watch_ended(w))

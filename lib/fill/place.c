@@ -65,13 +65,16 @@ static int64_t issue(struct km_uffd *u, const struct km_place *p, uint64_t count
 /*
  * Inside the gate: what was removed is seen, or it is the ioctl that the kernel refuses. Content of pages that
  * nobody has claimed (zeros where the kernel has lost a page, marks of poison) is for those that have been filled: one
- * that is absent again since the caller has looked is left alone, and counts as dealt with.
+ * that is absent again since the caller has looked is left alone, and counts as dealt with. The same for pages of a file
+ * that another process maps privately: what it has taken away must not come back from the file.
  */
 static int64_t try_once(struct km_uffd *u, struct km_place *p, uint64_t count, int64_t *ret_moved)
 {
 	struct km_presence *map = &p->watch->region->presence;
 	bool unclaimed = !p->claimed && p->op != KM_PLACE_CONTINUE;
-	bool gate = unclaimed || (u->sees_removals && p->claimed), skip = false;
+	bool present = p->present && km_watch_is_remote(p->watch);
+	bool gate = unclaimed || present || (u->sees_removals && p->claimed), skip = false;
+	enum km_page_state state;
 	uint64_t settled;
 	int64_t r = 0;
 
@@ -83,6 +86,11 @@ static int64_t try_once(struct km_uffd *u, struct km_place *p, uint64_t count, i
 		settled = km_presence_settled(map, p->first, count);
 		skip = !settled;
 		count = settled ? settled : 1;
+	}
+	if (present) {
+		settled = km_presence_run(map, p->first, count, &state);
+		skip = state != KM_PRESENT;
+		count = skip ? 1 : settled;
 	}
 	*ret_moved = (int64_t)(count << p->watch->shift);
 	if (!p->removed && !skip)

@@ -190,6 +190,7 @@ struct km_place {
 	const uint8_t *src; /* of KM_PLACE_COPY */
 	bool claimed;	    /* by the caller: pages that were REMOVED meanwhile are left out */
 	bool quiet;	    /* do not wake: the caller does, later */
+	bool present; /* in another process: leave out what is not PRESENT any more, since it was removed there */
 	/* Results. */
 	uint64_t done; /* the first `done` pages are dealt with */
 	bool removed;  /* they were removed meanwhile, and nothing was placed */

@@ -175,8 +175,8 @@ static void fill_slice_piece(struct km_worker *w, struct km_backlog *b)
 	km_later_flush(w);
 	if (failed)
 		atomic_fetch_add(&b->failed, failed);
-	if (atomic_load_explicit(pages, memory_order_relaxed) != before)
-		atomic_fetch_add(&b->filled, 1);
+	if (atomic_load_explicit(pages, memory_order_relaxed) != before || err == KM_PARKED)
+		atomic_fetch_add(&b->filled, 1); /* what is parked has not failed */
 	if (!w->slice.count)
 		km_pass_give_back(w->pager, b);
 }

@@ -206,6 +206,8 @@ static void count_service(struct km_later *l)
  * have. */
 static void not_placed(const struct km_later *l, uint64_t placed, int err)
 {
+	if (km_watch_ended(&l->paged->watch))
+		kick_shard(l); /* it tells the caller */
 	for (uint64_t i = placed; i < l->count; i++) {
 		struct km_later *one = later_new(l->pager, l->paged, l->first + i, 1, l->why);
 

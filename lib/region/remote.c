@@ -159,20 +159,25 @@ static void mark(struct km_presence *p, uint64_t first, uint64_t end)
 static int mark_extents(struct kvmem_region *r, const struct kvmem_remote_opts *o)
 {
 	uint64_t end = o->fd_offset + o->bytes, at = o->fd_offset;
-	int64_t data, hole;
+	int64_t data, hole, before = km_sys_lseek(o->fd, 0, SEEK_CUR);
+	int ret = 0;
 
 	while (at < end) {
 		data = km_sys_lseek(o->fd, at, SEEK_DATA);
 		if (data == -ENXIO || data >= (int64_t)end)
-			return 0;
+			break;
 		hole = data < 0 ? data : km_sys_lseek(o->fd, (uint64_t)data, SEEK_HOLE);
-		if (hole < 0)
-			return km_fail((int)-hole, "kvmem_remote_opts.fd %d: SEEK_DATA: %m", o->fd);
+		if (hole < 0) {
+			ret = km_fail((int)-hole, "kvmem_remote_opts.fd %d: SEEK_DATA: %m", o->fd);
+			break;
+		}
 		at = km_min((uint64_t)hole, end);
 		mark(&r->presence, ((uint64_t)data - o->fd_offset) >> r->page_shift,
 		     (at - o->fd_offset) >> r->page_shift);
 	}
-	return 0;
+	if (before >= 0) /* the position is not ours alone */
+		km_sys_lseek(o->fd, (uint64_t)before, SEEK_SET);
+	return ret;
 }
 
 /* hugetlbfs tells no holes: all or nothing. */
@@ -250,7 +255,7 @@ static int build(struct kvmem_region *r, const struct kvmem_remote_opts *o)
 	if (!err)
 		err = km_record_open(&r->presence, o->bytes >> r->page_shift, r->page_shift, given,
 				     &r->remote->record);
-	if (!err && o->flags & KVMEM_REMOTE_FD)
+	if (!err && o->flags & KVMEM_REMOTE_FD && given < 0)
 		err = mark_file(r, o);
 	return err;
 }
