@@ -51,6 +51,7 @@ static struct {
 	struct kvmem_pager *pager;
 	struct kvmem_source *source;
 	int source_error;
+	unsigned int source_reads;
 } k;
 
 static uint8_t content[BYTES];
@@ -275,6 +276,7 @@ static void on_ended(void *arg, struct kvmem_region *region)
 static int read_content(void *arg, uint64_t offset, void *buf, uint64_t bytes)
 {
 	(void)arg;
+	k.source_reads++;
 	if (k.source_error)
 		return k.source_error;
 	memcpy(buf, content + offset, bytes);
@@ -655,6 +657,55 @@ TEST(removed_pages_stay_zero)
 }
 END
 
+/* A page of a template, which the other process maps privately. */
+TEST(removed_pages_do_not_come_back_by_minor_faults)
+{
+	struct kvmem_remote_opts o;
+
+	play();
+	o = good();
+	o.flags |= KVMEM_REMOTE_MINOR;
+	serve(&o);
+	fault(3, 0);
+	/* Its REMOVE is read while the page is about to be mapped. */
+	answer(-EAGAIN, 0);
+	k.removed_at_eagain = 3;
+	memset(k.count, 0, sizeof(k.count));
+	fault(3, UFFD_PAGEFAULT_FLAG_MINOR);
+	ck_assert_uint_eq(k.count[CONTINUE], 1);
+	ck_assert_uint_eq(state_of(3), KVMEM_PAGE_ZERO);
+	ck_assert(k.woken[3]);
+	fault(3, UFFD_PAGEFAULT_FLAG_MINOR);
+	ck_assert_uint_eq(k.count[CONTINUE], 1);
+	ck_assert_uint_eq(k.count[ZERO], 1);
+	end();
+}
+END
+
+/* Where UFFDIO_ZEROPAGE does not place zeros, a copy does. */
+TEST(removed_huge_pages_do_not_come_back_either)
+{
+	struct kvmem_remote_opts o;
+
+	play();
+	o = good();
+	o.flags |= KVMEM_REMOTE_MINOR;
+	o.page_size = 2 * PAGE;
+	k.ping = -EAGAIN; /* they are base pages */
+	serve(&o);
+	fault(4, 0);
+	ck_assert(is_right(4) && is_right(5));
+	put_msg(UFFD_EVENT_REMOVE, BASE + 4 * PAGE, BASE + 6 * PAGE);
+	ck_assert_int_ge(kvmem_pager_handle(k.pager), 0);
+	fault(5, UFFD_PAGEFAULT_FLAG_MINOR);
+	ck_assert_uint_eq(k.count[CONTINUE], 0);
+	ck_assert_uint_eq(k.count[ZERO], 0);
+	ck_assert_uint_eq(k.count[COPY], 2);
+	ck_assert(!k.theirs[4 * PAGE] && !k.theirs[5 * PAGE]);
+	end();
+}
+END
+
 TEST(it_never_stops_changing)
 {
 	begin();
@@ -702,6 +753,7 @@ END
 static void check_ended(uint64_t page, uint32_t state)
 {
 	struct kvmem_range range = { 0, BYTES };
+	unsigned int reads = k.source_reads;
 
 	ck_assert_uint_eq(state_of(page), state);
 	ck_assert_uint_eq(k.ends, 1);
@@ -715,6 +767,7 @@ static void check_ended(uint64_t page, uint32_t state)
 	ck_assert_uint_eq(k.ends, 1);
 	ck_assert_int_eq(kvmem_remote_check(k.ram), -ESRCH);
 	ck_assert_int_eq(kvmem_pager_stop(k.pager, KVMEM_STOP_FILL), -ESRCH);
+	ck_assert_uint_eq(k.source_reads, reads);
 	end();
 }
 
@@ -960,9 +1013,10 @@ HARNESS_MAIN(T(mappings_that_break_a_rule), T(options_that_break_a_rule),
 	     T(each_call_of_a_creation_fails), T(what_needs_memory_of_our_own),
 	     T(pagers_that_do_not_fit), T(a_fault_is_filled), T(events_are_unread),
 	     T(events_are_unread_and_take_the_page_away), T(removed_pages_stay_zero),
-	     T(it_never_stops_changing), T(a_mapping_went_away), T(a_page_was_there),
-	     T(the_process_ended_at_a_copy), T(the_process_ended_at_a_page_of_zeros),
-	     T(the_process_ended_at_a_minor_fault), T(the_process_ended_at_a_mark_of_poison),
-	     T(a_page_is_filled_in_part), T(addresses_that_are_in_no_mapping),
-	     T(writes_that_wait_for_protection), T(spans_out_of_order), T(records_of_predecessors),
-	     T(records_that_are_none))
+	     T(removed_pages_do_not_come_back_by_minor_faults),
+	     T(removed_huge_pages_do_not_come_back_either), T(it_never_stops_changing),
+	     T(a_mapping_went_away), T(a_page_was_there), T(the_process_ended_at_a_copy),
+	     T(the_process_ended_at_a_page_of_zeros), T(the_process_ended_at_a_minor_fault),
+	     T(the_process_ended_at_a_mark_of_poison), T(a_page_is_filled_in_part),
+	     T(addresses_that_are_in_no_mapping), T(writes_that_wait_for_protection),
+	     T(spans_out_of_order), T(records_of_predecessors), T(records_that_are_none))
