@@ -12,6 +12,7 @@
  */
 
 #include <kvmem/base.h>
+#include <kvmem/pager.h>
 #include <kvmem/region.h>
 
 KVMEM_BEGIN_DECLS
@@ -66,6 +67,20 @@ struct kvmem_remote_opts {
  */
 KVMEM_API int kvmem_remote_create(const struct kvmem_remote_opts *opts,
 				  struct kvmem_region **ret_region);
+
+/**
+ * kvmem_remote_join() - a further process has memory of a region: its faults are served too.
+ *
+ * For vhost-user back-ends: all map the same file, shared, at addresses of their own. opts is as for
+ * kvmem_remote_create(), with the region's bytes and page_size, KVMEM_REMOTE_MISSING among its flags, and the further
+ * process's mappings, which may be of a part only. The pager has the region, and may be running. Pages are filled once,
+ * in the memory of the region's process. What the further process unmaps or removes from its mapping changes nothing of
+ * the region, and its end is not told. It is served until the pager lets the region go. Errors: -EINVAL, -ENOENT (the
+ * region is not of this pager, or a mapping is not there), -EDEADLK, and those of kvmem_remote_create(). One thread at
+ * a time per object.
+ */
+KVMEM_API int kvmem_remote_join(struct kvmem_pager *pager, struct kvmem_region *region,
+				const struct kvmem_remote_opts *opts);
 
 /**
  * kvmem_remote_record_fd() - the memfd that holds the record of its pages, borrowed.

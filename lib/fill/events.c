@@ -34,11 +34,11 @@ static void enter_removals(struct km_uffd_set *set, struct km_uffd *u, const str
 			continue;
 		news->removals = true;
 		atomic_fetch_add_explicit(&u->removes, 1, memory_order_relaxed);
-		if (u->remote)
+		if (u->view)
 			news->whole |= km_remote_removed(u, m->arg.remove.start,
 							 m->arg.remove.end) &
 				       KM_IS_WHOLE;
-		for (struct km_watch *w = u->remote ? NULL : km_watch_first(set); w;
+		for (struct km_watch *w = u->view ? NULL : km_watch_first(set); w;
 		     w = km_watch_next(w))
 			news->whole |= removed_in(w, m->arg.remove.start, m->arg.remove.end) &
 				       KM_IS_WHOLE;

@@ -7,6 +7,7 @@
  *
  *	store.c		content into memory that no userfaultfd watches
  *	uffd.c		userfaultfds: opened, registered over regions, woken
+ *	view.c		the processes that have the memory of a watch
  *	remote.c	watches of other processes' memory
  *	events.c	their events: removals into the record, faults to who asks
  *	protect.c	write protection that stays
@@ -41,6 +42,13 @@ void km_uffd_wake(struct km_uffd *u, uint64_t addr, uint64_t bytes);
 static inline bool km_watch_has_file(const struct km_watch *w)
 {
 	return km_watch_is_remote(w) ? w->region->remote->minor : w->region->fd >= 0;
+}
+
+/* ---- view.c ---- */
+
+static inline struct km_view *km_view_first(const struct km_watch *w)
+{
+	return atomic_load_explicit(&w->views, memory_order_acquire);
 }
 
 /* ---- remote.c ---- */

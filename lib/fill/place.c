@@ -65,8 +65,8 @@ static int64_t issue(struct km_uffd *u, const struct km_place *p, uint64_t count
 /*
  * Inside the gate: what was removed is seen, or it is the ioctl that the kernel refuses. Content of pages that
  * nobody has claimed (zeros where the kernel has lost a page, marks of poison) is for those that have been filled: one
- * that is absent again since the caller has looked is left alone, and counts as dealt with. The same for pages of a file
- * that another process maps privately: what it has taken away must not come back from the file.
+ * that is absent again since the caller has looked is left alone, and counts as dealt with. The same for pages of a
+ * file that another process maps privately: what it has taken away must not come back from the file.
  */
 static int64_t try_once(struct km_uffd *u, struct km_place *p, uint64_t count, int64_t *ret_moved)
 {

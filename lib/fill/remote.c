@@ -10,42 +10,22 @@
 
 int km_remote_begin(struct km_watch *w)
 {
-	const struct km_remote *m = w->region->remote;
-	struct km_uffd *all;
-	int r;
+	struct km_view *v;
+	int r = km_view_new(w, w->region->remote, &v);
 
-	w->raw_uffds = km_sys_alloc(m->uffd_count * sizeof(*all) + KM_CACHE_LINE);
-	if (!w->raw_uffds)
-		return km_fail(ENOMEM, "no memory for %u userfaultfds", m->uffd_count);
-	all = (void *)(((uintptr_t)w->raw_uffds + KM_CACHE_LINE - 1) &
-		       ~(uintptr_t)(KM_CACHE_LINE - 1));
-	for (unsigned int i = 0; i < m->uffd_count; i++) {
-		const uint64_t removals = UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
-
-		atomic_store(&all[i].fd, m->uffds[i].fd);
-		all[i].spare = m->uffds[i].fd;
-		all[i].sees_removals = m->uffds[i].features & removals;
-		all[i].remote = w;
-		atomic_store(&all[i].unpolled, m->uffds[i].blocking);
-	}
-	w->uffds = all;
-	w->ioctls = m->ioctls;
+	if (r)
+		return r;
+	w->ioctls = v->remote->ioctls;
+	atomic_store(&w->views, v);
 	r = km_watch_check_wake(w);
-	if (!r) {
-		w->region->watch = w;
-		atomic_fetch_add(&w->set->remotes, 1);
-		km_watch_append(w->set, w);
-		return 0;
+	if (r) {
+		km_remote_free_views(w);
+		return r;
 	}
-	w->uffds = NULL;
-	km_remote_free_uffds(w);
-	return r;
-}
-
-void km_remote_free_uffds(struct km_watch *w)
-{
-	km_sys_free(w->raw_uffds);
-	w->raw_uffds = NULL;
+	w->region->watch = w;
+	atomic_fetch_add(&w->set->remotes, 1);
+	km_watch_append(w->set, w);
+	return 0;
 }
 
 /* Faults that were read and not answered come again, to who reads the events next. */
@@ -59,18 +39,19 @@ void km_remote_end(struct km_watch *w)
 
 bool km_remote_page(const struct km_uffd *u, uint64_t addr, uint64_t *ret_page)
 {
-	const struct km_remote *m = u->remote->region->remote;
+	const struct km_remote *m = u->view->remote;
 	const struct km_span *s = &m->by_addr[km_remote_at(m, addr)];
+	unsigned int shift = u->view->watch->shift;
 
-	if (addr - s->addr >= s->pages << u->remote->shift)
+	if (addr - s->addr >= s->pages << shift)
 		return false;
-	*ret_page = s->first + ((addr - s->addr) >> u->remote->shift);
+	*ret_page = s->first + ((addr - s->addr) >> shift);
 	return true;
 }
 
 void km_remote_unprotect(struct km_uffd *u, uint64_t addr)
 {
-	uint64_t page = 1ull << u->remote->shift;
+	uint64_t page = 1ull << u->view->watch->shift;
 	struct uffdio_writeprotect wp = { .range = { .start = addr & ~(page - 1), .len = page } };
 
 	km_uffd_ioctl(u, UFFDIO_WRITEPROTECT, &wp);
@@ -108,12 +89,15 @@ static unsigned int removed_in(const struct km_watch *w, const struct km_span *s
 
 unsigned int km_remote_removed(const struct km_uffd *u, uint64_t start, uint64_t end)
 {
-	const struct km_remote *m = u->remote->region->remote;
+	const struct km_remote *m = u->view->remote;
 	unsigned int ended = 0;
 
+	/* A process that has joined has taken its mapping away, not the memory. */
+	if (m->joined)
+		return 0;
 	for (unsigned int i = km_remote_at(m, start); i < m->span_count && m->by_addr[i].addr < end;
 	     i++)
-		ended |= removed_in(u->remote, &m->by_addr[i], start, end);
+		ended |= removed_in(u->view->watch, &m->by_addr[i], start, end);
 	return ended;
 }
 

@@ -35,7 +35,7 @@ int64_t km_uffd_read_raw(struct km_uffd *u, void *buf, size_t bytes)
 	int64_t r;
 
 	/* Whatever the other process makes of O_NONBLOCK; Linux 6.10 has it. */
-	if (u->remote) {
+	if (u->view) {
 		r = km_sys_read_nowait(uffd_fd(u), buf, bytes);
 		if (r >= 0 || r == -EAGAIN)
 			return r;
@@ -172,7 +172,7 @@ uint64_t km_watch_in_stripe(const struct km_watch *w, uint64_t page, uint64_t co
 struct km_uffd *km_watch_uffd_of(const struct km_watch *w, uint64_t page)
 {
 	if (km_watch_is_remote(w))
-		return &w->uffds[km_remote_span(w->region->remote, page)->uffd];
+		return &km_view_first(w)->uffds[km_remote_span(w->region->remote, page)->uffd];
 	return &w->set->all[km_watch_shard(w, page)];
 }
 
@@ -193,8 +193,29 @@ void km_uffd_wake(struct km_uffd *u, uint64_t addr, uint64_t bytes)
 	km_uffd_ioctl(u, UFFDIO_WAKE, &range);
 }
 
+/* Spans of a process that has joined may leave gaps. */
+static void wake_view(const struct km_view *v, uint64_t first, uint64_t count)
+{
+	const struct km_remote *m = v->remote;
+	const struct km_span *s = km_remote_span(m, first), *end = m->spans + m->span_count;
+	unsigned int shift = v->watch->shift;
+
+	for (; s < end && s->first < first + count; s++) {
+		uint64_t from = s->first > first ? s->first : first;
+		uint64_t to = km_min(s->first + s->pages, first + count);
+
+		if (from < to)
+			km_uffd_wake(&v->uffds[s->uffd], s->addr + ((from - s->first) << shift),
+				     (to - from) << shift);
+	}
+}
+
 void km_watch_wake(const struct km_watch *w, uint64_t first, uint64_t count)
 {
+	struct km_view *v = km_watch_is_remote(w) ? atomic_load(&km_view_first(w)->next) : NULL;
+
+	for (; v; v = atomic_load(&v->next))
+		wake_view(v, first, count);
 	for (uint64_t n; count; first += n, count -= n) {
 		n = km_watch_in_stripe(w, first, count);
 		km_uffd_wake(km_watch_uffd_of(w, first), km_watch_addr(w, first), n << w->shift);

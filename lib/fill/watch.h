@@ -42,8 +42,8 @@ struct km_uffd {
 	_Alignas(KM_CACHE_LINE) _Atomic int fd;
 	int spare;	    /* a duplicate: outlives an fd closed by mistake */
 	bool sees_removals; /* REMOVE and UNMAP events are on */
-	/* Of another process (fill/remote.c), whose addresses its events have: the watch of its region; else NULL. */
-	struct km_watch *remote;
+	/* Of another process (fill/remote.c), whose addresses its events have; else NULL. */
+	struct km_view *view;
 	_Atomic bool unpolled; /* ... and poll() tells nothing of it */
 	_Alignas(KM_CACHE_LINE) struct km_gate gate;
 	_Atomic uint64_t retries; /* EAGAIN from the kernel */
@@ -67,6 +67,18 @@ struct km_uffd_set {
 	_Atomic unsigned int ended;   /* of which that many have told that their process is gone */
 };
 
+/*
+ * A process that has the memory of a watch, with its userfaultfds. The first of a watch is the one whose memory it is,
+ * where all content is placed. Others share it: their threads are woken, and pages that are there are mapped for them.
+ */
+struct km_view {
+	struct km_view *_Atomic next;
+	struct km_watch *watch;
+	struct km_remote *remote;
+	struct km_uffd *uffds; /* as many as the remote has */
+	void *raw;
+};
+
 /* A region that is watched. Filled in by the pager but for `ioctls` and `next`. */
 struct km_watch {
 	struct km_watch *_Atomic next;
@@ -78,15 +90,13 @@ struct km_watch {
 	unsigned int first_uffd; /* of the first stripe; the next ones take turns */
 	uint64_t stripe;	 /* pages in a row that belong to one userfaultfd */
 	uint64_t ioctls;	 /* that its memory takes, by bit */
-	/* Memory of another process: its userfaultfds. Where pages are is in region->remote, and stripes only divide
-	 * the work. */
-	struct km_uffd *uffds;
-	void *raw_uffds;
+	/* Memory of another process: it, and those that have joined. Stripes only divide the work. */
+	struct km_view *_Atomic views;
 };
 
 static inline bool km_watch_is_remote(const struct km_watch *w)
 {
-	return w->uffds != NULL;
+	return atomic_load_explicit(&w->views, memory_order_acquire) != NULL;
 }
 
 #define KM_UFFD_REMOVALS (1u << 0) /* REMOVE and UNMAP events */
@@ -137,7 +147,19 @@ void km_remote_unprotect(struct km_uffd *u, uint64_t addr);
 /* A fault on what is in none: its thread gets SIGBUS, where the kernel can. */
 void km_remote_refuse(struct km_uffd *u, uint64_t addr);
 /* When no thread looks at the watch any more. */
-void km_remote_free_uffds(struct km_watch *w);
+void km_remote_free_views(struct km_watch *w);
+/*
+ * A further process's userfaultfds for a watch: _new() makes the view, whose memory is the caller's to free as long as
+ * it has not been added. -errno with the detail set.
+ */
+int km_view_new(struct km_watch *w, struct km_remote *m, struct km_view **ret);
+void km_view_add(struct km_view *v);
+void km_view_free(struct km_view *v);
+/*
+ * A fault of a process that has joined: true, it is answered. Else the page is to be brought in, as for a fault of
+ * the first.
+ */
+bool km_view_answer(struct km_uffd *u, uint64_t addr, uint64_t page, bool minor);
 /* An ioctl has told that the process is gone. */
 void km_remote_ended(const struct km_watch *w);
 bool km_watch_ended(const struct km_watch *w);

@@ -378,8 +378,8 @@ int km_remote_poll(struct km_paged *p);
 void km_remote_unpoll(struct km_paged *p);
 /* An event of a worker's epoll that is none of its own: `u` may have become one that poll() tells nothing of. */
 void km_remote_polled(struct km_worker *w, struct km_uffd *u, uint32_t events);
-/* The userfaultfds of other processes that are this worker's: the one after (*p, *i), which begin NULL and 0. */
-struct km_uffd *km_remote_next(const struct km_worker *w, struct km_paged **p, unsigned int *i);
+/* The userfaultfds of other processes that are this worker's: the one after (*v, *i), which begin NULL and 0. */
+struct km_uffd *km_remote_next(const struct km_worker *w, struct km_view **v, unsigned int *i);
 /* Tells of regions whose process has ended since. Without locks, and while none of them can go. */
 void km_remote_tell(struct kvmem_pager *pager);
 static inline void km_remote_tell_if(struct kvmem_pager *pager)

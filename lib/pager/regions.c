@@ -171,7 +171,7 @@ static int serve_remote(struct km_paged *p, uint32_t flags)
 	err = km_remote_poll(p);
 	if (err) {
 		km_remote_end(&p->watch);
-		km_remote_free_uffds(&p->watch);
+		km_remote_free_views(&p->watch);
 		return err;
 	}
 	p->in_file = km_watch_can(&p->watch, _UFFDIO_CONTINUE);
@@ -371,11 +371,9 @@ static void drain_all(struct km_uffd_set *set)
 /* Faults are let go, and come again: one look, since the other process may never run out of them. */
 static void drain_remote(struct km_paged *p)
 {
-	unsigned int count = km_watch_is_remote(&p->watch) ? p->watch.region->remote->uffd_count
-							   : 0;
-
-	for (unsigned int i = 0; i < count; i++)
-		km_uffd_drain(p->watch.set, &p->watch.uffds[i]);
+	for (struct km_view *v = atomic_load(&p->watch.views); v; v = atomic_load(&v->next))
+		for (unsigned int i = 0; i < v->remote->uffd_count; i++)
+			km_uffd_drain(p->watch.set, &v->uffds[i]);
 }
 
 /* Until nobody works on the region's pages: populate, a discard. */
@@ -430,7 +428,7 @@ void km_pager_release_all(struct kvmem_pager *pager)
 	drain_all(&pager->set);
 	for (p = first; p; p = next) {
 		next = km_paged_next(p);
-		km_remote_free_uffds(&p->watch);
+		km_remote_free_views(&p->watch);
 		km_sys_free(p);
 	}
 	pager->region_count = 0;
@@ -508,7 +506,7 @@ int kvmem_pager_remove(struct kvmem_pager *pager, struct kvmem_region *region, u
 	km_workers_settle(pager);
 	pager->region_count--;
 	pager->mappings -= mappings_of(p);
-	km_remote_free_uffds(&p->watch);
+	km_remote_free_views(&p->watch);
 	km_sys_free(p);
 	if (atomic_load(&pager->state) == KM_PAGER_RUNNING && km_paged_first(pager))
 		km_pager_region_whole(km_paged_first(pager));

@@ -289,9 +289,9 @@ static struct km_paged *find(struct km_worker *w, struct km_uffd *u, uint64_t ad
 {
 	struct km_paged *p;
 
-	if (u->remote) {
+	if (u->view) {
 		if (km_remote_page(u, addr, ret_page))
-			return (struct km_paged *)u->remote;
+			return (struct km_paged *)u->view->watch;
 		km_remote_refuse(u, addr);
 		return NULL;
 	}
@@ -310,6 +310,8 @@ static void take_fault(struct km_worker *w, struct km_uffd *u, const struct uffd
 	if (!p)
 		return;
 	km_count_own(minor ? &w->counts.minor : &w->counts.missing, 1);
+	if (u->view && km_view_answer(u, m->arg.pagefault.address, page, minor))
+		return;
 	w->faults[w->fault_count++] = (struct km_fault){
 		.paged = p,
 		.page = page,
@@ -323,9 +325,9 @@ static void take_fault(struct km_worker *w, struct km_uffd *u, const struct uffd
 /* After the faults of the batch: who is handed the page may take his time. */
 static void serve_write(struct km_worker *w, struct km_uffd *u, const struct uffd_msg *m)
 {
-	struct km_paged *p = u->remote ? NULL : km_paged_at(w->pager, m->arg.pagefault.address);
+	struct km_paged *p = u->view ? NULL : km_paged_at(w->pager, m->arg.pagefault.address);
 
-	if (u->remote)
+	if (u->view)
 		km_remote_unprotect(u, m->arg.pagefault.address);
 	if (p)
 		km_guard_fault(&p->watch,
@@ -368,11 +370,11 @@ static unsigned int serve_batch(struct km_worker *w, struct km_uffd *u, unsigned
 
 static unsigned int serve_remotes(struct km_worker *w)
 {
-	struct km_paged *p = NULL;
+	struct km_view *v = NULL;
 	unsigned int i = 0, events = 0;
 	struct km_uffd *u;
 
-	while ((u = km_remote_next(w, &p, &i)) != NULL)
+	while ((u = km_remote_next(w, &v, &i)) != NULL)
 		events += serve_batch(w, u, w->first_shard);
 	return events;
 }

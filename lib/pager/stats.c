@@ -65,12 +65,13 @@ static void add_remotes(const struct kvmem_pager *pager, struct kvmem_pager_stat
 	s->retries += get(&pager->gone_retries);
 	pthread_mutex_lock(lock);
 	for (struct km_paged *p = km_paged_first(pager); p; p = km_paged_next(p)) {
-		const struct km_remote *m = p->watch.region->remote;
+		struct km_view *v = atomic_load(&p->watch.views);
 
-		for (unsigned int i = 0; m && i < m->uffd_count; i++) {
-			s->removes += get(&p->watch.uffds[i].removes);
-			s->retries += get(&p->watch.uffds[i].retries);
-		}
+		for (; v; v = atomic_load(&v->next))
+			for (unsigned int i = 0; i < v->remote->uffd_count; i++) {
+				s->removes += get(&v->uffds[i].removes);
+				s->retries += get(&v->uffds[i].retries);
+			}
 	}
 	pthread_mutex_unlock(lock);
 }

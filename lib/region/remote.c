@@ -223,6 +223,17 @@ static int mark_file(struct kvmem_region *r, const struct kvmem_remote_opts *o)
 
 /* ---- making, freeing ---- */
 
+static int take(struct km_remote *m, const struct kvmem_remote_opts *o, unsigned int shift)
+{
+	int err = km_remote_spans(m, o, shift);
+
+	if (!err)
+		err = take_uffds(m, o);
+	if (!err)
+		err = km_remote_enlist(m);
+	return err ? err : check_all_there(m, shift);
+}
+
 static void plan(struct kvmem_region *r, const struct kvmem_remote_opts *o)
 {
 	r->plan = (struct kvmem_plan){ .size = sizeof(r->plan),
@@ -245,13 +256,7 @@ static int build(struct kvmem_region *r, const struct kvmem_remote_opts *o)
 
 	if (o->flags & KVMEM_REMOTE_RECORD && given < 0)
 		return km_fail(EBADF, "kvmem_remote_opts.record_fd is %d", given);
-	err = km_remote_spans(r->remote, o, r->page_shift);
-	if (!err)
-		err = take_uffds(r->remote, o);
-	if (!err)
-		err = km_remote_enlist(r->remote);
-	if (!err)
-		err = check_all_there(r->remote, r->page_shift);
+	err = take(r->remote, o, r->page_shift);
 	if (!err)
 		err = km_record_open(&r->presence, o->bytes >> r->page_shift, r->page_shift, given,
 				     &r->remote->record);
@@ -291,6 +296,56 @@ int kvmem_remote_create(const struct kvmem_remote_opts *opts, struct kvmem_regio
 	}
 	*ret_region = r;
 	return 0;
+}
+
+/* ---- further processes ---- */
+
+static int check_joined(const struct kvmem_region *r, const struct kvmem_remote_opts *o)
+{
+	if (o->flags & (KVMEM_REMOTE_FD | KVMEM_REMOTE_RECORD))
+		return km_fail(EINVAL,
+			       "kvmem_remote_join: KVMEM_REMOTE_FD and _RECORD are the region's, "
+			       "which has them");
+	if (!(o->flags & KVMEM_REMOTE_MISSING))
+		return km_fail(EINVAL,
+			       "kvmem_remote_join: KVMEM_REMOTE_MISSING is not in "
+			       "kvmem_remote_opts.flags: what nobody has filled would be zeros "
+			       "there");
+	if (o->bytes == r->bytes && o->page_size == km_region_page(r))
+		return 0;
+	return km_fail(EINVAL,
+		       "kvmem_remote_join: 0x%" PRIx64 " bytes in pages of 0x%" PRIx64
+		       ", and the region has 0x%" PRIx64 " in pages of 0x%" PRIx64,
+		       o->bytes, o->page_size, r->bytes, km_region_page(r));
+}
+
+int km_remote_open(const struct kvmem_region *r, const struct kvmem_remote_opts *opts,
+		   struct km_remote **ret)
+{
+	struct kvmem_remote_opts o;
+	struct km_remote *m;
+	int err = km_opts_copy(&o, sizeof(o), sizeof(o), opts, "kvmem_remote_opts");
+
+	if (!err)
+		err = check_flags(&o);
+	if (!err)
+		err = check_sizes(&o);
+	if (!err)
+		err = check_joined(r, &o);
+	if (err)
+		return err;
+	m = km_sys_alloc(sizeof(*m));
+	if (!m)
+		return km_fail(ENOMEM, "kvmem_remote_join: no memory");
+	m->record = -1;
+	m->joined = true;
+	m->minor = o.flags & KVMEM_REMOTE_MINOR;
+	err = take(m, &o, r->page_shift);
+	if (err)
+		km_remote_free(m);
+	else
+		*ret = m;
+	return err;
 }
 
 /* ---- what it is ---- */

@@ -45,6 +45,8 @@ struct km_remote {
 	int record; /* memfd */
 	_Atomic bool ended;	       /* an ioctl has told that the process is gone */
 	struct km_remote *next, *prev; /* of all in this process */
+	/* A further process that has the same memory: it may have a part of it only, and nothing is filled there. */
+	bool joined;
 	bool listed;
 };
 
@@ -52,6 +54,9 @@ struct km_remote {
 const struct km_span *km_remote_span(const struct km_remote *m, uint64_t page);
 unsigned int km_remote_at(const struct km_remote *m, uint64_t addr);
 
+/* remote.c: a further process (kvmem_remote_join()) of a region: -errno with the detail set. */
+int km_remote_open(const struct kvmem_region *r, const struct kvmem_remote_opts *opts,
+		   struct km_remote **ret);
 /* spans.c: of options whose sizes have been checked. -errno with the detail set. */
 int km_remote_spans(struct km_remote *m, const struct kvmem_remote_opts *o, unsigned int shift);
 /* Among all of this process, so that no other region has one of its userfaultfds. */

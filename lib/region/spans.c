@@ -128,8 +128,11 @@ static int check_cover(struct km_remote *m, uint64_t pages, unsigned int shift)
 {
 	uint64_t at = 0;
 
+	/* Of a further process: a gap is memory that it does not have. */
 	qsort(m->spans, m->span_count, sizeof(*m->spans), by_page);
 	for (unsigned int i = 0; i < m->span_count; i++) {
+		if (m->joined && m->spans[i].first > at)
+			at = m->spans[i].first;
 		if (m->spans[i].first != at)
 			return km_fail(EINVAL,
 				       "kvmem_remote_opts.mappings %s at offset 0x%" PRIx64
@@ -138,7 +141,7 @@ static int check_cover(struct km_remote *m, uint64_t pages, unsigned int shift)
 				       km_min(m->spans[i].first, at) << shift);
 		at += m->spans[i].pages;
 	}
-	if (at == pages)
+	if (at == pages || m->joined)
 		return 0;
 	return km_fail(EINVAL,
 		       "kvmem_remote_opts.mappings end at offset 0x%" PRIx64

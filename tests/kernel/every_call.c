@@ -349,6 +349,7 @@ END
 TEST(null_to_remotes)
 {
 	NONE(kvmem_remote_create(NULL, NULL));
+	NONE(kvmem_remote_join(NULL, NULL, NULL));
 	NONE(kvmem_remote_record_fd(NULL));
 	NONE(kvmem_remote_check(NULL));
 }

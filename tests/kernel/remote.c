@@ -333,14 +333,7 @@ TEST(unmapped_in_the_middle)
 }
 END
 
-/* ---- its end ---- */
-
-static bool is_told(void *arg)
-{
-	const struct served *s = arg;
-
-	return atomic_load(&s->tells) > 0;
-}
+/* ---- further processes ---- */
 
 /* An ioctl that was under way holds its memory for a moment. */
 static bool is_gone(void *arg)
@@ -348,6 +341,190 @@ static bool is_gone(void *arg)
 	const struct served *s = arg;
 
 	return kvmem_remote_check(s->ram) == -ESRCH;
+}
+
+static int no_read(void *arg, uint64_t offset, void *buf, uint64_t bytes)
+{
+	(void)arg;
+	(void)bytes;
+	(void)buf;
+	(void)offset;
+	return -EIO;
+}
+
+/* A back-end: maps the same file, by an userfaultfd and at addresses of its own. */
+static void join(struct served *s, struct peer *b, const struct peer_opts *o, uint64_t from)
+{
+	struct kvmem_remote_mapping map = { .addr = 0, .bytes = o->bytes - from, .offset = from };
+	struct kvmem_remote_opts jo = s->opts;
+
+	peer_begin(b, o);
+	map.addr = b->addr + from;
+	jo.mappings = &map;
+	jo.mapping_count = 1;
+	jo.uffds = b->uffds;
+	jo.uffd_count = 1;
+	jo.flags = KVMEM_REMOTE_MISSING |
+		   (o->modes & UFFDIO_REGISTER_MODE_MINOR ? KVMEM_REMOTE_MINOR : 0);
+	must(kvmem_remote_join(s->pager, s->ram, &jo));
+}
+
+TEST(back_ends_share_what_is_filled)
+{
+	static const uint64_t modes[] = {
+		UFFDIO_REGISTER_MODE_MISSING,
+		UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR,
+	};
+	struct kvmem_pager_stats st;
+	struct peer_opts o = { .bytes = BYTES };
+	struct peer b, part;
+	struct served s;
+
+	if (!has_uffd())
+		return;
+	for (unsigned int i = 0; i < 4; i++) {
+		o.memfd = a_memfd(BYTES, 0);
+		o.modes = modes[i % 2];
+		o.features = UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
+		served_begin(&s, &o);
+		s.pager_opts.workers = 1 + i / 2;
+		served_start(&s);
+		ck_assert_int_eq(peer_does(&s.peer, PEER_CHECK, 0, 100), 0);
+		o.modes = modes[i / 2];
+		join(&s, &b, &o, 0);
+		join(&s, &part, &o, BYTES / 2);
+		/* All at the same time, from the same pages on. */
+		peer_order(&b, PEER_CHECK, 0, PAGES);
+		peer_order(&part, PEER_CHECK, PAGES / 2, PAGES / 2);
+		ck_assert_int_eq(peer_does(&s.peer, PEER_CHECK, 0, PAGES), 0);
+		{
+			int64_t r = -1;
+
+			ck_assert(peer_answers(&b, PEER_SECONDS * 1000, &r));
+			ck_assert_int_eq(r, 0);
+			ck_assert(peer_answers(&part, PEER_SECONDS * 1000, &r));
+			ck_assert_int_eq(r, 0);
+		}
+		st = served_stats(&s);
+		ck_assert_uint_eq(st.pages_demand + st.pages_around, PAGES); /* each once */
+		/* What the back-end writes the other sees. */
+		ck_assert_int_eq(peer_does(&b, PEER_WRITE, 5, 9), 0);
+		ck_assert_int_eq(peer_does(&s.peer, PEER_CHECK, 5, 1), 1);
+		/* Its own mapping is its own affair, and so is its end. */
+		ck_assert_int_eq(peer_does(&b, PEER_REMOVE, 1000, 100), 0);
+		ck_assert_int_eq(peer_does(&b, PEER_CHECK, 1000, 100), 0);
+		ck_assert_int_eq(peer_does(&b, PEER_UNMAP, 1200, 100), 0);
+		peer_kill(&part);
+		ck_assert_int_eq(peer_does(&s.peer, PEER_CHECK, 1000, PAGES - 1000), 0);
+		ck_assert_uint_eq(s.tells, 0);
+		served_end(&s);
+		peer_end(&b);
+		peer_end(&part);
+		close(o.memfd);
+	}
+}
+END
+
+TEST(back_ends_before_the_first)
+{
+	struct peer_opts o = { .bytes = BYTES };
+	struct peer b;
+	struct served s;
+
+	if (!has_uffd())
+		return;
+	o.memfd = a_memfd(BYTES, 0);
+	o.modes = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR;
+	served_begin(&s, &o);
+	served_start(&s);
+	join(&s, &b, &o, 0);
+	ck_assert_int_eq(peer_does(&b, PEER_CHECK, 0, PAGES), 0);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_PUNCH, 50, 10), 0);
+	ck_assert_int_eq(peer_does(&b, PEER_ZERO, 50, 10), 0);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_ZERO, 50, 10), 0);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_CHECK, 60, PAGES - 60), 0);
+	/* The first has ended: so has the region. */
+	peer_kill(&s.peer);
+	ck_assert(harness_wait(is_gone, &s, PEER_SECONDS));
+	served_end(&s);
+	peer_end(&b);
+	close(o.memfd);
+}
+END
+
+TEST(back_ends_and_pages_that_cannot_be_filled)
+{
+	struct kvmem_source_ops ops = { .size = sizeof(ops), .read = no_read };
+	struct peer_opts o = { .bytes = BYTES };
+	struct served s;
+	struct peer b;
+
+	if (!has_uffd())
+		return;
+	o.memfd = a_memfd(BYTES, 0);
+	served_begin(&s, &o);
+	must(kvmem_source_free(s.source));
+	must(kvmem_source_callback(&ops, NULL, BYTES, &s.source));
+	served_start(&s);
+	join(&s, &b, &o, 0);
+	ck_assert_int_eq(peer_does(&b, PEER_TOUCH, 5, 0), SIGBUS);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_TOUCH, 5, 0), SIGBUS);
+	ck_assert_int_eq(peer_does(&b, PEER_TOUCH, 5, 0), SIGBUS);
+	served_end(&s);
+	peer_end(&b);
+	close(o.memfd);
+}
+END
+
+TEST(back_ends_that_are_refused)
+{
+	struct kvmem_remote_mapping map;
+	struct peer_opts o = { .bytes = BYTES };
+	struct kvmem_remote_opts jo;
+	struct served s;
+	struct peer b;
+
+	if (!has_uffd())
+		return;
+	o.memfd = a_memfd(BYTES, 0);
+	served_begin(&s, &o);
+	served_start(&s);
+	peer_begin(&b, &o);
+	map = (struct kvmem_remote_mapping){ .addr = b.addr, .bytes = BYTES };
+	jo = s.opts;
+	jo.mappings = &map;
+	jo.uffds = b.uffds;
+#define NO(change, code) \
+	do { \
+		struct kvmem_remote_opts before = jo; \
+		change; \
+		ck_assert_int_eq(kvmem_remote_join(s.pager, s.ram, &jo), code); \
+		jo = before; \
+	} while (0)
+	NO(jo.bytes = 2 * BYTES, -EINVAL);
+	NO(jo.flags |= KVMEM_REMOTE_RECORD, -EINVAL);
+	NO(jo.flags = 0, -EINVAL);
+	NO(jo.uffds = s.peer.uffds, -EBUSY);
+	NO(jo.mapping_count = 0, -EINVAL);
+#undef NO
+	map.addr += BYTES;
+	ck_assert_int_eq(kvmem_remote_join(s.pager, s.ram, &jo), -ENOENT);
+	map.addr -= BYTES;
+	must(kvmem_remote_join(s.pager, s.ram, &jo));
+	ck_assert_int_eq(kvmem_remote_join(s.pager, s.ram, &jo), -EBUSY);
+	served_end(&s);
+	peer_end(&b);
+	close(o.memfd);
+}
+END
+
+/* ---- its end ---- */
+
+static bool is_told(void *arg)
+{
+	const struct served *s = arg;
+
+	return atomic_load(&s->tells) > 0;
 }
 
 TEST(killed_with_faults_queued)
@@ -431,15 +608,6 @@ TEST(tickets_end_with_the_process)
 END
 
 /* ---- pages that cannot be filled ---- */
-
-static int no_read(void *arg, uint64_t offset, void *buf, uint64_t bytes)
-{
-	(void)arg;
-	(void)bytes;
-	(void)buf;
-	(void)offset;
-	return -EIO;
-}
 
 TEST(poisoned_where_the_source_fails)
 {
@@ -559,4 +727,6 @@ HARNESS_MAIN(T(anonymous_memory), T(anonymous_memory_by_two_userfaultfds), T(mem
 	     T(removals_storm_while_it_is_filled), T(unmapped_in_the_middle),
 	     T(killed_with_faults_queued), T(executes_another_program),
 	     T(tickets_end_with_the_process), T(poisoned_where_the_source_fails),
-	     T(a_successor_goes_on_with_the_record), T(killed_handlers_have_successors))
+	     T(a_successor_goes_on_with_the_record), T(killed_handlers_have_successors),
+	     T(back_ends_share_what_is_filled), T(back_ends_before_the_first),
+	     T(back_ends_and_pages_that_cannot_be_filled), T(back_ends_that_are_refused))

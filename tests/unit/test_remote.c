@@ -519,6 +519,40 @@ TEST(each_call_of_a_creation_fails)
 }
 END
 
+TEST(each_call_of_a_join_fails)
+{
+	struct kvmem_remote_mapping map = { .addr = BASE, .bytes = BYTES / 2, .offset = BYTES / 4 };
+	struct kvmem_remote_opts o;
+	unsigned int fds;
+	long allocs;
+	int err = -1;
+
+	begin();
+	o = good();
+	o.mappings = &map;
+	o.uffds = &k.uffds[1];
+	fds = harness_count_fds();
+	allocs = fake.allocs;
+	fake.fail_errno = ENOMEM;
+	for (fake.fail_at = 1; err; fake.fail_at++) {
+		fake.calls = 0;
+		err = kvmem_remote_join(k.pager, k.ram, &o);
+		ck_assert_int_le(err, 0);
+		if (err) {
+			ck_assert_int_eq(fake.allocs, allocs);
+			ck_assert_uint_eq(harness_count_fds(), fds);
+		}
+		ck_assert_uint_lt(fake.fail_at, 100);
+	}
+	ck_assert_uint_gt(fake.fail_at, 8);
+	fake.fail_at = 0;
+	fault(3, 0);
+	ck_assert(is_right(3));
+	ck_assert_int_eq(kvmem_remote_join(k.pager, k.ram, &o), -EBUSY);
+	end();
+}
+END
+
 TEST(what_needs_memory_of_our_own)
 {
 	struct kvmem_attachment at;
@@ -1010,10 +1044,10 @@ END
 
 HARNESS_MAIN(T(mappings_that_break_a_rule), T(options_that_break_a_rule),
 	     T(descriptors_that_are_none), T(one_region_a_userfaultfd),
-	     T(each_call_of_a_creation_fails), T(what_needs_memory_of_our_own),
-	     T(pagers_that_do_not_fit), T(a_fault_is_filled), T(events_are_unread),
-	     T(events_are_unread_and_take_the_page_away), T(removed_pages_stay_zero),
-	     T(removed_pages_do_not_come_back_by_minor_faults),
+	     T(each_call_of_a_creation_fails), T(each_call_of_a_join_fails),
+	     T(what_needs_memory_of_our_own), T(pagers_that_do_not_fit), T(a_fault_is_filled),
+	     T(events_are_unread), T(events_are_unread_and_take_the_page_away),
+	     T(removed_pages_stay_zero), T(removed_pages_do_not_come_back_by_minor_faults),
 	     T(removed_huge_pages_do_not_come_back_either), T(it_never_stops_changing),
 	     T(a_mapping_went_away), T(a_page_was_there), T(the_process_ended_at_a_copy),
 	     T(the_process_ended_at_a_page_of_zeros), T(the_process_ended_at_a_minor_fault),
