@@ -70,23 +70,32 @@ int64_t life_check(const char *call, int64_t r)
 	life_fail(*kvmem_error_detail() ? LIFE_SAID : LIFE_MUTE, why);
 }
 
-/* Memory that this process plays another one with: registered, and given to the library with its userfaultfd. */
-static char *theirs;
-static int their_uffd = -1;
+/* Memory that this process plays other ones with: registered, and given to the library with its userfaultfds. */
+static char *theirs, *joined;
+static int their_uffd = -1, joined_uffd = -1;
 
-static bool open_theirs(void)
+static int open_registered(char **ret_memory)
 {
 	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_EVENT_REMOVE };
 	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 
-	if (theirs)
-		return their_uffd >= 0;
-	theirs = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	their_uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-	reg.range.start = (uintptr_t)theirs;
+	*ret_memory = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	reg.range.start = (uintptr_t)*ret_memory;
 	reg.range.len = BYTES;
-	return theirs != MAP_FAILED && their_uffd >= 0 && !ioctl(their_uffd, UFFDIO_API, &api) &&
-	       !ioctl(their_uffd, UFFDIO_REGISTER, &reg);
+	if (fd < 0 || *ret_memory == MAP_FAILED || ioctl(fd, UFFDIO_API, &api) ||
+	    ioctl(fd, UFFDIO_REGISTER, &reg))
+		return -1;
+	return fd;
+}
+
+static bool open_theirs(void)
+{
+	if (!theirs) {
+		their_uffd = open_registered(&theirs);
+		joined_uffd = open_registered(&joined);
+	}
+	return their_uffd >= 0 && joined_uffd >= 0;
 }
 
 bool life_open_uffds(void)
@@ -972,37 +981,40 @@ static void writes_life(void)
 
 /* ---- memory of another process ---- */
 
-static struct kvmem_region *remote_region(void)
+static struct kvmem_remote_opts remote_opts(const struct kvmem_remote_mapping *map, const int *uffd)
 {
-	const struct kvmem_remote_mapping map = { .addr = (uintptr_t)theirs, .bytes = BYTES };
 	struct kvmem_remote_opts o = KVMEM_REMOTE_OPTS_INIT;
-	struct kvmem_region *r;
 
 	o.flags = KVMEM_REMOTE_MISSING;
 	o.bytes = BYTES;
-	o.mappings = &map;
+	o.page_size = PAGE;
+	o.mappings = map;
 	o.mapping_count = 1;
-	o.uffds = &their_uffd;
+	o.uffds = uffd;
 	o.uffd_count = 1;
-	MUST(kvmem_remote_create, &o, &r);
-	return r;
+	return o;
 }
 
 static void remote_life(void)
 {
+	const struct kvmem_remote_mapping map = { .addr = (uintptr_t)theirs, .bytes = BYTES };
+	const struct kvmem_remote_mapping other = { .addr = (uintptr_t)joined, .bytes = BYTES };
+	const struct kvmem_remote_opts o = remote_opts(&map, &their_uffd);
+	const struct kvmem_remote_opts jo = remote_opts(&other, &joined_uffd);
 	struct kvmem_pager_opts po = KVMEM_PAGER_OPTS_INIT;
 	struct kvmem_source *source;
 	struct kvmem_region *r;
 	struct kvmem_pager *p;
 
-	if (their_uffd < 0)
+	if (!open_theirs())
 		return;
 	life_phase(LIFE_CREATE);
-	r = remote_region();
+	MUST(kvmem_remote_create, &o, &r);
 	po.flags = KVMEM_PAGER_REMOTE;
 	MUST(kvmem_source_memory, content, BYTES, &source);
 	MUST(kvmem_pager_create, &po, &p);
 	MUST(kvmem_pager_add, p, r, source, 0, 0);
+	MUST(kvmem_remote_join, p, r, &jo);
 	MUST(kvmem_remote_record_fd, r);
 	MUST(kvmem_pager_start, p);
 	life_phase(LIFE_RUN);
