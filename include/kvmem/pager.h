@@ -117,7 +117,8 @@ KVMEM_API int kvmem_pager_create(const struct kvmem_pager_opts *opts,
  * on. Errors: -EINVAL, -EEXIST (pages exist that nothing has
  * announced, and no flag says what they are), -EBUSY (region has a pager or is being filled, or pager
  * was stopped), -EOPNOTSUPP (this kind of memory takes no userfaultfd here, or a direct slot bypasses
- * it: the detail says what to change), -ENOMEM. One thread at a time per object.
+ * it: the detail says what to change), -ESRCH (memory of a process that has ended), -ENOMEM. One thread at a time per
+ * object.
  */
 KVMEM_API int kvmem_pager_add(struct kvmem_pager *pager, struct kvmem_region *region,
 			      struct kvmem_source *source, uint64_t source_offset, uint32_t flags);

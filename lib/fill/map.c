@@ -122,7 +122,7 @@ static int map_many(struct km_watch *w, uint64_t first, uint64_t count, bool zer
 
 int km_map_run(struct km_watch *w, uint64_t first, uint64_t count, bool zero, unsigned int fixes)
 {
-	int r = 0, err = 0;
+	int r, err = 0;
 	uint64_t n;
 
 	/* Before they are mapped, for the guest may write to them from then on. What was removed in another process

@@ -16,6 +16,7 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 
 #include "pager_lib.h"
@@ -35,7 +36,7 @@ enum peer_op {
 	PEER_REMOVERS, /* a threads that remove pages of the second half */
 	PEER_FLAGS,    /* fcntl(F_GETFL) of its own userfaultfd a */
 	PEER_SET_FLAGS,
-	PEER_EXEC, /* another program, that sleeps */
+	PEER_EXEC, /* another program */
 };
 
 struct peer_opts {
@@ -162,7 +163,7 @@ static inline int64_t peer_do(const struct peer_order *o)
 	case PEER_SET_FLAGS:
 		return fcntl(me.uffds[o->a], F_SETFL, (int)o->b);
 	case PEER_EXEC:
-		execl("/bin/sleep", "sleep", "60", (char *)NULL);
+		execl("/proc/self/exe", "remote", "no_such_test", (char *)NULL);
 		return -1;
 	}
 	return -1;
@@ -363,6 +364,39 @@ static inline void served_ended(void *arg, struct kvmem_region *region)
 	atomic_fetch_add(&s->tells, 1);
 }
 
+/* Where the kernel has no UFFDIO_POISON (before 6.6), a pager needs it. */
+static inline enum kvmem_fail_action served_fails(void *arg, const struct kvmem_fail *fail)
+{
+	struct served *s = arg;
+
+	(void)fail;
+	atomic_fetch_add(&s->fails, 1);
+	return KVMEM_FAIL_POISON;
+}
+
+/* A userfaultfd can be read without waiting, although it is blocking (Linux 6.10). */
+static inline bool reads_nowait(void)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+	struct uffd_msg msg;
+	struct iovec v = { &msg, sizeof(msg) };
+	bool r = fd >= 0 && !ioctl(fd, UFFDIO_API, &api) &&
+		 preadv2(fd, &v, 1, -1, RWF_NOWAIT) < 0 && errno == EAGAIN;
+
+	close(fd);
+	return r;
+}
+
+static inline int a_memfd(uint64_t bytes, unsigned int flags)
+{
+	int fd = memfd_create("peer", MFD_CLOEXEC | flags);
+
+	ck_assert_int_ge(fd, 0);
+	ck_assert_int_eq(ftruncate(fd, (off_t)bytes), 0);
+	return fd;
+}
+
 static inline bool has_uffd(void)
 {
 	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
@@ -403,6 +437,7 @@ static inline void served_begin(struct served *s, const struct peer_opts *o)
 	s->pager_opts = pager;
 	s->pager_opts.flags = KVMEM_PAGER_REMOTE;
 	s->pager_opts.ended = served_ended;
+	s->pager_opts.fail = served_fails;
 	s->pager_opts.arg = s;
 	s->content = make_content(o->bytes);
 	must(kvmem_source_memory(s->content, o->bytes, &s->source));
@@ -426,9 +461,6 @@ static inline struct kvmem_pager_stats served_stats(const struct served *s)
 
 static inline void served_end(struct served *s)
 {
-	struct kvmem_pager_stats st = served_stats(s);
-
-	(void)st;
 	if (s->pager) {
 		int r = kvmem_pager_stop(s->pager, KVMEM_STOP_HAND_BACK);
 

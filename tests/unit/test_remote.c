@@ -65,9 +65,9 @@ static bool is_uffd(int fd)
 
 static int64_t play_readlink(const char *path, char *buf, size_t len)
 {
-	int fd = -1;
+	bool fd = !strncmp(path, "/proc/self/fd/", 14);
 
-	if (sscanf(path, "/proc/self/fd/%d", &fd) == 1 && is_uffd(fd))
+	if (fd && is_uffd((int)strtol(path + 14, NULL, 10)))
 		return snprintf(buf, len, "%s", k.link ? k.link : "anon_inode:[userfaultfd]");
 	return km_real_readlink(path, buf, len);
 }
