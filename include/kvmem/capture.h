@@ -85,6 +85,19 @@ KVMEM_API int kvmem_capture_start(struct kvmem_capture *capture,
 				  struct kvmem_region *const *regions, size_t count);
 
 /**
+ * kvmem_capture_start_runs() - the same of these pages alone: a difference to what somebody has already.
+ *
+ * runs are whole base pages of the regions, in any order, and may overlap; of a larger page that a run touches all is
+ * captured. Other pages are neither read nor handed out, and a write to them waits for nobody's before_write. All
+ * regions are taken, also those without a run. run_count 0: no page. runs are read during the call. Errors: those of
+ * kvmem_capture_start(); -EINVAL (a run that is no pages of one of the regions: its number is in the detail). One
+ * thread at a time per object.
+ */
+KVMEM_API int kvmem_capture_start_runs(struct kvmem_capture *capture,
+				       struct kvmem_region *const *regions, size_t count,
+				       const struct kvmem_run *runs, uint64_t run_count);
+
+/**
  * kvmem_capture_next() - the next run of pages of one kind that nobody has been given yet.
  *
  * Of kind DATA its content is copied to buf, at most `bytes`, which has room for a page of each region; a run of the
@@ -114,8 +127,8 @@ KVMEM_API int kvmem_capture_free(struct kvmem_capture *capture);
 struct kvmem_capture_stats {
 	uint32_t size;
 	uint32_t threads;
-	uint64_t bytes;		   /* of all regions: the sum of the following six */
-	uint64_t bytes_written;	   /* handed to before_write */
+	uint64_t bytes;		/* of all pages that are captured: the sum of the following six */
+	uint64_t bytes_written; /* handed to before_write */
 	uint64_t bytes_background; /* data of kvmem_capture_next() */
 	uint64_t bytes_zero;	   /* of kvmem_capture_next(), by kind */
 	uint64_t bytes_absent;

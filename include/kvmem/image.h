@@ -217,11 +217,16 @@ struct kvmem_image_create_opts {
 	/* Pages that nothing is written to are its; NULL: they are zero. It stays the caller's, and open as long. */
 	struct kvmem_image *parent;
 	/*
-	 * Of KVMEM_IMAGE_PACKED: called now and then by kvmem_image_commit(), in its thread; non-zero cancels. NULL is
-	 * allowed.
+	 * Of KVMEM_IMAGE_PACKED: called now and then by kvmem_image_commit(), in its thread; non-zero cancels. It must
+	 * not use the writer (-EBUSY). NULL is allowed.
 	 */
 	int (*progress)(void *arg, const struct kvmem_image_progress *progress);
 	void *arg;
+	/*
+	 * Of KVMEM_IMAGE_REPLACE: only this image is replaced, e.g. since the new one is made of its content. Looked at
+	 * during the call: it can be closed before the commit. NULL: whatever image has the name.
+	 */
+	const struct kvmem_image *replaces;
 };
 
 #define KVMEM_IMAGE_CREATE_OPTS_INIT KVMEM_INIT_(struct kvmem_image_create_opts)
@@ -232,7 +237,7 @@ struct kvmem_image_create_opts {
  * Nothing of it has a name until kvmem_image_commit(). With KVMEM_IMAGE_PACKED the commit packs it: until then its
  * pages are in a raw file without a name. With a parent, its index has to be reachable from the folder of `path` by
  * the path that the parent was opened with. Errors: -EINVAL, -EEXIST (there is such an image, or a file where
- * its data go, and not KVMEM_IMAGE_REPLACE), -ENOENT, -EACCES, -EOPNOTSUPP (the parent is a raw file; or
+ * its data go, and not KVMEM_IMAGE_REPLACE), -ENOENT, -EACCES, -EOPNOTSUPP (parent or replaces is a raw file; or
  * KVMEM_IMAGE_PACKED, and the library was built without zstd), -ENOSPC, -ENOMEM. May be called from any thread.
  */
 KVMEM_API int kvmem_image_create(const char *path, const struct kvmem_image_create_opts *opts,
@@ -266,9 +271,10 @@ KVMEM_API int kvmem_image_write_blob(struct kvmem_image_writer *writer, const ch
  *
  * Data and index are on the disk before the index has its name, unless KVMEM_IMAGE_NO_SYNC. On failure the writer is
  * gone as well, and what was there before is there still. ret_id may be NULL. Errors: -EINVAL (also: the image that
- * it would replace is one of its parents), -ECANCELED, -EEXIST (somebody else
- * made it meanwhile), -ESTALE, -ENOENT (the parent is another image by now, or not there), -ENOSPC, -EFBIG, -EIO,
- * -EDQUOT; -EBUSY (kvmem_image_save() is not over) leaves the writer. One thread at a time per object.
+ * it would replace is one of its parents), -ECANCELED, -EEXIST (somebody else made it meanwhile), -ESTALE (the parent,
+ * or the image that the caller wants to replace, is another one by now, or that one is gone), -ENOENT (the parent is
+ * not there), -EBADMSG (the parent is damaged), -ENOSPC, -EFBIG, -EIO, -EDQUOT; -EBUSY (kvmem_image_save(), or the
+ * commit itself, is not over) leaves the writer. One thread at a time per object.
  */
 KVMEM_API int kvmem_image_commit(struct kvmem_image_writer *writer, struct kvmem_image_id *ret_id);
 
@@ -291,7 +297,7 @@ struct kvmem_image_save_opts {
 	/* Called now and then in the calling thread; non-zero cancels. It must not use the writer. NULL is allowed. */
 	int (*progress)(void *arg, const struct kvmem_image_progress *progress);
 	void *arg;
-	/* Of kvmem_image_save(), in place of a batch: these runs of the regions, read during the call. */
+	/* In place of a batch: these runs of the regions, read during the call. Not of kvmem_image_capture_run(). */
 	const struct kvmem_run *runs;
 	uint64_t run_count; /* 0 with runs: none */
 };
@@ -413,6 +419,24 @@ KVMEM_API int kvmem_image_capture_start(struct kvmem_image_capture *capture,
 					struct kvmem_image_writer *writer,
 					struct kvmem_region *const *regions, uint32_t region_count,
 					uint32_t flags);
+
+/**
+ * kvmem_image_capture_start_dirty() - the same of what was written since the parent: a difference, of this moment.
+ *
+ * Either a batch, harvested in the same pause and committed (kvmem_dirty_commit()), or opts->runs, which are read
+ * during the call and may overlap; of opts only flags are looked at besides, the rest must be 0. Only these pages are
+ * protected, and come into the image as they are now. All others are the
+ * parent's (without one: zero), and a write to them waits for no page to be saved. The batch is taken, also when the
+ * call fails: kvmem_image_commit() frees it when it succeeds. When anything fails, or the image is given up, it goes
+ * back to its reader, whose next harvest has its pages again. Errors: those of kvmem_image_capture_start(), -EPERM (the
+ * batch is not committed), and -EINVAL also for pages of other regions, or an image that has taken a batch already. One
+ * thread at a time per object.
+ */
+KVMEM_API int kvmem_image_capture_start_dirty(struct kvmem_image_capture *capture,
+					      struct kvmem_image_writer *writer,
+					      struct kvmem_region *const *regions,
+					      uint32_t region_count, struct kvmem_batch *batch,
+					      const struct kvmem_image_save_opts *opts);
 
 /**
  * kvmem_image_capture_run() - save all that the guest does not write first, and end the capture.

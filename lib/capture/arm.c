@@ -13,6 +13,8 @@
 #include <inttypes.h>
 
 #define GAP_PAGES 64u /* to protect them costs no more than another call */
+/* The same where they exist, and a write to each of them is one more event. */
+#define GAP_IN_RUNS 12u
 
 static int protect(struct km_captured *p, uint64_t first, uint64_t count)
 {
@@ -30,9 +32,9 @@ static int protect(struct km_captured *p, uint64_t first, uint64_t count)
 static uint64_t end_of_run(const struct km_captured *p, uint64_t page, uint64_t end)
 {
 	enum km_record_state state;
-	uint64_t data_end = page, n;
+	uint64_t gap = p->in_runs ? GAP_IN_RUNS : GAP_PAGES, data_end = page, n;
 
-	for (; page < end && page - data_end <= GAP_PAGES; page += n) {
+	for (; page < end && page - data_end <= gap; page += n) {
 		n = km_record_run(&p->record, page, end - page, &state);
 		if (state == KM_RECORD_DATA)
 			data_end = page + n;
@@ -55,12 +57,25 @@ static int protect_data(struct km_captured *p, uint64_t page, uint64_t end, bool
 	return r;
 }
 
+static int look_at_data(struct km_captured *p, uint64_t page, uint64_t end)
+{
+	enum km_record_state state;
+	int r = 0;
+
+	for (uint64_t n; !r && page < end; page += n) {
+		n = km_record_run(&p->record, page, end - page, &state);
+		if (state == KM_RECORD_DATA)
+			r = km_content_kinds(p, page, n);
+	}
+	return r;
+}
+
 static int arm_chunk(struct km_captured *p, uint64_t chunk)
 {
 	uint64_t first = chunk * p->chunk, end = km_min(p->pages, first + p->chunk);
-	int r = km_content_kinds(p, first, end - first);
+	int r = look_at_data(p, first, end);
 
-	return r ? r : protect_data(p, first, end, !p->watched || p->by_pages);
+	return r ? r : protect_data(p, first, end, !p->in_runs && (!p->watched || p->by_pages));
 }
 
 static struct km_captured *part_of(const struct kvmem_capture *c, uint64_t chunk)
@@ -81,8 +96,12 @@ void km_arm_help(struct kvmem_capture *c)
 	while ((chunk = atomic_fetch_add(&c->next_chunk, 1)) < c->chunks) {
 		p = part_of(c, chunk);
 		r = 0;
+		/* Events of a pager may be read here; `complete` waits until kvmem_capture_start() holds nothing. */
+		km_presence_defer();
 		if (!atomic_load(&c->arm_error))
 			r = arm_chunk(p, chunk - p->first_chunk);
+		if (km_presence_defer_end())
+			atomic_store(&c->whole, true);
 		if (r) {
 			pthread_mutex_lock(&c->lock);
 			none = 0;

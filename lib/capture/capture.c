@@ -195,18 +195,39 @@ static uint64_t end(struct kvmem_capture *c)
 	return left;
 }
 
-int kvmem_capture_start(struct kvmem_capture *capture, struct kvmem_region *const *regions,
-			size_t count)
+/* The capture is started, or has ended: `complete` may stop and free it. The pagers of the regions stay meanwhile. */
+static void tell_whole(struct kvmem_region *const *regions, size_t count)
+{
+	for (size_t i = 0; i < count; i++)
+		km_presence_notify(&regions[i]->presence);
+	for (size_t i = 0; i < count; i++)
+		km_pages_leave(regions[i]);
+}
+
+static bool became_whole(struct kvmem_capture *c, struct kvmem_region *const *regions, size_t count)
+{
+	bool whole = atomic_exchange(&c->whole, false);
+
+	for (size_t i = 0; whole && i < count; i++)
+		km_pages_enter(regions[i]);
+	return whole;
+}
+
+static int start(struct kvmem_capture *capture, struct kvmem_region *const *regions, size_t count,
+		 const struct km_capture_runs *only)
 {
 	uint64_t begun = km_sys_now_ns();
 	struct km_detail why;
 	int r = start_check(capture, regions, count);
+	bool whole;
 
+	if (!r && only)
+		r = km_capture_runs_check(only, regions, count);
 	if (r)
 		return r;
 	pthread_rwlock_wrlock(&capture->parts_lock);
 	forget_the_last(capture);
-	r = km_parts_begin(capture, regions, count);
+	r = km_parts_begin(capture, regions, count, only);
 	pthread_rwlock_unlock(&capture->parts_lock);
 	/* What began before there was a guard has ended: what it has changed is of before the pause. */
 	for (size_t i = 0; !r && i < count; i++)
@@ -215,15 +236,32 @@ int kvmem_capture_start(struct kvmem_capture *capture, struct kvmem_region *cons
 		r = km_arm(capture);
 	if (!r)
 		r = km_capture_error(capture, "kvmem_capture_start");
+	whole = became_whole(capture, regions, count);
 	if (r) {
 		km_detail_save(&why);
 		end(capture);
 		km_detail_restore(&why);
-		return r;
+	} else {
+		atomic_store(&capture->pause_ns, km_sys_now_ns() - begun);
+		atomic_store(&capture->running, true);
 	}
-	atomic_store(&capture->pause_ns, km_sys_now_ns() - begun);
-	atomic_store(&capture->running, true);
-	return 0;
+	if (whole)
+		tell_whole(regions, count);
+	return r;
+}
+
+int kvmem_capture_start(struct kvmem_capture *capture, struct kvmem_region *const *regions,
+			size_t count)
+{
+	return start(capture, regions, count, NULL);
+}
+
+int kvmem_capture_start_runs(struct kvmem_capture *capture, struct kvmem_region *const *regions,
+			     size_t count, const struct kvmem_run *runs, uint64_t run_count)
+{
+	const struct km_capture_runs only = { .runs = runs, .count = run_count };
+
+	return start(capture, regions, count, &only);
 }
 
 /* ---- stopped ---- */

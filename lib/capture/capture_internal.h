@@ -12,6 +12,7 @@
  *	next.c		the next run for the caller's own loop
  *	arm.c		the pause: kinds of pages, and their protection
  *	threads.c	threads that read events, and help to arm
+ *	runs.c		which pages are captured, where it is not all of them
  *	parts.c		regions of a capture: taken, and let go
  *	capture.c	the life of a capture
  */
@@ -37,7 +38,8 @@ struct km_captured {
 	/* What does not exist is zero for ever: there write protection leaves no marker. Of a clone, in part. */
 	bool by_pages;
 	bool checks; /* the protection of a page can be seen in pagemap: it is looked for after a copy */
-	bool seeks; /* SEEK_DATA tells of its file */
+	bool seeks;   /* SEEK_DATA tells of its file */
+	bool in_runs; /* not all pages are captured: those that are not are DONE */
 	_Atomic bool armed;
 	uint64_t pages;
 	unsigned int shift;
@@ -79,6 +81,7 @@ struct kvmem_capture {
 	_Atomic uint64_t next_chunk, chunks_done;
 	uint64_t chunks;
 	_Atomic int arm_error;
+	_Atomic bool whole; /* a pager's `complete` is to be called, if it is whole still */
 
 	pthread_mutex_t lock; /* what follows */
 	pthread_cond_t
@@ -158,12 +161,28 @@ int km_arm(struct kvmem_capture *c);
 int km_capture_threads_start(struct kvmem_capture *c);
 void km_capture_threads_stop(struct kvmem_capture *c);
 
+/* ---- runs.c ---- */
+
+/* Pages that are to be captured; in any order. */
+struct km_capture_runs {
+	const struct kvmem_run *runs;
+	uint64_t count;
+};
+
+/* Are they pages of these regions? 0 or -errno with the detail set. */
+int km_capture_runs_check(const struct km_capture_runs *only, struct kvmem_region *const *regions,
+			  size_t count);
+/* Parts that nobody else sees yet, c->parts[0] to [count - 1], have these pages alone. */
+void km_capture_runs_apply(struct kvmem_capture *c, size_t count,
+			   const struct km_capture_runs *only);
+
 /* ---- parts.c ---- */
 
 /* Why a region cannot be captured: 0 or -errno with the detail set. */
 int km_parts_check(struct kvmem_capture *c, struct kvmem_region *region);
 /* With parts_lock held for writing. */
-int km_parts_begin(struct kvmem_capture *c, struct kvmem_region *const *regions, size_t count);
+int km_parts_begin(struct kvmem_capture *c, struct kvmem_region *const *regions, size_t count,
+		   const struct km_capture_runs *only); /* NULL: all pages */
 void km_parts_end_guards(struct kvmem_capture *c);
 void km_parts_free(struct kvmem_capture *c);
 struct km_captured *km_parts_at(const struct kvmem_capture *c, uint64_t addr);

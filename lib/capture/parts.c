@@ -123,18 +123,36 @@ static void set_guard(struct km_captured *p)
 	km_guard_begin(&p->guard);
 }
 
-static int begin_part(struct kvmem_capture *c, struct km_captured *p, struct kvmem_region *r)
+static struct km_captured *new_part(struct kvmem_capture *c, struct kvmem_region *r)
 {
-	int err;
+	struct km_captured *p = km_sys_alloc(sizeof(*p));
 
+	if (!p)
+		return NULL;
 	p->capture = c;
 	p->region = r;
 	p->shift = r->page_shift;
 	p->pages = atomic_load(&r->bytes) >> p->shift;
 	p->chunk = KM_CHUNK_BYTES >> p->shift;
+	if (!km_record_init(&p->record, p->pages))
+		return p;
+	km_sys_free(p);
+	return NULL;
+}
+
+static void free_part(struct km_captured *p)
+{
+	if (p)
+		km_record_destroy(&p->record);
+	km_sys_free(p);
+}
+
+static int begin_part(struct kvmem_capture *c, struct km_captured *p)
+{
+	struct kvmem_region *r = p->region;
+	int err;
+
 	p->first_chunk = c->chunks;
-	if (km_record_init(&p->record, p->pages))
-		return km_fail(ENOMEM, "no memory for the record of its pages");
 	pthread_mutex_lock(&r->lock);
 	err = take_region(c, r, &p->own);
 	if (!err) {
@@ -144,9 +162,7 @@ static int begin_part(struct kvmem_capture *c, struct km_captured *p, struct kvm
 		set_guard(p);
 	}
 	pthread_mutex_unlock(&r->lock);
-	if (err)
-		km_record_destroy(&p->record);
-	else
+	if (!err)
 		c->chunks += (p->pages + p->chunk - 1) / p->chunk;
 	return err;
 }
@@ -159,8 +175,7 @@ static void end_part(struct km_captured *p)
 	else
 		km_watch_end_wp(&p->own, 0);
 	km_pages_leave(p->region);
-	km_record_destroy(&p->record);
-	km_sys_free(p);
+	free_part(p);
 }
 
 /* By address. */
@@ -172,7 +187,7 @@ static void insert(struct kvmem_capture *c, struct km_captured *p)
 		c->by_addr[i] = c->by_addr[i - 1];
 	c->by_addr[i] = p;
 	c->parts[c->part_count++] = p;
-	atomic_fetch_add(&c->bytes, p->pages << p->shift);
+	atomic_fetch_add(&c->bytes, atomic_load(&p->record.left) << p->shift);
 }
 
 struct km_captured *km_parts_at(const struct kvmem_capture *c, uint64_t addr)
@@ -229,34 +244,64 @@ static int part_failed(int err, size_t i)
 	return km_fail(-err, "kvmem_capture_start: regions[%zu]: %.420s", i, why.text);
 }
 
-int km_parts_begin(struct kvmem_capture *c, struct kvmem_region *const *regions, size_t count)
+/* All records, before any region is taken: whoever finds a guard finds what it captures. */
+static int new_parts(struct kvmem_capture *c, struct kvmem_region *const *regions, size_t count,
+		     const struct km_capture_runs *only)
+{
+	c->parts = km_sys_alloc(count * sizeof(struct km_captured *));
+	c->by_addr = km_sys_alloc(count * sizeof(struct km_captured *));
+	if (!c->parts || !c->by_addr)
+		return km_fail(ENOMEM, "kvmem_capture_start: no memory for %zu regions", count);
+	for (size_t i = 0; i < count; i++) {
+		c->parts[i] = new_part(c, regions[i]);
+		if (!c->parts[i])
+			return km_fail(
+				ENOMEM,
+				"kvmem_capture_start: regions[%zu]: no memory for the record "
+				"of its pages",
+				i);
+	}
+	if (only)
+		km_capture_runs_apply(c, count, only);
+	return 0;
+}
+
+/* By their order: those before have begun. */
+static int begin_parts(struct kvmem_capture *c, size_t count)
+{
+	int r = 0;
+
+	for (size_t i = 0; !r && i < count; i++) {
+		r = begin_part(c, c->parts[i]);
+		if (r)
+			r = part_failed(r, i);
+		else
+			insert(c, c->parts[i]);
+	}
+	return r;
+}
+
+int km_parts_begin(struct kvmem_capture *c, struct kvmem_region *const *regions, size_t count,
+		   const struct km_capture_runs *only)
 {
 	uint64_t largest = km_sys_page_size();
-	int r = 0;
+	int r;
 
 	c->chunks = 0;
 	atomic_store(&c->next_chunk, UINT64_MAX / 2); /* until km_arm() */
 	atomic_store(&c->chunks_done, 0);
 	atomic_store(&c->arm_error, 0);
-	c->parts = km_sys_alloc(count * sizeof(struct km_captured *));
-	c->by_addr = km_sys_alloc(count * sizeof(struct km_captured *));
-	if (!c->parts || !c->by_addr)
-		return km_fail(ENOMEM, "kvmem_capture_start: no memory for %zu regions", count);
 	for (size_t i = 0; i < count; i++)
 		if (km_region_page(regions[i]) > largest &&
 		    km_region_page(regions[i]) <= KM_PAGE_MOST)
 			largest = km_region_page(regions[i]);
 	r = make_buffers(c, largest);
-	for (size_t i = 0; !r && i < count; i++) {
-		struct km_captured *p = km_sys_alloc(sizeof(*p));
-
-		r = p ? begin_part(c, p, regions[i]) : km_fail(ENOMEM, "no memory");
-		if (r) {
-			km_sys_free(p);
-			return part_failed(r, i);
-		}
-		insert(c, p);
-	}
+	if (!r)
+		r = new_parts(c, regions, count, only);
+	if (!r)
+		r = begin_parts(c, count);
+	for (size_t i = c->part_count; r && c->parts && i < count; i++)
+		free_part(c->parts[i]);
 	return r;
 }
 

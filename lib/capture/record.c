@@ -70,6 +70,30 @@ static uint64_t ones(unsigned int at, unsigned int n)
 	return (n < PER_WORD ? EACH & ((1ull << n * BITS) - 1) : EACH) << at * BITS;
 }
 
+void km_record_exclude_all(struct km_record *rec)
+{
+	for (uint64_t i = 0; i < (rec->pages + PER_WORD - 1) / PER_WORD; i++)
+		atomic_store_explicit(&rec->words[i], EACH * KM_RECORD_DONE, memory_order_relaxed);
+	atomic_store(&rec->left, 0);
+}
+
+void km_record_include(struct km_record *rec, uint64_t first, uint64_t count)
+{
+	uint64_t added = 0;
+
+	for (uint64_t n; count; first += n, count -= n) {
+		_Atomic uint64_t *word = &rec->words[first / PER_WORD];
+		unsigned int at = first % PER_WORD;
+		uint64_t old = atomic_load_explicit(word, memory_order_relaxed), excluded;
+
+		n = km_min(count, PER_WORD - at);
+		excluded = old & ones(at, (unsigned int)n); /* DONE is odd, DATA 0 */
+		atomic_store_explicit(word, old - excluded * KM_RECORD_DONE, memory_order_relaxed);
+		added += (unsigned int)__builtin_popcountll(excluded);
+	}
+	atomic_fetch_add(&rec->left, added);
+}
+
 void km_record_assign(struct km_record *rec, uint64_t first, uint64_t count,
 		      enum km_record_state state)
 {

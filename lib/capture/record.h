@@ -10,6 +10,7 @@
  *	   \                   |
  *	    +----- take ---> BUSY ---done---> DONE
  *
+ * Where not all pages of a region are captured, the others are DONE from the beginning.
  * A page that was taken and turns out to be of another kind is put back as that kind.
  */
 
@@ -35,6 +36,10 @@ int km_record_init(struct km_record *rec, uint64_t pages); /* 0 or -ENOMEM, with
 void km_record_destroy(struct km_record *rec);
 
 enum km_record_state km_record_get(const struct km_record *rec, uint64_t page);
+
+/* Before others see it: all pages become DONE; then some of them DATA again, which they may be already. */
+void km_record_exclude_all(struct km_record *rec);
+void km_record_include(struct km_record *rec, uint64_t first, uint64_t count);
 
 /* The run of pages in one state from `page` on, at most `max`. */
 uint64_t km_record_run(const struct km_record *rec, uint64_t page, uint64_t max,

@@ -3,10 +3,10 @@
  * kvmem_region_mark_absent(): pages that have content are stale, and are to be filled again.
  *
  * They are claimed while they are taken out of the memory: an access waits for the end of the claim, raises its
- * fault again and has the page filled. A thread that has found such a page filled may be about to bring a page of
- * zeros where the kernel has none. It does so inside the gate of the userfaultfd and looks at the record once more
- * there; the claim is made on the other side of that gate. So either it is done before the page is taken out, or it
- * sees the claim.
+ * fault again and has the page filled. A thread that has found such a page filled may be about to map it, or to bring a
+ * page of zeros where the kernel has none. It does so inside the gate of the userfaultfd and looks at the record once
+ * more there; the claim is made on the other side of that gate. So either it is done before the page is taken out, or
+ * it sees the claim.
  */
 #include "fill/fill_internal.h"
 

@@ -33,8 +33,8 @@ int km_pages_check(const struct kvmem_region *r, uint64_t offset, uint64_t bytes
  * nobody reads events all the time, one thread takes the pages out and this one reads.
  */
 struct removal {
-	uint8_t *addr;
-	uint64_t bytes;
+	int64_t (*fn)(void *arg);
+	void *arg;
 	int64_t result;
 	_Atomic uint32_t done;
 };
@@ -43,40 +43,54 @@ static void *remove_pages(void *arg)
 {
 	struct removal *rm = arg;
 
-	rm->result = km_mem_drop(rm->addr, rm->bytes);
+	rm->result = rm->fn(rm->arg);
 	atomic_store(&rm->done, 1);
 	km_sys_futex_wake(&rm->done);
 	return NULL;
 }
 
-static int64_t remove_unserved(struct km_uffd_set *set, struct removal *rm)
+int64_t km_uffd_removing(struct km_uffd_set *set, int64_t (*fn)(void *arg), void *arg)
 {
+	struct removal rm = { .fn = fn, .arg = arg };
 	struct km_thread thread;
-	int64_t r = km_sys_thread_create(&thread, "kvmem-remove", NULL, remove_pages, rm);
+	int64_t r;
 
+	if (!set->sees_removals)
+		return fn(arg);
+	r = km_sys_thread_create(&thread, "kvmem-remove", NULL, remove_pages, &rm);
 	if (r < 0)
 		return r;
-	while (!atomic_load(&rm->done)) {
+	while (!atomic_load(&rm.done)) {
 		bool any = false;
 
 		for (unsigned int i = 0; i < set->count; i++)
 			any |= km_uffd_drain(set, &set->all[i]);
 		if (!any)
-			km_sys_futex_wait(&rm->done, 0, 100000);
+			km_sys_futex_wait(&rm.done, 0, 100000);
 	}
 	km_sys_thread_join(&thread);
-	return rm->result;
+	return rm.result;
+}
+
+struct pages {
+	uint8_t *addr;
+	uint64_t bytes;
+};
+
+static int64_t drop(void *arg)
+{
+	const struct pages *p = arg;
+
+	return km_mem_drop(p->addr, p->bytes);
 }
 
 static int64_t drop_mapping(struct kvmem_region *r, uint64_t page, uint64_t count)
 {
-	struct removal rm = { .addr = r->base + (page << r->page_shift),
-			      .bytes = count << r->page_shift };
+	struct pages p = { r->base + (page << r->page_shift), count << r->page_shift };
 
-	if (r->watch && r->watch->set->sees_removals && !atomic_load(&r->watch->set->served))
-		return remove_unserved(r->watch->set, &rm);
-	remove_pages(&rm);
-	return rm.result;
+	if (r->watch && !atomic_load(&r->watch->set->served))
+		return km_uffd_removing(r->watch->set, drop, &p);
+	return drop(&p);
 }
 
 /* ---- poison ---- */
@@ -168,13 +182,25 @@ static int discard_claimed(struct kvmem_region *r, uint64_t page, uint64_t count
 	return 0;
 }
 
+/*
+ * ZERO before the pages are gone: a fault in between finds the old page, as one before the call would; the other way
+ * round it would find a page that is PRESENT and gone. Who brings a page of zeros meanwhile makes it PRESENT first, in
+ * the same step (place.c): that has ended before the pages are taken out, or makes them PRESENT after all.
+ */
+static void turn_zero(struct kvmem_region *r, uint64_t page, uint64_t count)
+{
+	km_presence_turn(&r->presence, page, count, KM_PRESENT, KM_ZERO);
+	if (r->watch)
+		km_uffd_settle_places(r->watch->set);
+}
+
 /* Of a clone there is no other page: all have content. */
 static int discard_clone(struct kvmem_region *r, uint64_t page, uint64_t count, bool present,
 			 uint64_t *ret_done)
 {
 	int64_t err;
 
-	km_presence_turn(&r->presence, page, count, KM_PRESENT, KM_ZERO);
+	turn_zero(r, page, count);
 	err = km_clone_zero(r, page, count, ret_done);
 	page += *ret_done;
 	count -= *ret_done;
@@ -183,15 +209,11 @@ static int discard_clone(struct kvmem_region *r, uint64_t page, uint64_t count, 
 	return err < 0 ? failed(r, page, count, err) : 0;
 }
 
-/*
- * ZERO before the pages are gone: a fault in between finds the old page, as one before the call
- * would; the other way round it would find a page that is PRESENT and gone.
- */
 static int discard_done(struct kvmem_region *r, uint64_t page, uint64_t count, bool present)
 {
 	int64_t err;
 
-	km_presence_turn(&r->presence, page, count, KM_PRESENT, KM_ZERO);
+	turn_zero(r, page, count);
 	err = km_pages_take_out(r, page, count);
 	if (err >= 0)
 		return 0;

@@ -11,11 +11,14 @@
 
 #define REPLACE_TRIES 16u
 
+/* What the caller has had removed before is in the record: or it would undo what he does now. */
 void km_pages_enter(struct kvmem_region *r)
 {
 	pthread_mutex_lock(&r->lock);
 	atomic_fetch_add(&r->fillers, 1);
 	pthread_mutex_unlock(&r->lock);
+	if (r->watch)
+		km_uffd_settle(r->watch->set);
 }
 
 void km_pages_leave(struct kvmem_region *r)

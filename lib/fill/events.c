@@ -104,6 +104,14 @@ void km_uffd_settle(struct km_uffd_set *set)
 	}
 }
 
+void km_uffd_settle_places(struct km_uffd_set *set)
+{
+	for (unsigned int i = 0; i < set->count; i++) {
+		km_gate_enter(&set->all[i].gate, KM_UFFD_READS);
+		km_gate_leave(&set->all[i].gate, KM_UFFD_READS);
+	}
+}
+
 /* The page size of the fault is not told: a wake-up of a base page finds who waits for it. */
 static void wake_fault(struct km_uffd *u, const struct uffd_msg *m)
 {

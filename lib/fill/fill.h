@@ -88,6 +88,24 @@ int km_pages_unannounced(struct kvmem_region *r, uint64_t page, uint64_t count, 
 			 const char *what);
 
 /*
+ * The same in steps, for a caller who may fail in between. _find_ changes nothing. _keep_ has the found pages PRESENT,
+ * or takes that back, where that is asked for. _overwrite_ takes them out of the file, where that is; of anonymous
+ * memory the caller drops all that is ABSENT. With the region's lock held all the time, and no fillers. The caller
+ * frees `runs`.
+ */
+struct km_found {
+	struct km_found_run {
+		uint64_t page, count;
+	} * runs;
+	size_t count, room;
+	uint32_t how;
+};
+int km_pages_find_unannounced(struct kvmem_region *r, uint32_t how, const char *what,
+			      struct km_found *ret_found);
+void km_pages_keep_found(struct kvmem_region *r, const struct km_found *f, bool keep);
+int64_t km_pages_overwrite_found(struct kvmem_region *r, const struct km_found *f);
+
+/*
  * A watch has begun, and the record is believed from here on: pages that it has ZERO, and that somebody has written to
  * while nobody watched, are PRESENT. With the region's lock held.
  */

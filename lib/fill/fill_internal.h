@@ -63,6 +63,9 @@ unsigned int km_remote_removed(const struct km_uffd *u, uint64_t start, uint64_t
  * that removes go on when the event is read, which is before it is entered.
  */
 void km_uffd_settle(struct km_uffd_set *set);
+/* Who found pages that have content, and brings zeros where the kernel has none, has done so, or sees the record as it
+ * is now. */
+void km_uffd_settle_places(struct km_uffd_set *set);
 
 /* ---- engine.c ---- */
 

@@ -8,6 +8,7 @@ struct km_guard *km_guard_enter(struct kvmem_region *r)
 {
 	struct km_guard *g;
 
+	km_presence_defer();
 	atomic_fetch_add(&r->unguarded, 1);
 	g = atomic_load(&r->guard);
 	if (!g)
@@ -20,6 +21,8 @@ struct km_guard *km_guard_enter(struct kvmem_region *r)
 void km_guard_leave(struct kvmem_region *r, struct km_guard *g)
 {
 	atomic_fetch_sub(g ? &g->users : &r->unguarded, 1);
+	if (km_presence_defer_end())
+		km_presence_notify(&r->presence);
 }
 
 void km_guard_fault(const struct km_watch *w, uint64_t page, uint64_t read_ns)

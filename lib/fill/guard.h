@@ -18,6 +18,9 @@
  *
  * Who places content in claimed pages stays inside until the record has it: km_pages_publish_leave().
  *
+ * What becomes whole inside is told (km_presence_notify()) by the outermost _leave(): `complete` may end the capture,
+ * which waits until nobody is inside. So no lock is held there.
+ *
  * Whoever has entered before a guard was set, and found none, has left when km_guard_settle() returns, and removals
  * whose events were read before are in the record: nothing of what a guard is to see begins unseen, and no page has
  * content of before that the record has not.

@@ -35,8 +35,10 @@ static int zero_large(struct km_watch *w, uint64_t page)
 		return r;
 	/* Made in the file, it is zero; the caller maps it. Inside the gate, as in place.c. */
 	km_gate_enter(&u->gate, KM_UFFD_PLACES);
-	if (km_presence_settled(&w->region->presence, page, 1))
+	if (km_presence_settled(&w->region->presence, page, 1)) {
+		km_presence_turn(&w->region->presence, page, 1, KM_ZERO, KM_PRESENT);
 		r = km_store_make(w->region, base, page << w->shift, bytes);
+	}
 	km_gate_leave(&u->gate, KM_UFFD_PLACES);
 	return r ? r : -EEXIST;
 }
@@ -125,10 +127,6 @@ int km_map_run(struct km_watch *w, uint64_t first, uint64_t count, bool zero, un
 	int r, err = 0;
 	uint64_t n;
 
-	/* Before they are mapped, for the guest may write to them from then on. What was removed in another process
-	 * stays ZERO: it may be about to take the page away. */
-	if (zero && !km_watch_is_remote(w))
-		km_presence_turn(&w->region->presence, first, count, KM_ZERO, KM_PRESENT);
 	for (; count; first += n, count -= n) {
 		r = map_many(w, first, count, zero, &n);
 		if (!r)

@@ -63,17 +63,17 @@ static int64_t issue(struct km_uffd *u, const struct km_place *p, uint64_t count
 }
 
 /*
- * Inside the gate: what was removed is seen, or it is the ioctl that the kernel refuses. Content of pages that
- * nobody has claimed (zeros where the kernel has lost a page, marks of poison) is for those that have been filled: one
- * that is absent again since the caller has looked is left alone, and counts as dealt with. The same for pages of a
- * file that another process maps privately: what it has taken away must not come back from the file.
+ * Inside the gate: what was removed is seen, or it is the ioctl that the kernel refuses. Pages that nobody has claimed
+ * are those that have been filled, and are to be mapped, be zeros where the kernel has lost them, or be poisoned. One
+ * that is absent again since the caller has looked is left alone, and counts as dealt with: somebody may be storing its
+ * content just now. The same for pages of a file that another process maps privately: what it has taken away must not
+ * come back from the file.
  */
 static int64_t try_once(struct km_uffd *u, struct km_place *p, uint64_t count, int64_t *ret_moved)
 {
 	struct km_presence *map = &p->watch->region->presence;
-	bool unclaimed = !p->claimed && p->op != KM_PLACE_CONTINUE;
-	bool present = p->present && km_watch_is_remote(p->watch);
-	bool gate = unclaimed || present || (u->sees_removals && p->claimed), skip = false;
+	bool remote = km_watch_is_remote(p->watch);
+	bool gate = !p->claimed || u->sees_removals, skip = false;
 	enum km_page_state state;
 	uint64_t settled;
 	int64_t r = 0;
@@ -82,12 +82,16 @@ static int64_t try_once(struct km_uffd *u, struct km_place *p, uint64_t count, i
 		km_gate_enter(&u->gate, KM_UFFD_PLACES);
 	if (gate && p->claimed)
 		count = km_presence_removed(map, p->first, count, &p->removed);
-	if (unclaimed) {
+	if (!p->claimed) {
 		settled = km_presence_settled(map, p->first, count);
 		skip = !settled;
 		count = settled ? settled : 1;
+		/* Before the page is there, for it may be written to from then on. What was removed in another process
+		 * stays ZERO: it may only be about to take the page away. */
+		if (!skip && p->op != KM_PLACE_POISON && !remote)
+			km_presence_turn(map, p->first, count, KM_ZERO, KM_PRESENT);
 	}
-	if (present) {
+	if (remote && p->present) {
 		settled = km_presence_run(map, p->first, count, &state);
 		skip = state != KM_PRESENT;
 		count = skip ? 1 : settled;

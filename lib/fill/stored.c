@@ -136,6 +136,30 @@ static int add_claimed(struct survey *s, uint64_t page, uint64_t count)
 	return r;
 }
 
+/*
+ * Written since, maybe. Of a clone what does not exist is the template, but for where memory was mapped over it: where
+ * zeros were written instead they are content, which a madvise(2) of the VMM's own takes away.
+ */
+static int add_zero(struct survey *s, uint64_t page, uint64_t count)
+{
+	struct kvmem_region *r = s->r;
+	bool over = true;
+	int err = 0;
+
+	for (uint64_t n = count; !err && !s->full && count; page += n, count -= n) {
+		if (r->clone) {
+			pthread_mutex_lock(&r->lock);
+			n = km_clone_run(r->clone, page, count, &over);
+			pthread_mutex_unlock(&r->lock);
+		}
+		if (over)
+			err = add_existing(s, page, n);
+		else
+			add(s, page, n, KVMEM_STORED_DATA);
+	}
+	return err;
+}
+
 static int add_state(struct survey *s, uint64_t page, uint64_t count, enum km_page_state state)
 {
 	switch (state) {
@@ -145,8 +169,8 @@ static int add_state(struct survey *s, uint64_t page, uint64_t count, enum km_pa
 	case KM_POISONED:
 		add(s, page, count, KVMEM_STORED_POISONED);
 		return 0;
-	case KM_ZERO: /* and written since, maybe */
-		return add_existing(s, page, count);
+	case KM_ZERO:
+		return add_zero(s, page, count);
 	case KM_CLAIMED:
 		return s->paged ? add_claimed(s, page, count) : add_existing(s, page, count);
 	default:

@@ -335,7 +335,7 @@ void km_watch_append(struct km_uffd_set *set, struct km_watch *w)
 	set->last_watch = w;
 }
 
-int km_watch_begin(struct km_watch *w)
+int km_watch_register(struct km_watch *w)
 {
 	const uint64_t fills = 1ull << _UFFDIO_COPY | 1ull << _UFFDIO_CONTINUE;
 	uint64_t first, n;
@@ -351,15 +351,23 @@ int km_watch_begin(struct km_watch *w)
 	r = km_watch_check_wake(w);
 	if (r)
 		goto undo;
-	if (w->ioctls & fills) {
-		km_watch_append(w->set, w);
-		w->region->watch = w;
+	if (w->ioctls & fills)
 		return 0;
-	}
 	r = km_fail(EOPNOTSUPP, "pager: the memory takes neither UFFDIO_COPY nor UFFDIO_CONTINUE");
 undo:
 	unregister(w, first);
 	return r;
+}
+
+void km_watch_join(struct km_watch *w)
+{
+	km_watch_append(w->set, w);
+	w->region->watch = w;
+}
+
+void km_watch_unregister(struct km_watch *w)
+{
+	unregister(w, w->room);
 }
 
 /* Who walks the list just now may still be at this watch: its `next` stays as it is. */

@@ -5,15 +5,17 @@
  */
 #include <errno.h>
 #include <inttypes.h>
+#include <string.h>
 
-#include "fill/fill.h"
+#include "fill/fill_internal.h"
 
 #define FOLIO_PAGES 512u /* of the largest folio that comes unasked, in base pages */
 #define ASK_PAGES   (1u << 20)
 
 struct look {
 	struct kvmem_region *r;
-	uint32_t how; /* 0, KVMEM_FILL_KEEP or KVMEM_FILL_OVERWRITE */
+	uint32_t how;		/* 0, KVMEM_FILL_KEEP or KVMEM_FILL_OVERWRITE */
+	struct km_found *later; /* what is found is not acted upon, but listed; NULL: at once */
 	struct km_exists exists;
 	uint64_t found; /* pages refused */
 	uint64_t first; /* of them */
@@ -122,13 +124,39 @@ static bool came_along(struct look *l, uint64_t page)
 
 /* ---- claimed pages ---- */
 
+static int list(struct km_found *f, uint64_t page, uint64_t count)
+{
+	struct km_found_run *last = f->count ? &f->runs[f->count - 1] : NULL;
+
+	if (last && last->page + last->count == page) {
+		last->count += count;
+		return 0;
+	}
+	if (f->count == f->room) {
+		size_t room = f->room ? 2 * f->room : 64;
+		struct km_found_run *runs = km_sys_alloc(room * sizeof(*runs));
+
+		if (!runs)
+			return km_fail(ENOMEM, "no memory for a list of pages that exist");
+		if (f->count)
+			memcpy(runs, f->runs, f->count * sizeof(*runs));
+		km_sys_free(f->runs);
+		f->runs = runs;
+		f->room = room;
+	}
+	f->runs[f->count++] = (struct km_found_run){ page, count };
+	return 0;
+}
+
 /* Claimed pages that exist, each of them, and came along with no others. */
 static int decide(struct look *l, uint64_t page, uint64_t count)
 {
 	uint64_t done = 0;
 	int r = 0;
 
-	if (l->how == KVMEM_FILL_KEEP)
+	if (l->how && l->later)
+		r = list(l->later, page, count);
+	else if (l->how == KVMEM_FILL_KEEP)
 		r = km_pages_stored(l->r, page, count, &done);
 	else if (l->how == KVMEM_FILL_OVERWRITE)
 		km_pages_forget(l->r, page, count);
@@ -254,10 +282,10 @@ static int absent_run(struct look *l, uint64_t page, uint64_t count)
 	}
 }
 
-int km_pages_unannounced(struct kvmem_region *r, uint64_t page, uint64_t count, uint32_t how,
-			 const char *what)
+static int look(struct kvmem_region *r, uint64_t page, uint64_t count, uint32_t how,
+		const char *what, struct km_found *later)
 {
-	struct look l = { .r = r, .how = how, .block = UINT64_MAX };
+	struct look l = { .r = r, .how = how, .later = later, .block = UINT64_MAX };
 	enum km_page_state state;
 	int64_t err;
 	int ret = 0;
@@ -266,6 +294,8 @@ int km_pages_unannounced(struct kvmem_region *r, uint64_t page, uint64_t count, 
 		return 0;
 	if (!how && r->ignore_existing)
 		l.how = KVMEM_FILL_OVERWRITE;
+	if (later)
+		later->how = l.how;
 	err = km_exists_begin(&l.exists, r, r->base);
 	if (err < 0)
 		return km_fail((int)-err, "%s: looking for pages that exist: %m", what);
@@ -284,6 +314,43 @@ int km_pages_unannounced(struct kvmem_region *r, uint64_t page, uint64_t count, 
 		"KVMEM_FILL_OVERWRITE that they are not, or announce what is by "
 		"kvmem_region_mark_present()",
 		what, l.found, l.first << r->page_shift);
+}
+
+int km_pages_unannounced(struct kvmem_region *r, uint64_t page, uint64_t count, uint32_t how,
+			 const char *what)
+{
+	return look(r, page, count, how, what, NULL);
+}
+
+int km_pages_find_unannounced(struct kvmem_region *r, uint32_t how, const char *what,
+			      struct km_found *ret_found)
+{
+	*ret_found = (struct km_found){ .how = how };
+	return look(r, 0, r->presence.pages, how, what, ret_found);
+}
+
+int64_t km_pages_overwrite_found(struct kvmem_region *r, const struct km_found *f)
+{
+	int64_t err = 0;
+
+	for (size_t i = 0; f->how == KVMEM_FILL_OVERWRITE && err >= 0 && i < f->count; i++) {
+		const struct km_found_run *run = &f->runs[i];
+
+		if (r->fd >= 0)
+			err = km_pages_punch(r, run->page, run->count);
+		if (err >= 0)
+			km_region_changed(r, run->page << r->page_shift,
+					  run->count << r->page_shift);
+	}
+	return err;
+}
+
+void km_pages_keep_found(struct kvmem_region *r, const struct km_found *f, bool keep)
+{
+	enum km_page_state from = keep ? KM_ABSENT : KM_PRESENT, to = keep ? KM_PRESENT : KM_ABSENT;
+
+	for (size_t i = 0; f->how == KVMEM_FILL_KEEP && i < f->count; i++)
+		km_presence_turn(&r->presence, f->runs[i].page, f->runs[i].count, from, to);
 }
 
 /* ---- pages that the record has ZERO ---- */

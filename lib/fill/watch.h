@@ -4,7 +4,7 @@
 
 /*
  * The userfaultfds of a pager and the regions that they watch. Included by fill.h; the functions
- * are in uffd.c, events.c and place.c.
+ * are in uffd.c, events.c, discard.c and place.c.
  *
  * A set has one or more userfaultfds (shards). A region is divided into stripes of whole pages, and
  * each stripe is registered with one of them. UFFDIO_REGISTER makes a mapping of each stripe.
@@ -109,9 +109,13 @@ int km_uffd_set_open(struct km_uffd_set *set, unsigned int count, const int32_t 
 		     unsigned int flags);
 void km_uffd_set_close(struct km_uffd_set *set);
 
-/* Register all stripes, all or none, with the region's lock held; the watch is in the set's list
- * from then on. -errno with the detail set. */
-int km_watch_begin(struct km_watch *w);
+/*
+ * Register all stripes, all or none, with the region's lock held: -errno with the detail set. Then either join, and
+ * the watch is in the set's list from then on; or leave, and all is as before.
+ */
+int km_watch_register(struct km_watch *w);
+void km_watch_join(struct km_watch *w);
+void km_watch_unregister(struct km_watch *w);
 /* Unregister: who waits goes on, and finds what the kernel has. The caller frees the watch when
  * nobody works on any region of the set any more. */
 void km_watch_end(struct km_watch *w);
@@ -201,6 +205,12 @@ unsigned int km_uffd_read(struct km_uffd_set *set, struct km_uffd *u, struct uff
 /* Read events that nobody else reads: the faults among them are woken and come again. False: there
  * were none. */
 bool km_uffd_drain(struct km_uffd_set *set, struct km_uffd *u);
+
+/*
+ * fn(arg), which takes pages out of memory that is registered with the set: the kernel holds it until the events have
+ * been read, which this thread does meanwhile, and fn runs in another one. Its result, or -errno.
+ */
+int64_t km_uffd_removing(struct km_uffd_set *set, int64_t (*fn)(void *arg), void *arg);
 
 enum km_place_op { KM_PLACE_COPY, KM_PLACE_ZERO, KM_PLACE_CONTINUE, KM_PLACE_POISON };
 

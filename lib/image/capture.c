@@ -17,10 +17,11 @@ struct kvmem_image_capture {
 	struct kvmem_image_writer *w; /* NULL: not started */
 	struct kvmem_region **regions;
 	uint32_t flags;
+	struct ki_dirty_set set; /* of a difference; else it has no bits */
 	struct kvmem_image_save_opts o;
 	pthread_mutex_t lock; /* what follows */
 	struct kvmem_image_save_result result;
-	uint64_t done;
+	uint64_t done, total; /* bytes that are captured */
 	int err;
 	char detail[512];
 };
@@ -42,7 +43,6 @@ static void count(struct kvmem_image_capture *c, uint64_t data, uint64_t zero, u
 	c->result.bytes_data += data;
 	c->result.bytes_zero += zero;
 	c->result.bytes_absent += absent;
-	c->done += data + zero + absent;
 	pthread_mutex_unlock(&c->lock);
 }
 
@@ -64,24 +64,45 @@ static int refuse(const struct kvmem_image_capture *c, const struct kvmem_captur
 		to);
 }
 
-static int store(struct kvmem_image_capture *c, const struct kvmem_capture_run *run,
-		 const char *content)
+/* Pages of 4 KiB, content NULL: those of a run that are wanted. */
+static int put(struct kvmem_image_capture *c, const struct kvmem_capture_run *run, uint64_t to,
+	       uint64_t pages, const char *content)
 {
-	uint64_t to = c->w->regions[number_of(c, run->region)].offset + run->offset;
-	uint64_t page = to >> KI_PAGE_SHIFT, pages = run->bytes >> KI_PAGE_SHIFT, stored = 0;
+	uint64_t stored = 0;
 	int r;
 
 	if (run->kind == KVMEM_CAPTURE_POISONED || run->kind == KVMEM_CAPTURE_ABSENT) {
 		r = refuse(c, run, to);
 		if (!r)
-			count(c, 0, 0, run->bytes);
+			count(c, 0, 0, pages << KI_PAGE_SHIFT);
 		return r;
 	}
-	r = ki_writer_put(c->w, page, pages, run->kind == KVMEM_CAPTURE_DATA ? content : NULL,
-			  &stored);
+	r = ki_writer_put(c->w, to >> KI_PAGE_SHIFT, pages, content, &stored);
 	if (!r)
 		count(c, stored << KI_PAGE_SHIFT, (pages - stored) << KI_PAGE_SHIFT, 0);
 	return r;
+}
+
+/* A run is of whole pages of the region, which may be huge ones; what was written is told by pages of 4 KiB. */
+static int store(struct kvmem_image_capture *c, const struct kvmem_capture_run *run,
+		 const char *content)
+{
+	uint32_t i = number_of(c, run->region);
+	uint64_t first = run->offset >> KI_PAGE_SHIFT, page = first;
+	uint64_t end = page + (run->bytes >> KI_PAGE_SHIFT);
+	int r = 0;
+
+	if (run->kind != KVMEM_CAPTURE_DATA)
+		content = NULL;
+	for (uint64_t n; !r && (n = ki_dirty_set_run(&c->set, i, page, end, &page)); page += n)
+		r = put(c, run, c->w->regions[i].offset + (page << KI_PAGE_SHIFT), n,
+			content ? content + ((page - first) << KI_PAGE_SHIFT) : NULL);
+	if (r)
+		return r;
+	pthread_mutex_lock(&c->lock);
+	c->done += run->bytes;
+	pthread_mutex_unlock(&c->lock);
+	return 0;
 }
 
 /* The first error, with what was said of it: in a thread that nobody asks. */
@@ -141,29 +162,35 @@ int kvmem_image_capture_create(const struct kvmem_capture_opts *opts,
 static void forget(struct kvmem_image_capture *c)
 {
 	free((void *)c->regions);
+	ki_dirty_set_destroy(&c->set);
 	c->regions = NULL;
 	c->w = NULL;
 }
 
-int kvmem_image_capture_start(struct kvmem_image_capture *capture,
-			      struct kvmem_image_writer *writer,
-			      struct kvmem_region *const *regions, uint32_t region_count,
-			      uint32_t flags)
+static int check(const char *call, const struct kvmem_image_capture *c,
+		 const struct kvmem_image_writer *w, struct kvmem_region *const *regions,
+		 uint32_t region_count, uint32_t flags)
 {
-	struct kvmem_image_capture *c = capture;
+	if (!c || !w)
+		return ki_fail(EINVAL, "%s: %s is NULL", call, c ? "writer" : "capture");
+	if (c->w)
+		return ki_fail(EBUSY, "%s: it has been started already", call);
+	if (flags & ~KVMEM_IMAGE_ABSENT_FROM_PARENT || (flags && !w->parent))
+		return ki_fail(EINVAL,
+			       "%s: flags: unknown, or KVMEM_IMAGE_ABSENT_FROM_PARENT without a "
+			       "parent",
+			       call);
+	return ki_writer_check_regions(w, call, regions, region_count);
+}
+
+/* Of what c->set has, or of all of the regions; nothing has begun when it fails. */
+static int start(struct kvmem_image_capture *c, struct kvmem_image_writer *writer,
+		 struct kvmem_region *const *regions, uint32_t region_count, uint32_t flags,
+		 bool dirty)
+{
+	struct kvmem_capture_stats stats = KVMEM_CAPTURE_STATS_INIT;
 	int r;
 
-	if (!c || !writer)
-		return ki_fail(EINVAL, "kvmem_image_capture_start: %s is NULL",
-			       c ? "writer" : "capture");
-	if (c->w)
-		return ki_fail(EBUSY, "kvmem_image_capture_start: it has been started already");
-	if (flags & ~KVMEM_IMAGE_ABSENT_FROM_PARENT || (flags && !writer->parent))
-		return ki_fail(EINVAL, "kvmem_image_capture_start: flags: unknown, or "
-				       "KVMEM_IMAGE_ABSENT_FROM_PARENT without a parent");
-	r = ki_writer_check_regions(writer, "kvmem_image_capture_start", regions, region_count);
-	if (r)
-		return r;
 	c->regions = malloc(region_count * sizeof(struct kvmem_region *));
 	if (!c->regions)
 		return ki_fail(ENOMEM, "kvmem_image_capture_start: no memory");
@@ -175,11 +202,82 @@ int kvmem_image_capture_start(struct kvmem_image_capture *capture,
 	c->err = 0;
 	c->result = (struct kvmem_image_save_result)KVMEM_IMAGE_SAVE_RESULT_INIT;
 	writer->saving = true; /* before the first page comes */
-	r = kvmem_capture_start(c->capture, regions, region_count);
+	r = dirty ? kvmem_capture_start_runs(c->capture, regions, region_count, c->set.runs,
+					     c->set.run_count)
+		  : kvmem_capture_start(c->capture, regions, region_count);
 	if (r) {
 		writer->saving = false;
 		forget(c);
+		return r;
 	}
+	kvmem_capture_get_stats(c->capture, &stats);
+	c->total = stats.bytes;
+	return 0;
+}
+
+int kvmem_image_capture_start(struct kvmem_image_capture *capture,
+			      struct kvmem_image_writer *writer,
+			      struct kvmem_region *const *regions, uint32_t region_count,
+			      uint32_t flags)
+{
+	int r = check("kvmem_image_capture_start", capture, writer, regions, region_count, flags);
+
+	return r ? r : start(capture, writer, regions, region_count, flags, false);
+}
+
+static int check_dirty(const struct kvmem_image_writer *w, const struct kvmem_batch *batch,
+		       const struct kvmem_image_save_opts *o)
+{
+	if (!o->runs == !batch)
+		return ki_fail(EINVAL,
+			       "kvmem_image_capture_start_dirty: either a batch or opts->runs: "
+			       "kvmem_image_capture_start() captures all");
+	if (o->threads || o->progress || o->reserved)
+		return ki_fail(EINVAL,
+			       "kvmem_image_capture_start_dirty: opts: threads and progress are of "
+			       "kvmem_image_capture_run(), and must be 0 as reserved");
+	if (!o->runs && o->run_count)
+		return ki_fail(EINVAL, "kvmem_image_save_opts: run_count without runs");
+	if (batch && w && w->batch)
+		return ki_fail(EINVAL,
+			       "kvmem_image_capture_start_dirty: batch: the image has taken "
+			       "one already");
+	return 0;
+}
+
+static int start_dirty(struct kvmem_image_capture *c, struct kvmem_image_writer *w,
+		       struct kvmem_region *const *regions, uint32_t region_count,
+		       struct kvmem_batch *batch, const struct kvmem_image_save_opts *o)
+{
+	int r = ki_dirty_set_init(&c->set, w, regions, batch, o);
+
+	if (!r)
+		r = start(c, w, regions, region_count, o->flags, true);
+	if (r)
+		ki_dirty_set_destroy(&c->set);
+	return r;
+}
+
+int kvmem_image_capture_start_dirty(struct kvmem_image_capture *capture,
+				    struct kvmem_image_writer *writer,
+				    struct kvmem_region *const *regions, uint32_t region_count,
+				    struct kvmem_batch *batch,
+				    const struct kvmem_image_save_opts *opts)
+{
+	struct kvmem_image_save_opts o = KVMEM_IMAGE_SAVE_OPTS_INIT;
+	int r = ki_opts_copy(&o, sizeof(o), opts, "kvmem_image_save_opts");
+
+	if (!r)
+		r = check_dirty(writer, batch, &o);
+	if (!r)
+		r = check("kvmem_image_capture_start_dirty", capture, writer, regions, region_count,
+			  o.flags);
+	if (!r)
+		r = start_dirty(capture, writer, regions, region_count, batch, &o);
+	if (!r)
+		writer->batch = batch ? batch : writer->batch;
+	else if (batch)
+		kvmem_batch_return(batch);
 	return r;
 }
 
@@ -187,7 +285,7 @@ int kvmem_image_capture_start(struct kvmem_image_capture *capture,
 
 static int tell(struct kvmem_image_capture *c)
 {
-	struct kvmem_image_progress p = { .size = sizeof(p), .total = c->w->bytes };
+	struct kvmem_image_progress p = { .size = sizeof(p), .total = c->total };
 
 	pthread_mutex_lock(&c->lock);
 	p.done = c->done;
@@ -221,6 +319,9 @@ static void fetch(void *arg, bool caller)
 	buf = aligned_alloc(KI_PAGE, room);
 	if (!buf)
 		r = ki_fail(ENOMEM, "kvmem_image_capture_run: no memory");
+	else if (caller &&
+		 tell(c)) /* once at least: the other threads may leave it nothing to do */
+		r = -ECANCELED;
 	while (r > 0 && !has_failed(c)) {
 		r = kvmem_capture_next(c->capture, buf, room, &run);
 		err = r > 0 ? store(c, &run, buf) : 0;

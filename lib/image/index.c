@@ -32,6 +32,15 @@ static bool check_packed(const struct ki_super *s)
 	       is_inside(&s->frame_table, s);
 }
 
+/* More pages than there are: every number of them in the tables is one of these two, or a part of it. */
+static bool check_pages(const struct ki_super *s)
+{
+	uint64_t pages = s->bytes >> KI_PAGE_SHIFT;
+
+	return s->pages_data <= pages && s->pages_parent <= pages - s->pages_data &&
+	       (s->layers > 1 || !s->pages_parent);
+}
+
 static int check_super(const struct ki_super *s, uint64_t file_bytes, const char *path)
 {
 	if (memcmp(s->magic, KI_MAGIC, sizeof(s->magic)))
@@ -52,6 +61,8 @@ static int check_super(const struct ki_super *s, uint64_t file_bytes, const char
 	if (!s->regions || s->regions > KI_MAX_REGIONS || !s->layers || s->layers > KI_MAX_LAYERS ||
 	    s->blobs > KI_MAX_BLOBS)
 		return bad(path, "its counts");
+	if (!check_pages(s))
+		return bad(path, "how many pages it stores");
 	if (s->incompat & KI_PACKED && !check_packed(s))
 		return bad(path, "how its data are packed");
 	if (!s->data_name_bytes || s->data_name_bytes >= sizeof(s->data_name) ||
@@ -122,7 +133,7 @@ static int check_regions(const struct ki_index *x, const char *path)
 static int check_layers(const struct ki_index *x, const char *path)
 {
 	uint32_t last = x->super.layers - 1;
-	uint64_t names = x->super.name_table.bytes;
+	uint64_t names = x->super.name_table.bytes, left = x->super.pages_parent;
 
 	for (uint32_t i = 0; i < last; i++) {
 		const struct ki_layer *l = &x->layers[i];
@@ -130,7 +141,12 @@ static int check_layers(const struct ki_index *x, const char *path)
 		if (!l->name_bytes || l->name_bytes > KI_MAX_NAME || l->name > names ||
 		    l->name_bytes > names - l->name || memchr(x->names + l->name, 0, l->name_bytes))
 			return bad(path, "the names of its parents");
+		if (l->pages > left)
+			return bad(path, "how many pages its parents store");
+		left -= l->pages;
 	}
+	if (left || x->layers[last].pages != x->super.pages_data)
+		return bad(path, "how many pages its parents store");
 	if (memcmp(x->layers[last].id, x->super.id, sizeof(x->super.id)) ||
 	    x->layers[last].name_bytes)
 		return bad(path, "its last layer is not itself");

@@ -21,10 +21,12 @@
  *	ahead.c		data into the page cache
  *	pack.c		the data of a new image into zstd frames
  *	store.c		the index of a new image
- *	writer.c	an image that is being made, and its commit
+ *	writer.c	an image that is being made
+ *	commit.c	its commit: names, and what is replaced
  *	save_next.c	what of a guest's memory is to be saved, piece by piece
  *	save.c		threads that do it
  *	precopy.c	the same while the guest runs, pass by pass
+ *	dirty_set.c	which pages a capture of a difference has
  *	capture.c	the same of the memory of a moment, while the guest runs on
  */
 
@@ -243,11 +245,14 @@ struct kvmem_image_writer {
 	struct kvmem_image_region *regions;
 	uint32_t region_count;
 	struct kvmem_image *parent;
+	bool replaces; /* only the image whose superblock has this sum */
+	struct ki_sum replaces_sum;
 	struct ki_new_file data;
 	int (*progress)(void *arg, const struct kvmem_image_progress *progress); /* of packing */
 	void *progress_arg;
 	struct ki_frame *frames; /* of each chunk, once the data are packed; else NULL */
 	uint64_t packed_bytes;
+	_Atomic bool committing; /* a callback of the commit's may use the writer */
 	_Atomic bool saving, save_failed;
 	bool precopy;			  /* pages may have been written since they were saved */
 	struct kvmem_batch *batch;	  /* freed by the commit, else given back; NULL: none */
@@ -263,9 +268,12 @@ static inline uint32_t ki_writer_layer(const struct kvmem_image_writer *w)
 	return w->parent ? w->parent->index.super.layers : 0;
 }
 
+void ki_writer_free(struct kvmem_image_writer *w);
 /* Whole pages; buf NULL: zeros. *stored counts pages that were not zero. */
 int ki_writer_put(struct kvmem_image_writer *w, uint64_t page, uint64_t count, const char *buf,
 		  uint64_t *stored);
+/* Whole pages that are the parent's again, whatever was written to them. */
+int ki_writer_put_parents(struct kvmem_image_writer *w, uint64_t page, uint64_t count);
 /* Are these regions the memory of the image? */
 int ki_writer_check_regions(const struct kvmem_image_writer *w, const char *call,
 			    struct kvmem_region *const *regions, uint32_t count);
@@ -316,6 +324,29 @@ int ki_next_piece(struct ki_next *n, struct ki_piece *ret);
 int ki_save(const char *call, struct kvmem_image_writer *w, struct kvmem_region *const *regions,
 	    struct kvmem_batch *batch, const struct kvmem_image_save_opts *o,
 	    struct kvmem_image_save_result *ret);
+
+/* ---- dirty_set.c ---- */
+
+struct ki_dirty_set {
+	const struct kvmem_run *runs;
+	struct kvmem_run *of_batch; /* the same, where they are of one */
+	uint64_t run_count;
+	/* Of regions whose pages are larger than KI_PAGE: a bit for each KI_PAGE that runs have. Else NULL. */
+	uint64_t **bits;
+	uint32_t region_count;
+};
+
+/*
+ * The runs of a batch that is committed; NULL: those of o, borrowed until the capture has begun. That they are pages of
+ * these regions is not checked. Destroyed by the caller, also when it fails.
+ */
+int ki_dirty_set_init(struct ki_dirty_set *s, const struct kvmem_image_writer *w,
+		      struct kvmem_region *const *regions, struct kvmem_batch *batch,
+		      const struct kvmem_image_save_opts *o);
+void ki_dirty_set_destroy(struct ki_dirty_set *s);
+/* The first run of pages of a region that are in the set, from `page` on and before `end`: *ret_page, and how many. */
+uint64_t ki_dirty_set_run(const struct ki_dirty_set *s, uint32_t region, uint64_t page,
+			  uint64_t end, uint64_t *ret_page);
 
 /* ---- pack.c ---- */
 

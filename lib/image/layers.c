@@ -163,13 +163,14 @@ int ki_layers_open(struct kvmem_image *image, int dir)
 			       s->layers);
 	index = fcntl(image->index.fd, F_DUPFD_CLOEXEC, 0);
 	if (index < 0)
-		return ki_fail(errno, "kvmem_image_open: %m");
+		return ki_fail(errno, "kvmem_image_open: '%s': %m", image->path);
 	fd = open_layer(image, s->layers - 1, dir, index, s, image->path);
 	if (fd < 0)
 		return fd;
 	atomic_store(&l->data[s->layers - 1], fd);
 	l->dir = fcntl(dir, F_DUPFD_CLOEXEC, 0);
-	return l->dir < 0 ? ki_fail(errno, "kvmem_image_open: %m") : 0;
+	return l->dir < 0 ? ki_fail(errno, "kvmem_image_open: the folder of '%s': %m", image->path)
+			  : 0;
 }
 
 void ki_layers_close(struct kvmem_image *image)

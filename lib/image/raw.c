@@ -63,6 +63,20 @@ int ki_raw_open(const char *path, const struct kvmem_image_open_opts *o, struct 
 	return ki_regions_copy("kvmem_image_open", &one, 1, &image->regions, &image->bytes);
 }
 
+/* No data behind `from`: a hole up to the end, unless the file has become shorter. */
+static int check_end(const struct kvmem_image *image)
+{
+	struct stat st;
+
+	if (fstat(image->raw_fd, &st))
+		return ki_fail(errno, "%s: %m", image->path);
+	if ((uint64_t)st.st_size < image->bytes)
+		return ki_fail(EBADMSG,
+			       "%s: the raw file has %" PRIu64 " bytes by now, not %" PRIu64,
+			       image->path, (uint64_t)st.st_size, image->bytes);
+	return 0;
+}
+
 int ki_raw_run(struct kvmem_image *image, uint64_t from, struct kvmem_image_run *ret)
 {
 	off_t data = lseek(image->raw_fd, (off_t)from, SEEK_DATA), end;
@@ -70,6 +84,12 @@ int ki_raw_run(struct kvmem_image *image, uint64_t from, struct kvmem_image_run 
 
 	if (data < 0 && errno != ENXIO)
 		return ki_fail(errno, "%s: SEEK_DATA at byte %" PRIu64 ": %m", image->path, from);
+	if (data < 0) {
+		int r = check_end(image);
+
+		if (r)
+			return r;
+	}
 	/* A page that is data in part is data. */
 	first = data < 0 ? image->bytes : (uint64_t)data & ~(uint64_t)(KI_PAGE - 1);
 	ret->offset = from;

@@ -217,6 +217,30 @@ static int verify_blobs(struct kvmem_image *image)
 	return r;
 }
 
+/* How many pages each layer stores, by the blocks, is what the table of layers says. */
+static int verify_counts(struct kvmem_image *image)
+{
+	const struct ki_index *x = &image->index;
+	uint64_t *pages = calloc(x->super.layers, sizeof(*pages));
+	const struct ki_entry *e;
+	int r = pages ? 0 : ki_fail(ENOMEM, "kvmem_image_verify: no memory");
+
+	for (uint64_t span = 0; !r && span < ki_spans(image->bytes); span++) {
+		r = ki_image_block(image, span, &e);
+		for (unsigned int i = 0; !r && i < KI_BLOCK_PAGES; i++)
+			if (e[i].place)
+				pages[e[i].place - 1]++;
+	}
+	for (uint32_t i = 0; !r && i < x->super.layers; i++)
+		if (pages[i] != x->layers[i].pages)
+			r = ki_fail(EBADMSG,
+				    "%s: the index is damaged: layer %" PRIu32 " stores %" PRIu64
+				    " pages, not %" PRIu64,
+				    image->path, i, pages[i], x->layers[i].pages);
+	free(pages);
+	return r;
+}
+
 int kvmem_image_verify(struct kvmem_image *image,
 		       int (*progress)(void *arg, const struct kvmem_image_progress *progress),
 		       void *arg)
@@ -248,5 +272,5 @@ int kvmem_image_verify(struct kvmem_image *image,
 			r = ki_fail(ECANCELED, "kvmem_image_verify: canceled by progress");
 	}
 	free(buf);
-	return r;
+	return r ? r : verify_counts(image);
 }

@@ -80,7 +80,8 @@ static int save_piece(struct save *s, struct job *j, const struct ki_piece *p)
 			       p->to);
 	if (p->kind == KVMEM_STORED_ABSENT && !is_copied(s, p)) {
 		j->absent += p->bytes;
-		return 0;
+		/* An earlier pass may have stored what they held then. */
+		return ki_writer_put_parents(s->w, page, count);
 	}
 	if (p->kind == KVMEM_STORED_ZERO) {
 		j->zero += p->bytes;

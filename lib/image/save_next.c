@@ -102,35 +102,55 @@ static int by_survey(struct ki_next *n, struct ki_piece *p)
 	return 0;
 }
 
-/* Does a pager have the region? Of a page that is absent the kind tells. */
-static int ask_whether_paged(struct ki_next *n, struct ki_piece *p)
+/*
+ * Pages that the record does not have: would a pager fill them? Of an absent page the kind tells. A page of another
+ * kind may have been filled since the record was read: then it tells nothing of its neighbours. 1: the record says
+ * something else by now.
+ */
+static int ask_whether_paged(struct ki_next *n, const struct ki_piece *p)
 {
 	struct kvmem_stored one;
 	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
 	int64_t got = kvmem_region_stored(p->region, n->at, page, &one, 1);
+	int r;
 
-	if (got >= 0)
-		n->paged = one.kind == KVMEM_STORED_ABSENT;
-	return got < 0 ? (int)got : 0;
+	if (got < 0)
+		return (int)got;
+	n->paged = one.kind == KVMEM_STORED_ABSENT;
+	if (n->paged)
+		return 0;
+	r = kvmem_region_next_run(p->region, n->at, &n->record, &n->record_state);
+	return r < 0 ? r : n->record_state != KVMEM_PAGE_ABSENT;
+}
+
+static int look_up_record(struct ki_next *n, const struct ki_piece *p)
+{
+	int r;
+
+	do {
+		r = kvmem_region_next_run(p->region, n->at, &n->record, &n->record_state);
+		if (r >= 0)
+			r = n->record_state == KVMEM_PAGE_ABSENT ? ask_whether_paged(n, p) : 0;
+	} while (r > 0);
+	if (r < 0)
+		n->record.bytes = 0;
+	return r;
 }
 
 /*
  * A page of a batch was written: if the record does not know of it, it is there all the same. So the kernel is asked
- * only of pages that were zero, which may be discarded since. What a save costs follows from what is dirty.
+ * only of pages that were zero, which may be discarded since, and of those that are just being filled: some of them may
+ * be there already, and written to. What a save costs follows from what is dirty.
  */
 static int by_record(struct ki_next *n, struct ki_piece *p)
 {
 	struct kvmem_run *rec = &n->record;
-	int r = 0;
 
 	if (!rec->bytes || n->at < rec->offset || n->at >= rec->offset + rec->bytes) {
-		r = kvmem_region_next_run(p->region, n->at, rec, &n->record_state);
-		if (r >= 0 && n->record_state != KVMEM_PAGE_PRESENT)
-			r = ask_whether_paged(n, p);
-		if (r < 0) {
-			rec->bytes = 0;
+		int r = look_up_record(n, p);
+
+		if (r)
 			return r;
-		}
 	}
 	p->bytes = rec->offset + rec->bytes - n->at;
 	switch (n->record_state) {
@@ -140,11 +160,11 @@ static int by_record(struct ki_next *n, struct ki_piece *p)
 	case KVMEM_PAGE_POISONED:
 		p->kind = KVMEM_STORED_POISONED;
 		return 0;
-	case KVMEM_PAGE_ZERO:
-		return by_survey(n, p);
-	default:
+	case KVMEM_PAGE_ABSENT:
 		p->kind = n->paged ? KVMEM_STORED_ABSENT : KVMEM_STORED_DATA;
 		return 0;
+	default: /* ZERO, FILLING */
+		return by_survey(n, p);
 	}
 }
 

@@ -295,11 +295,34 @@ static int put_layers(struct store *s)
 	return r;
 }
 
+/* A parent that says wrong numbers leads to some that cannot be: the new image could not be opened. */
+static int sum_pages(struct store *s)
+{
+	struct ki_super *x = &s->super;
+	uint64_t left = s->w->bytes >> KI_PAGE_SHIFT;
+
+	for (uint32_t i = 0; i < x->layers; i++) {
+		if (s->layers[i].pages > left)
+			return ki_fail(EBADMSG,
+				       "kvmem_image_commit: the index of the parent '%s' is "
+				       "damaged: its numbers of pages",
+				       s->w->parent ? s->w->parent->path : "");
+		left -= s->layers[i].pages;
+		if (i + 1 < x->layers)
+			x->pages_parent += s->layers[i].pages;
+	}
+	x->pages_data = s->layers[x->layers - 1].pages;
+	return 0;
+}
+
 static int put_super(struct store *s, const char *data_name, const uint8_t *id)
 {
 	struct ki_super *x = &s->super;
 	struct timespec now;
+	int r = sum_pages(s);
 
+	if (r)
+		return r;
 	clock_gettime(CLOCK_REALTIME, &now);
 	memcpy(x->magic, KI_MAGIC, sizeof(x->magic));
 	x->version = KI_VERSION;
@@ -309,9 +332,6 @@ static int put_super(struct store *s, const char *data_name, const uint8_t *id)
 	x->bytes = s->w->bytes;
 	x->index_bytes = s->at;
 	x->created_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-	for (uint32_t i = 0; i + 1 < x->layers; i++)
-		x->pages_parent += s->layers[i].pages;
-	x->pages_data = s->layers[x->layers - 1].pages;
 	x->data_name_bytes = (uint32_t)strlen(data_name);
 	memcpy(x->data_name, data_name, x->data_name_bytes);
 	x->sum = ki_sum(x, offsetof(struct ki_super, sum));

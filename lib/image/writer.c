@@ -1,14 +1,11 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
-/* An image that is being made: pages into its data, what they are into blocks. */
+/* An image that is being made: pages into its data, what they are into blocks. commit.c gives it its name. */
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -18,7 +15,7 @@
 
 /* ---- making and giving up ---- */
 
-static void destroy(struct kvmem_image_writer *w)
+void ki_writer_free(struct kvmem_image_writer *w)
 {
 	for (uint64_t i = 0; w->blocks && i < ki_spans(w->bytes); i++)
 		free((void *)w->blocks[i]);
@@ -50,6 +47,23 @@ static int check_parent(const struct kvmem_image_create_opts *o)
 	if (o->parent->index.super.layers >= KI_MAX_LAYERS)
 		return ki_fail(EINVAL, "kvmem_image_create: the parent has %u parents already",
 			       KI_MAX_LAYERS - 1);
+	return 0;
+}
+
+/* What the commit has to find under the name. */
+static int take_replaces(struct kvmem_image_writer *w, const struct kvmem_image_create_opts *o)
+{
+	if (!o->replaces)
+		return 0;
+	if (!(o->flags & KVMEM_IMAGE_REPLACE))
+		return ki_fail(EINVAL,
+			       "kvmem_image_create: replaces goes with KVMEM_IMAGE_REPLACE");
+	if (ki_is_raw(o->replaces))
+		return ki_fail(EOPNOTSUPP,
+			       "kvmem_image_create: replaces, '%s', is a raw file: no image",
+			       o->replaces->path);
+	w->replaces = true;
+	w->replaces_sum = o->replaces->index.super.sum;
 	return 0;
 }
 
@@ -160,9 +174,11 @@ int kvmem_image_create(const char *path, const struct kvmem_image_create_opts *o
 	w->parent = o.parent;
 	if (w->parent)
 		atomic_fetch_add(&w->parent->users, 1);
-	r = begin(w, path, &o);
+	r = take_replaces(w, &o);
+	if (!r)
+		r = begin(w, path, &o);
 	if (r)
-		destroy(w);
+		ki_writer_free(w);
 	else
 		*ret_writer = w;
 	return r;
@@ -170,8 +186,8 @@ int kvmem_image_create(const char *path, const struct kvmem_image_create_opts *o
 
 void kvmem_image_abort(struct kvmem_image_writer *writer)
 {
-	if (writer)
-		destroy(writer);
+	if (writer && !writer->committing) /* else the commit frees it */
+		ki_writer_free(writer);
 }
 
 /* ---- pages ---- */
@@ -262,6 +278,8 @@ static int check_range(const struct kvmem_image_writer *w, const char *call, uin
 {
 	if (!w)
 		return ki_fail(EINVAL, "%s: writer is NULL", call);
+	if (w->committing)
+		return ki_fail(EBUSY, "%s: kvmem_image_commit() is not over", call);
 	if ((offset | bytes) % KI_PAGE)
 		return ki_fail(EINVAL,
 			       "%s: 0x%" PRIx64 " bytes at offset 0x%" PRIx64
@@ -303,6 +321,29 @@ int ki_writer_put(struct kvmem_image_writer *w, uint64_t page, uint64_t count, c
 	return r;
 }
 
+/* What was written to them before is taken out. */
+int ki_writer_put_parents(struct kvmem_image_writer *w, uint64_t page, uint64_t count)
+{
+	int r = 0;
+
+	for (uint64_t n; !r && count; page += n, count -= n) {
+		uint64_t span = page / KI_BLOCK_PAGES, in = page % KI_BLOCK_PAGES;
+		struct ki_entry *e = atomic_load_explicit(&w->blocks[span], memory_order_acquire);
+		const struct ki_entry *from = ki_zero_block;
+
+		n = ki_min(count, KI_BLOCK_PAGES - in);
+		if (!e)
+			continue;
+		if (w->parent)
+			r = ki_image_block(w->parent, span, &from);
+		if (!r)
+			r = set_zero(w, e + in, page, n);
+		if (!r)
+			memcpy(e + in, from + in, n * sizeof(*e));
+	}
+	return r;
+}
+
 int kvmem_image_write(struct kvmem_image_writer *writer, uint64_t offset, const void *buf,
 		      uint64_t bytes)
 {
@@ -336,6 +377,8 @@ void ki_writer_flush(struct kvmem_image_writer *w, uint64_t page, uint64_t count
 int ki_writer_check_regions(const struct kvmem_image_writer *w, const char *call,
 			    struct kvmem_region *const *regions, uint32_t count)
 {
+	if (w->committing)
+		return ki_fail(EBUSY, "%s: kvmem_image_commit() is not over", call);
 	if (!regions || count != w->region_count)
 		return ki_fail(EINVAL, "%s: %" PRIu32 " regions: the image has %" PRIu32, call,
 			       regions ? count : 0, w->region_count);
@@ -385,6 +428,8 @@ int kvmem_image_write_blob(struct kvmem_image_writer *writer, const char *name, 
 			       "kvmem_image_write_blob: '%s' of %" PRIu64
 			       " bytes: a name has 1 to %d, a blob at most %llu",
 			       name, bytes, KVMEM_IMAGE_NAME_MAX, KI_MAX_BLOB);
+	if (writer->committing)
+		return ki_fail(EBUSY, "kvmem_image_write_blob: kvmem_image_commit() is not over");
 	content = malloc(bytes + 1);
 	if (!content)
 		return ki_fail(ENOMEM, "kvmem_image_write_blob: no memory");
@@ -395,174 +440,5 @@ int kvmem_image_write_blob(struct kvmem_image_writer *writer, const char *name, 
 	pthread_mutex_unlock(&writer->lock);
 	if (r)
 		free(content);
-	return r;
-}
-
-/* ---- commit ---- */
-
-/* NAME.ID, the name of data whose own name is taken. */
-static void name_by_id(const char *name, const uint8_t *id, char *ret, size_t room)
-{
-	size_t n = strnlen(name, room - 34);
-
-	memcpy(ret, name, n);
-	ret[n++] = '.';
-	for (unsigned int i = 0; i < 16; i++, n += 2)
-		snprintf(ret + n, room - n, "%02x", id[i]);
-}
-
-/* An image that replaces one of its own parents could never be read. */
-static int check_no_parent(const struct kvmem_image_writer *w, const uint8_t *id)
-{
-	int r = w->parent ? ki_layers_know(w->parent) : 0;
-
-	for (uint32_t i = 0; !r && w->parent && i < w->parent->index.super.layers; i++)
-		if (!memcmp(w->parent->index.layers[i].id, id, 16))
-			r = ki_fail(EINVAL,
-				    "kvmem_image_commit: '%s' is a parent of the image that would "
-				    "replace it",
-				    w->place.name);
-	return r;
-}
-
-/*
- * What the data of an image are called that is replaced; "": there is none, or they are somebody else's too. An index
- * that was copied names the data of the image that it was copied from.
- */
-static int old_data(const struct kvmem_image_writer *w, const char *index, char *ret_name)
-{
-	char by_id[256];
-	struct ki_super super;
-	int fd = openat(w->place.dir, index, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-	int r = 0;
-
-	ret_name[0] = '\0';
-	if (fd < 0)
-		return errno == ENOENT ? 0 : ki_fail(errno, "kvmem_image_commit: '%s': %m", index);
-	r = ki_index_read_super(fd, index, &super);
-	close(fd);
-	if (!r)
-		r = check_no_parent(w, super.id);
-	if (r)
-		return r;
-	name_by_id(w->place.name, super.id, by_id, sizeof(by_id));
-	if (!strcmp(super.data_name, w->place.name) || !strcmp(super.data_name, by_id))
-		memcpy(ret_name, super.data_name, sizeof(super.data_name));
-	return 0;
-}
-
-/* Nobody reads it. Who does keeps it: then it stays. */
-static void remove_old(const struct kvmem_image_writer *w, const char *name)
-{
-	int fd = name[0] ? openat(w->place.dir, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK) : -1;
-
-	if (fd < 0)
-		return;
-	if (!flock(fd, LOCK_EX | LOCK_NB))
-		unlinkat(w->place.dir, name, 0);
-	close(fd);
-}
-
-static int sync_file(const struct kvmem_image_writer *w, int fd, const char *what)
-{
-	if (w->flags & KVMEM_IMAGE_NO_SYNC || !fsync(fd))
-		return 0;
-	return ki_fail(errno, "kvmem_image_commit: %s to the disk: %m", what);
-}
-
-/* The name of the data: that of the image, or one of their own where that is taken. */
-static void name_data(const struct kvmem_image_writer *w, const uint8_t *id, char *ret, size_t room)
-{
-	struct stat st;
-
-	snprintf(ret, room, "%s", w->place.name);
-	if (!fstatat(w->place.dir, ret, &st, AT_SYMLINK_NOFOLLOW))
-		name_by_id(w->place.name, id, ret, room);
-}
-
-#define LOCK_TRIES 3000u /* of 10 ms */
-
-/* One commit in a folder at a time looks names up, gives names and takes old files away. */
-static int lock_folder(const struct kvmem_image_writer *w)
-{
-	for (unsigned int i = 0; flock(w->place.dir, LOCK_EX | LOCK_NB); i++) {
-		if (errno == EOPNOTSUPP || errno == ENOSYS || errno == ENOLCK || errno == EINVAL)
-			return 0; /* this file system has no locks */
-		if (i == LOCK_TRIES || (errno != EWOULDBLOCK && errno != EINTR))
-			return ki_fail(EBUSY, "kvmem_image_commit: the lock of the folder: %m");
-		poll(NULL, 0, 10);
-	}
-	return 0;
-}
-
-static int publish(struct kvmem_image_writer *w, const uint8_t *id)
-{
-	bool replace = w->flags & KVMEM_IMAGE_REPLACE;
-	char index_name[sizeof(w->place.name) + sizeof(KI_SUFFIX)], data_name[256], old[256] = "";
-	struct ki_new_file index = { .fd = -1 };
-	int r = w->flags & KVMEM_IMAGE_PACKED ? ki_pack(w) : 0;
-
-	if (!r)
-		r = sync_file(w, w->data.fd, "the data");
-	if (!r)
-		r = lock_folder(w); /* until the writer closes it */
-	if (r)
-		return r;
-	snprintf(index_name, sizeof(index_name), "%s%s", w->place.name, KI_SUFFIX);
-	if (replace)
-		name_data(w, id, data_name, sizeof(data_name));
-	else
-		snprintf(data_name, sizeof(data_name), "%s", w->place.name);
-	r = replace ? old_data(w, index_name, old) : 0;
-	if (!r)
-		r = ki_store_index(w, data_name, id, &index);
-	if (!r)
-		r = sync_file(w, index.fd, "the index");
-	if (!r)
-		r = ki_new_file_name(&w->data, data_name, false);
-	if (r)
-		goto out;
-	r = sync_file(w, w->place.dir, "the folder");
-	if (!r)
-		r = ki_new_file_name(&index, index_name, replace);
-	if (r) {
-		unlinkat(w->place.dir, data_name, 0);
-		goto out;
-	}
-	r = sync_file(w, w->place.dir, "the folder");
-	if (!r && strcmp(old, data_name))
-		remove_old(w, old);
-out:
-	ki_new_file_end(&index);
-	return r;
-}
-
-int kvmem_image_commit(struct kvmem_image_writer *writer, struct kvmem_image_id *ret_id)
-{
-	uint8_t id[16];
-	int r;
-
-	if (!writer)
-		return ki_fail(EINVAL, "kvmem_image_commit: writer is NULL");
-	if (writer->saving)
-		return ki_fail(EBUSY, "kvmem_image_commit: kvmem_image_save() is not over");
-	if (writer->precopy)
-		r = ki_fail(EINVAL,
-			    "kvmem_image_commit: KVMEM_IMAGE_LAST_PASS of kvmem_image_precopy() "
-			    "has not been made: pages may have been written since");
-	else if (writer->save_failed)
-		r = ki_fail(EINVAL, "kvmem_image_commit: kvmem_image_save() has failed: the image "
-				    "would lack pages");
-	else if (getrandom(id, sizeof(id), 0) != sizeof(id))
-		r = ki_fail(errno, "kvmem_image_commit: getrandom(): %m");
-	else
-		r = publish(writer, id);
-	if (!r && ret_id)
-		memcpy(ret_id->bytes, id, sizeof(id));
-	if (!r) {
-		kvmem_batch_free(writer->batch);
-		writer->batch = NULL;
-	}
-	destroy(writer);
 	return r;
 }

@@ -432,6 +432,8 @@ int kvmem_pager_stop(struct kvmem_pager *pager, uint32_t how)
 		r = fill_rest(pager);
 	join_all(pager);
 	km_later_end_all(pager, NULL, true);
+	if (how == KVMEM_STOP_FILL && !r)
+		km_pager_filled(pager);
 	if (how == KVMEM_STOP_FILL || !has_threads(pager) || km_caretaker_start(pager))
 		atomic_store(&pager->set.served, false);
 	if (how == KVMEM_STOP_FILL)

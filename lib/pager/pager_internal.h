@@ -292,6 +292,8 @@ uint64_t km_pager_missing(const struct kvmem_pager *pager, uint64_t *ret_poisone
 void km_pager_set_error(struct kvmem_pager *pager, int err);
 /* Listener of a region's record: arg is the km_paged. */
 void km_pager_region_whole(void *arg);
+/* The stop has filled all: who published the last page may not have counted it yet, and finds no pager that runs. */
+void km_pager_filled(struct kvmem_pager *pager);
 struct timespec km_pager_from_now(int64_t ns);
 /* What kvmem_pager_wait() waits for may have come. */
 void km_pager_changed(struct kvmem_pager *pager);

@@ -72,38 +72,46 @@ static uint64_t mappings_of(const struct km_paged *p)
  * What is absent must fault: pages that somebody touched through the mapping before are taken out
  * of it. Marks of poison from an earlier pager are taken away, and these pages are absent again.
  */
-static int unmap_run(struct kvmem_region *r, uint64_t page, uint64_t n, enum km_page_state state)
+static int64_t unmap_run(struct kvmem_region *r, uint64_t page, uint64_t n,
+			 enum km_page_state state)
 {
+	bool no_access = state == KM_POISONED && atomic_load(&r->no_access);
 	uint8_t *at = r->base + (page << r->page_shift);
 	uint64_t bytes = n << r->page_shift;
 	int64_t err = 0;
 
-	if (state == KM_POISONED && atomic_load(&r->no_access))
+	if (no_access)
 		err = km_sys_mprotect(at, bytes, PROT_READ | PROT_WRITE);
 	if (err >= 0)
 		err = km_mem_drop(at, bytes);
-	if (err < 0)
-		return km_fail((int)-err,
-			       "kvmem_pager_add: MADV_DONTNEED of 0x%" PRIx64 " bytes at "
-			       "offset 0x%" PRIx64 ": %m",
-			       bytes, page << r->page_shift);
-	km_presence_turn(&r->presence, page, n, KM_POISONED, KM_ABSENT);
-	return 0;
+	if (err >= 0)
+		km_presence_turn(&r->presence, page, n, KM_POISONED, KM_ABSENT);
+	else if (no_access)
+		km_sys_mprotect(at, bytes, PROT_NONE);
+	return err;
 }
 
-static int unmap_absent(struct km_paged *p)
+static int64_t unmap(struct km_paged *p, enum km_page_state which)
 {
 	struct kvmem_region *r = p->watch.region;
 	enum km_page_state state;
-	int err = 0;
+	int64_t err = 0;
 
-	for (uint64_t page = 0, n; page < r->presence.pages && !err; page += n) {
+	for (uint64_t page = 0, n; page < r->presence.pages && err >= 0; page += n) {
 		n = km_presence_run(&r->presence, page, UINT64_MAX, &state);
 		p->in_file |= state == KM_PRESENT;
-		if (state == KM_ABSENT || state == KM_POISONED)
+		if (state == which)
 			err = unmap_run(r, page, n, state);
 	}
 	return err;
+}
+
+/* Poison at last: one run that cannot be taken out, and all of it is there still. */
+static int64_t unmap_absent(struct km_paged *p)
+{
+	int64_t err = unmap(p, KM_ABSENT);
+
+	return err >= 0 && km_presence_poisoned(km_paged_map(p)) ? unmap(p, KM_POISONED) : err;
 }
 
 static int check_region(const struct kvmem_pager *pager, const struct kvmem_region *r)
@@ -180,21 +188,76 @@ static int serve_remote(struct km_paged *p, uint32_t flags)
 	return 0;
 }
 
+struct take_out {
+	struct km_paged *p;
+	const struct km_found *found;
+	bool unmaps;
+};
+
+/* A file that is sealed refuses, and marks of poison are there still. */
+static int64_t take_out_run(void *arg)
+{
+	const struct take_out *t = arg;
+	int64_t err = km_pages_overwrite_found(t->p->watch.region, t->found);
+
+	return err >= 0 && t->unmaps ? unmap_absent(t->p) : err;
+}
+
+/*
+ * By this something is lost: content that the caller wants overwritten, and poison. So it is done when nothing else
+ * can fail any more; the memory is registered by then, and its removals raise events, which nobody enters.
+ */
+static int take_out(struct km_paged *p, const struct km_found *found, bool unmaps)
+{
+	struct take_out t = { .p = p, .found = found, .unmaps = unmaps };
+	const struct kvmem_pager *pager = p->pager;
+	bool read = atomic_load(&pager->state) == KM_PAGER_RUNNING &&
+		    !(pager->opts.flags & KVMEM_PAGER_NO_THREADS);
+	int64_t err;
+
+	km_pages_keep_found(p->watch.region, found, true);
+	err = read || !unmaps ? take_out_run(&t) : km_uffd_removing(p->watch.set, take_out_run, &t);
+	if (err >= 0)
+		return 0;
+	km_pages_keep_found(p->watch.region, found, false);
+	return km_fail((int)-err, "kvmem_pager_add: taking out what is to be filled anew "
+				  "(FALLOC_FL_PUNCH_HOLE, MADV_DONTNEED): %m");
+}
+
+static int register_region(struct km_paged *p, const struct km_found *found)
+{
+	const struct kvmem_region *r = p->watch.region;
+	bool late = km_presence_poisoned(&r->presence) || (found->count && r->fd < 0);
+	int64_t dropped = late ? 0 : unmap_absent(p);
+	int err;
+
+	if (dropped < 0)
+		return km_fail((int)-dropped, "kvmem_pager_add: MADV_DONTNEED of absent pages: %m");
+	err = km_watch_register(&p->watch);
+	if (err)
+		return err;
+	err = take_out(p, found, late);
+	if (err)
+		km_watch_unregister(&p->watch);
+	else
+		km_watch_join(&p->watch);
+	return err;
+}
+
 /* With the region's lock held. */
 static int serve_region(struct km_paged *p, uint32_t flags)
 {
 	struct kvmem_region *r = p->watch.region;
+	struct km_found found = { .runs = NULL };
 	int err = check_region(p->pager, r);
 
 	if (!err && r->remote)
 		return serve_remote(p, flags);
 	if (!err)
-		err = km_pages_unannounced(r, 0, km_watch_pages(&p->watch), flags,
-					   "kvmem_pager_add");
+		err = km_pages_find_unannounced(r, flags, "kvmem_pager_add", &found);
 	if (!err)
-		err = unmap_absent(p);
-	if (!err)
-		err = km_watch_begin(&p->watch);
+		err = register_region(p, &found);
+	km_sys_free(found.runs);
 	if (err)
 		return err;
 	km_pages_written_zeros(r);

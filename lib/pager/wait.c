@@ -34,13 +34,16 @@ void km_pager_changed(struct kvmem_pager *pager)
 
 static void tell_complete(struct kvmem_pager *pager, const struct km_paged *last)
 {
+	struct km_detail before; /* the call that has made it whole may have failed later on */
 	struct km_callback cb;
 
 	if (!pager->opts.complete)
 		return;
+	km_detail_save(&before);
 	km_callback_enter(&cb, "kvmem_pager_opts.complete", pager, last->watch.region);
 	pager->opts.complete(pager->opts.arg);
 	km_callback_leave(&cb);
+	km_detail_restore(&before);
 }
 
 /*
@@ -69,6 +72,14 @@ void km_pager_region_whole(void *arg)
 	}
 	if (missing == poisoned)
 		km_pager_changed(pager);
+}
+
+void km_pager_filled(struct kvmem_pager *pager)
+{
+	const struct km_paged *any = km_paged_first(pager);
+
+	if (any && !atomic_exchange(&pager->complete, true))
+		tell_complete(pager, any);
 }
 
 /* ---- waiting ---- */

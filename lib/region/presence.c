@@ -530,12 +530,34 @@ bool km_presence_wait(struct km_presence *p, uint64_t first, uint64_t pages, uin
 
 /* ---- telling ---- */
 
+static _Thread_local struct {
+	unsigned int depth;
+	bool owed;
+} deferred;
+
+void km_presence_defer(void)
+{
+	deferred.depth++;
+}
+
+bool km_presence_defer_end(void)
+{
+	bool owed = deferred.owed;
+
+	if (--deferred.depth)
+		return false;
+	deferred.owed = false;
+	return owed;
+}
+
 void km_presence_notify(struct km_presence *p)
 {
 	const struct km_presence_listener *l = atomic_load(&p->listener);
 	void *arg = atomic_load(&p->listener_arg);
 
-	if (l && arg)
+	if (deferred.depth)
+		deferred.owed = true;
+	else if (l && arg)
 		l->whole(arg);
 }
 

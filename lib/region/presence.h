@@ -150,6 +150,13 @@ bool km_presence_wait(struct km_presence *p, uint64_t first, uint64_t count, uin
  * `complete`. Listeners are set and cleared while no operation on the region is under way.
  */
 void km_presence_notify(struct km_presence *p);
+/*
+ * Between these two km_presence_notify() tells nobody in this thread: it holds something up that `complete` may wait
+ * for (a guard, a gate). They nest. The outermost _end() returns whether there was something to tell: the caller
+ * calls km_presence_notify() then, of one region of the pager, without locks.
+ */
+void km_presence_defer(void);
+bool km_presence_defer_end(void);
 /* Pages that had content are ABSENT again. As above. */
 void km_presence_notify_absent(struct km_presence *p);
 

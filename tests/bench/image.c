@@ -191,6 +191,90 @@ static double pause_of_capture(void *arg)
 	return (double)stats.pause_ns;
 }
 
+/* ---- capture-pause of differences ---- */
+
+static struct {
+	struct kvmem_run *runs;
+	uint64_t count;
+	struct kvmem_image *parent;
+} diff;
+
+/* The image of which the differences are: of the same memory, of which `count` pages are then other ones. */
+static void make_parent(void)
+{
+	struct kvmem_image_writer *w = image_create("parent", s.bytes, 0, NULL);
+
+	must(kvmem_image_save(w, &s.ram, 1, NULL, NULL, NULL));
+	must(kvmem_image_commit(w, NULL));
+	diff.parent = image_open("parent.kvmem");
+}
+
+/* So many pages, as far from each other as they can be. */
+static void make_dirty(uint64_t count)
+{
+	uint64_t step = s.bytes / PAGE / count;
+
+	diff.count = count;
+	diff.runs = calloc(count, sizeof(*diff.runs));
+	for (uint64_t i = 0; i < count; i++) {
+		diff.runs[i] = (struct kvmem_run){
+			.region = s.ram,
+			.offset = i * step * PAGE,
+			.bytes = PAGE,
+		};
+		bench_random_words(s.base + diff.runs[i].offset, PAGE, i + 7);
+	}
+}
+
+static double pause_of_difference(void *arg)
+{
+	struct kvmem_image_save_result res = KVMEM_IMAGE_SAVE_RESULT_INIT;
+	struct kvmem_capture_stats stats = KVMEM_CAPTURE_STATS_INIT;
+	struct kvmem_image_save_opts o = KVMEM_IMAGE_SAVE_OPTS_INIT;
+	struct kvmem_image_writer *w = image_create("image", s.bytes, 0, diff.parent);
+	struct kvmem_image_capture *capture;
+	double pause;
+
+	(void)arg;
+	must(kvmem_image_capture_create(NULL, &capture));
+	o.runs = diff.runs;
+	o.run_count = diff.count;
+	pause = bench_now();
+	must(kvmem_image_capture_start_dirty(capture, w, &s.ram, 1, NULL, &o));
+	pause = bench_now() - pause;
+	must(kvmem_image_capture_run(capture, NULL, &res));
+	must(kvmem_image_commit(w, NULL));
+	must(kvmem_image_capture_get_stats(capture, &stats));
+	bench_check(res.bytes_data == diff.count * PAGE && stats.bytes == res.bytes_data,
+		    "capture-pause-diff: other pages than are dirty");
+	must(kvmem_image_capture_free(capture));
+	check_saved();
+	return pause;
+}
+
+static void pauses_of_differences(void)
+{
+	const uint64_t counts[] = { 1000, 10000, 100000 };
+	struct bench_report r = {
+		.unit = "ms",
+		.baseline = { "kvmem_image_capture_start", pause_of_capture, NULL },
+		.ours = { "kvmem_image_capture_start_dirty", pause_of_difference, NULL },
+		.note = "the pause, without the harvest; all of the memory is present, dirty pages "
+			"are single ones",
+	};
+	char name[48];
+
+	make_parent();
+	for (unsigned int i = 0; i < (bench_quick() ? 1 : 3); i++) {
+		make_dirty(counts[i]);
+		snprintf(name, sizeof(name), "capture-pause-diff-%llu",
+			 (unsigned long long)counts[i]);
+		bench_compare(name, &r);
+		free(diff.runs);
+	}
+	must(kvmem_image_close(diff.parent));
+}
+
 static void capture_pause(void)
 {
 	struct bench_report r = {
@@ -210,6 +294,7 @@ static void capture_pause(void)
 	folder_enter();
 	open_memory(bench_mib(2048, 64) * MIB);
 	bench_compare("capture-pause", &r);
+	pauses_of_differences();
 	must(kvmem_region_free(s.ram));
 	folder_leave();
 }

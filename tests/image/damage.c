@@ -263,6 +263,83 @@ TEST(fields_that_lie_lead_nobody_astray)
 }
 END
 
+/* With other counts of pages and all sums right. `layer` UINT32_MAX: no layer's. */
+static void lie_about_pages(uint64_t data, uint64_t parent, uint32_t layer, uint64_t pages)
+{
+	struct file f = files[3];
+	struct ki_super *s;
+	struct ki_layer *layers;
+
+	f.bytes = malloc(f.size);
+	memcpy(f.bytes, files[3].bytes, f.size);
+	s = (void *)f.bytes;
+	layers = (void *)(f.bytes + s->layer_table.offset);
+	s->pages_data += data;
+	s->pages_parent += parent;
+	if (layer != UINT32_MAX)
+		layers[layer].pages += pages;
+	make_right(&f);
+	file_put(&f, f.size);
+	free(f.bytes);
+}
+
+static void grandchild(int err, const char *word)
+{
+	struct kvmem_image *image = open_image("top.kvmem");
+	struct kvmem_image_writer *w = create("new", image, BYTES, 0);
+	uint8_t page[PAGE] = { 0 };
+
+	/* Pages that the base stores, one by one, are hidden: their count goes down. */
+	for (uint64_t p = 37; p < PAGES; p += 37)
+		must(kvmem_image_write(w, p * PAGE, page, PAGE));
+	fails(kvmem_image_commit(w, NULL), err, word);
+	ck_assert_uint_eq(files_here(), FILES);
+	must(kvmem_image_close(image));
+}
+
+/* How many pages are stored where: nothing depends on it, and what cannot be is refused all the same. */
+TEST(counts_of_pages_that_lie)
+{
+	struct kvmem_image_info info = KVMEM_IMAGE_INFO_INIT;
+	struct kvmem_image *image;
+	const uint64_t none = UINT64_MAX / 2;
+
+	make();
+	for (unsigned int i = 0; i < 4; i++) {
+		lie_about_pages(i & 1 ? none : 0, i & 2 ? none + 2 : 0, UINT32_MAX, 0);
+		if (i)
+			fails(kvmem_image_open("top.kvmem", NULL, &image), EBADMSG, "pages");
+	}
+	lie_about_pages(PAGES, 0, UINT32_MAX, 0);
+	fails(kvmem_image_open("top.kvmem", NULL, &image), EBADMSG, "pages");
+
+	/* What can be is found by verify; pages are read as they were written. */
+	for (unsigned int i = 0; i < 2; i++) {
+		lie_about_pages(i, !i, i, 1);
+		image = open_image("top.kvmem");
+		must(kvmem_image_get_info(image, &info));
+		ck_assert_uint_le(info.bytes_data + info.bytes_parent + info.bytes_zero, BYTES);
+		check_model(image, model, BYTES);
+		fails(kvmem_image_verify(image, NULL, NULL), EBADMSG, "pages");
+		must(kvmem_image_close(image));
+	}
+	/* Its head says another number than its layers together. */
+	for (unsigned int i = 0; i < 2; i++) {
+		lie_about_pages(0, i, i ? UINT32_MAX : 0, 1);
+		image = open_image("top.kvmem");
+		fails(kvmem_image_verify(image, NULL, NULL), EBADMSG, "pages");
+		must(kvmem_image_close(image));
+	}
+	/* A layer that has fewer pages than a child takes from it. */
+	image = open_image("top.kvmem");
+	must(kvmem_image_get_info(image, &info));
+	must(kvmem_image_close(image));
+	lie_about_pages(0, 3 - info.bytes_parent / PAGE, 0, 3 - info.bytes_parent / PAGE);
+	grandchild(EBADMSG, "pages");
+	unmake();
+}
+END
+
 /* A child of itself, a parent that is a folder, a pipe, a device: neither a circle nor a wait. */
 TEST(parents_that_are_no_images)
 {
@@ -298,7 +375,7 @@ END
 	T(no_flipped_bit_is_given_out), T(no_bit_of_the_superblock_is_believed), \
 		T(files_that_are_shorter_or_longer), T(pages_that_changed_places), \
 		T(files_that_shrink_while_they_are_open), T(fields_that_lie_lead_nobody_astray), \
-		T(parents_that_are_no_images)
+		T(counts_of_pages_that_lie), T(parents_that_are_no_images)
 
 /* With an argument "packed" first: of packed images. */
 int main(int argc, char **argv)

@@ -730,6 +730,37 @@ static void in_threads(void *(*fn)(void *))
 		pthread_join(threads[i], NULL);
 }
 
+/* A raw file has no sums: but what it has lost is no zeros. */
+TEST(a_raw_file_that_shrinks)
+{
+	struct kvmem_image_open_opts o = KVMEM_IMAGE_OPEN_OPTS_INIT;
+	struct kvmem_image_run run = KVMEM_IMAGE_RUN_INIT;
+	struct kvmem_image *image;
+	uint8_t page[PAGE];
+	int fd;
+
+	enter_folder();
+	fill_page(page, 1, 1);
+	fd = open("raw", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	ck_assert_int_eq(ftruncate(fd, 8 * PAGE), 0);
+	ck_assert_int_eq(pwrite(fd, page, PAGE, 5 * PAGE), PAGE);
+	o.flags = KVMEM_IMAGE_RAW_FULL;
+	must(kvmem_image_open("raw", &o, &image));
+	must(kvmem_image_read(image, 6 * PAGE, page, PAGE)); /* a hole at the end */
+	ck_assert(is_zero_page(page));
+	ck_assert_int_eq(ftruncate(fd, 3 * PAGE), 0);
+	for (uint64_t p = 3; p < 8; p++) {
+		fails(kvmem_image_read(image, p * PAGE, page, PAGE), EBADMSG, "raw");
+		fails(kvmem_image_next_run(image, p * PAGE, &run), EBADMSG, "raw");
+	}
+	/* Of a hole before the new end nobody can say how long it was. */
+	fails(kvmem_image_read(image, 2 * PAGE, page, PAGE), EBADMSG, "raw");
+	must(kvmem_image_close(image));
+	close(fd);
+	leave_folder();
+}
+END
+
 TEST(several_threads_write_and_read)
 {
 	unsigned long long seed = 23;
@@ -958,6 +989,6 @@ HARNESS_MAIN(T(what_was_written_is_read), T(a_clone_of_the_data_and_its_differen
 	     T(an_image_is_opened_while_it_is_replaced), T(a_difference_to_what_is_no_longer_there),
 	     T(an_image_does_not_replace_its_parents), T(files_may_not_be_so_long),
 	     T(an_image_in_use_is_locked), T(raw_files_by_the_callers_word),
-	     T(several_threads_write_and_read), T(a_region_is_filled_from_it),
-	     T(a_pager_never_gives_out_a_damaged_page), T(nonsense_is_refused_by_name),
-	     T(few_descriptors))
+	     T(a_raw_file_that_shrinks), T(several_threads_write_and_read),
+	     T(a_region_is_filled_from_it), T(a_pager_never_gives_out_a_damaged_page),
+	     T(nonsense_is_refused_by_name), T(few_descriptors))

@@ -232,6 +232,48 @@ TEST(a_commit_is_told_of_and_cancelled)
 END
 
 /* A guest's memory into packed data. */
+static int uses_the_writer(void *arg, const struct kvmem_image_progress *p)
+{
+	struct kvmem_image_writer *w = *(struct kvmem_image_writer **)arg;
+	uint8_t page[PAGE] = { 1 };
+
+	(void)p;
+	fails(kvmem_image_write(w, 0, page, PAGE), EBUSY, "commit");
+	fails(kvmem_image_write_zero(w, 0, PAGE), EBUSY, "commit");
+	fails(kvmem_image_write_blob(w, "late", page, 1), EBUSY, "commit");
+	fails(kvmem_image_commit(w, NULL), EBUSY, "commit");
+	kvmem_image_abort(w); /* the commit's to free */
+	return 0;
+}
+
+/* What is written to a span that has been packed would be in no frame, and its sum in the index. */
+TEST(a_callback_uses_the_writer)
+{
+	struct kvmem_image_create_opts o = KVMEM_IMAGE_CREATE_OPTS_INIT;
+	struct kvmem_image_region one = region_of(BYTES, 0, "ram");
+	struct kvmem_image_writer *w = NULL;
+	unsigned long long seed = 5;
+	uint8_t *m = model_new(BYTES, &seed);
+	struct kvmem_image *image;
+
+	enter_folder();
+	o.flags = PACKED;
+	o.regions = &one;
+	o.region_count = 1;
+	o.progress = uses_the_writer;
+	o.arg = &w;
+	must(kvmem_image_create("a", &o, &w));
+	must(kvmem_image_write(w, 0, m, BYTES));
+	must(kvmem_image_commit(w, NULL));
+	image = open_image("a.kvmem");
+	check_model(image, m, BYTES);
+	must(kvmem_image_verify(image, NULL, NULL));
+	must(kvmem_image_close(image));
+	free(m);
+	leave_folder();
+}
+END
+
 TEST(memory_is_saved_packed)
 {
 	struct kvmem_region_opts o = KVMEM_REGION_OPTS_INIT;
@@ -771,7 +813,8 @@ END
 
 HARNESS_MAIN(T(what_was_packed_is_read), T(nothing_but_zeros_is_packed), T(chains_of_both_layouts),
 	     T(a_parent_that_was_packed_since_is_another_one), T(a_commit_is_told_of_and_cancelled),
-	     T(memory_is_saved_packed), T(frames_lie_in_order), T(a_chunk_is_unpacked_once),
-	     T(many_threads_read_one_image), T(a_region_is_filled_from_it),
-	     T(a_pager_never_gives_out_a_damaged_chunk), T(no_flipped_bit_is_given_out),
-	     T(frames_that_lie), T(a_table_of_frames_that_lies), T(a_head_that_lies))
+	     T(a_callback_uses_the_writer), T(memory_is_saved_packed), T(frames_lie_in_order),
+	     T(a_chunk_is_unpacked_once), T(many_threads_read_one_image),
+	     T(a_region_is_filled_from_it), T(a_pager_never_gives_out_a_damaged_chunk),
+	     T(no_flipped_bit_is_given_out), T(frames_that_lie), T(a_table_of_frames_that_lies),
+	     T(a_head_that_lies))

@@ -1,83 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
 /* kvmem_image_save() of what a dirty reader reports, over a KVM in memory: no page of a batch is ever lost. */
-#include "image_rig.h"
-
-#include <sys/mman.h>
-
-#include "unit/fake_rings.h"
-
-#define PAGES (uint64_t) FK_SLOT_PAGES
-#define BYTES (PAGES * PAGE)
-
-static struct kvmem_dirty *dirty;
-static struct kvmem_batch *batch;
-static struct kvmem_region *ram; /* fk.a, with memory */
-static uint8_t *base, *model;	 /* of the image that a chain so far shows */
-
-static void open_guest(uint32_t mode)
-{
-	struct kvmem_dirty_opts o = KVMEM_DIRTY_OPTS_INIT;
-
-	enter_folder();
-	fk_reset();
-	base = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	ck_assert_ptr_ne(base, MAP_FAILED);
-	model = calloc(1, BYTES);
-	ram = &fk.a;
-	ram->base = base;
-	ram->fd = -1;
-	ram->plan.backing = KVMEM_BACKING_ANONYMOUS;
-	must(km_presence_init(&ram->presence, PAGES));
-	o.mode = mode;
-	o.ring_entries = mode == KVMEM_DIRTY_RING ? 1024 : 0;
-	must(kvmem_dirty_create(&fk.vm, &o, &dirty));
-	must(kvmem_region_attach(ram, 0, BYTES, 0, 0, 0, NULL));
-	must(kvmem_dirty_add_vcpu(dirty, FK_VCPU_FD));
-	must(kvmem_dirty_start(dirty));
-	batch = NULL;
-}
-
-static void close_guest(void)
-{
-	kvmem_batch_free(batch);
-	must(kvmem_dirty_stop(dirty));
-	must(kvmem_dirty_free(dirty));
-	km_presence_destroy(&ram->presence);
-	fk_done();
-	munmap(base, BYTES);
-	free(model);
-	leave_folder();
-}
-
-/* The guest writes: the memory changes, and the log says so. */
-static void guest_writes(uint64_t page, unsigned int change)
-{
-	fill_page(base + page * PAGE, page, change);
-	fk_write(0, 0, page);
-}
-
-static int64_t harvest(void)
-{
-	int64_t n = kvmem_dirty_harvest(dirty, &batch);
-
-	must((int)n);
-	must((int)kvmem_dirty_commit(dirty, batch));
-	return n;
-}
-
-static struct kvmem_image_writer *begin(const char *path, struct kvmem_image *parent)
-{
-	struct kvmem_image_region at = region_of(BYTES, 0, "ram");
-	struct kvmem_image_create_opts o = KVMEM_IMAGE_CREATE_OPTS_INIT;
-	struct kvmem_image_writer *w;
-
-	o.flags = KVMEM_IMAGE_NO_SYNC;
-	o.regions = &at;
-	o.region_count = 1;
-	o.parent = parent;
-	must(kvmem_image_create(path, &o, &w));
-	return w;
-}
+#include "dirty_guest.h"
 
 /* The batch goes into the writer; never freed here any more. */
 static int save(struct kvmem_image_writer *w, struct kvmem_image_save_result *res)
@@ -86,14 +9,6 @@ static int save(struct kvmem_image_writer *w, struct kvmem_image_save_result *re
 
 	batch = NULL;
 	return kvmem_image_save(w, &ram, 1, b, NULL, res);
-}
-
-static void save_full(const char *path)
-{
-	struct kvmem_image_writer *w = begin(path, NULL);
-
-	must(kvmem_image_save(w, &ram, 1, NULL, NULL, NULL));
-	must(kvmem_image_commit(w, NULL));
 }
 
 TEST(differences_hold_what_was_written_and_chain)
@@ -141,23 +56,6 @@ TEST(differences_hold_what_was_written_and_chain)
 	}
 }
 END
-
-static bool is_dirty(uint64_t page)
-{
-	struct kvmem_run run;
-	bool found = false;
-
-	while (kvmem_batch_next(batch, &run) > 0)
-		found |= run.offset <= page * PAGE && page * PAGE < run.offset + run.bytes;
-	return found;
-}
-
-static int cancels(void *arg, const struct kvmem_image_progress *p)
-{
-	(void)arg;
-	(void)p;
-	return 1;
-}
 
 enum failure { ABORTED, CANCELED, REFUSED, NO_WRITER, FOREIGN, EXISTS, NOT_COMMITTED, FAILURES };
 
@@ -290,6 +188,133 @@ TEST(discarded_since_it_was_written)
 }
 END
 
+/* ---- beside a pager that fills ---- */
+
+static const struct km_presence_listener pager;
+static uint64_t
+	filled_next; /* 0: none; else the page that the pager fills when the record has been looked at */
+
+/* meson: --wrap. */
+int __real_kvmem_region_next_run(const struct kvmem_region *region, uint64_t from,
+				 struct kvmem_run *ret_run, uint32_t *ret_state);
+int __wrap_kvmem_region_next_run(const struct kvmem_region *region, uint64_t from,
+				 struct kvmem_run *ret_run, uint32_t *ret_state);
+
+int __wrap_kvmem_region_next_run(const struct kvmem_region *region, uint64_t from,
+				 struct kvmem_run *ret_run, uint32_t *ret_state)
+{
+	int r = __real_kvmem_region_next_run(region, from, ret_run, ret_state);
+	uint64_t page = filled_next;
+
+	if (page) {
+		filled_next = 0;
+		fill_page(base + page * PAGE, page, 1);
+		ck_assert_uint_eq(km_presence_claim(&ram->presence, page, 1), 1);
+		km_presence_publish(&ram->presence, page, 1, KM_PRESENT);
+	}
+	return r;
+}
+
+/* A parent with content 1 everywhere, whose pages a pager fills from; nothing is filled yet. */
+static struct kvmem_image *open_paged(void)
+{
+	struct kvmem_image *parent;
+
+	open_guest(KVMEM_DIRTY_RING);
+	for (uint64_t p = 0; p < PAGES; p++)
+		fill_page(model + p * PAGE, p, 1);
+	save_model("parent", model, BYTES, KVMEM_IMAGE_NO_SYNC);
+	parent = open_image("parent.kvmem");
+	km_presence_listen(&ram->presence, &pager, NULL);
+	return parent;
+}
+
+/* The memory has to be the model: what was not filled comes from the parent, and nothing else does. */
+static void save_runs_and_close(struct kvmem_image *parent, const struct kvmem_run *run)
+{
+	struct kvmem_image_save_result res = KVMEM_IMAGE_SAVE_RESULT_INIT;
+	struct kvmem_image_save_opts o = KVMEM_IMAGE_SAVE_OPTS_INIT;
+	struct kvmem_image_writer *w = begin("diff", parent);
+	struct kvmem_image *image;
+
+	o.flags = KVMEM_IMAGE_ABSENT_FROM_PARENT;
+	o.runs = run;
+	o.run_count = 1;
+	must(kvmem_image_save(w, &ram, 1, NULL, &o, &res));
+	must(kvmem_image_commit(w, NULL));
+	image = open_image("diff.kvmem");
+	check_model(image, model, BYTES);
+	ck_assert_uint_eq(res.bytes_absent, 9 * PAGE);
+	ck_assert_uint_eq(res.bytes_data, PAGE);
+	must(kvmem_image_close(image));
+	must(kvmem_image_close(parent));
+	km_presence_listen(&ram->presence, NULL, NULL);
+	close_guest();
+}
+
+TEST(a_page_is_filled_while_the_record_is_read)
+{
+	struct kvmem_image *parent = open_paged();
+	struct kvmem_run run = { .region = ram, .offset = 30 * PAGE, .bytes = 10 * PAGE };
+
+	filled_next = 30;
+	save_runs_and_close(parent, &run);
+}
+END
+
+TEST(pages_that_a_pager_is_at)
+{
+	static const uint64_t placed[] = { 10, 15, 19 };
+
+	for (unsigned int i = 0; i < 3; i++) {
+		struct kvmem_image *parent = open_paged();
+		struct kvmem_run run = { .region = ram, .offset = 10 * PAGE, .bytes = 10 * PAGE };
+		struct kvmem_stored one;
+
+		/* Claimed all, one placed, and written to before the record has it. */
+		ck_assert_uint_eq(km_presence_claim(&ram->presence, 10, 10), 10);
+		fill_page(base + placed[i] * PAGE, placed[i], 2);
+		fill_page(model + placed[i] * PAGE, placed[i], 2);
+		must((int)kvmem_region_stored(ram, (i ? 10 : 11) * PAGE, PAGE, &one, 1));
+		SKIP_IF(one.kind != KVMEM_STORED_ABSENT, "swap",
+			"the kernel does not tell which pages there are");
+		save_runs_and_close(parent, &run);
+	}
+}
+END
+
+/* Stored by one pass, and then marked absent: what the parent has, and no longer what was stored. */
+TEST(absent_again_between_two_passes)
+{
+	struct kvmem_image_precopy_opts o = KVMEM_IMAGE_PRECOPY_OPTS_INIT;
+	struct kvmem_image *parent = open_paged(), *image;
+	struct kvmem_image_writer *w = begin("live", parent);
+
+	for (uint64_t p = 5; p < 8; p++) {
+		ck_assert_uint_eq(km_presence_claim(&ram->presence, p, 1), 1);
+		km_presence_publish(&ram->presence, p, 1, KM_PRESENT);
+		guest_writes(p, 2);
+		fill_page(model + p * PAGE, p, p == 6 ? 1 : 2);
+	}
+	o.flags = KVMEM_IMAGE_ABSENT_FROM_PARENT;
+	o.dirty = dirty;
+	o.reader = kvmem_dirty_reader(dirty);
+	o.passes = 1;
+	must(kvmem_image_precopy(w, &ram, 1, &o, NULL));
+	km_presence_turn(&ram->presence, 6, 1, KM_PRESENT, KM_ABSENT);
+	fk_write(0, 0, 6);
+	o.flags |= KVMEM_IMAGE_LAST_PASS;
+	must(kvmem_image_precopy(w, &ram, 1, &o, NULL));
+	must(kvmem_image_commit(w, NULL));
+	image = open_image("live.kvmem");
+	check_model(image, model, BYTES);
+	must(kvmem_image_close(image));
+	must(kvmem_image_close(parent));
+	km_presence_listen(&ram->presence, NULL, NULL);
+	close_guest();
+}
+END
+
 /* ---- pass by pass ---- */
 
 static unsigned int change;
@@ -360,4 +385,5 @@ END
 HARNESS_MAIN(T(differences_hold_what_was_written_and_chain),
 	     T(whatever_fails_the_dirty_pages_come_again),
 	     T(a_batch_that_was_looked_at_is_saved_whole), T(discarded_since_it_was_written),
-	     T(precopy_by_a_reader))
+	     T(a_page_is_filled_while_the_record_is_read), T(pages_that_a_pager_is_at),
+	     T(absent_again_between_two_passes), T(precopy_by_a_reader))

@@ -14,6 +14,8 @@ static struct {
 	struct kvmem_vm *vm;
 	struct kvmem_dirty *dirty;
 	struct kvmem_ticket *ticket;
+	struct kvmem_capture *capture; /* under way; NULL: the kernel has none of this memory */
+	struct kvmem_writes *writes;
 	struct kvmem_region *tracked;
 	atomic_bool broken; /* page 3 cannot be read */
 	enum where where;
@@ -197,6 +199,24 @@ static int call_source_free(void)
 	return kvmem_source_free(now.s.source);
 }
 
+static int call_capture_start(void)
+{
+	return kvmem_capture_start(now.capture, &now.s.ram, 1);
+}
+
+/* The first stops it, before anything was asked for. */
+static int call_capture_stop(void)
+{
+	int r = kvmem_capture_stop(now.capture);
+
+	return r == -ECANCELED || r == -EINVAL ? 0 : r;
+}
+
+static int call_writes_add(void)
+{
+	return kvmem_writes_add(now.writes, now.s.ram);
+}
+
 static int call_dirty_start(void)
 {
 	return kvmem_dirty_start(now.dirty);
@@ -299,6 +319,9 @@ static const struct row {
 	{ "source_read", call_source_read, { "yes", "yes", "yes", "yes", "yes", "yes" } },
 	{ "source_extent", call_source_extent, { "yes", "yes", "yes", "yes", "yes", "yes" } },
 	{ "source_free", call_source_free, { "no", "no", "busy", "busy", "busy", "busy" } },
+	{ "capture_start", call_capture_start, { "no", "no", "no", "no", "no", "no" } },
+	{ "capture_stop", call_capture_stop, { "yes", "yes", "yes", "yes", "yes", "yes" } },
+	{ "writes_add", call_writes_add, { "no", "no", "no", "no", "no", "no" } },
 	{ "dirty_start", call_dirty_start, { "no", "no", "no", "no", "no", "no" } },
 	{ "dirty_stop", call_dirty_stop, { "no", "no", "no", "no", "no", "no" } },
 	{ "dirty_harvest", call_harvest, { "no", "no", "no", "no", "no", "no" } },
@@ -319,6 +342,10 @@ static bool can_call(const struct row *r)
 {
 	if (strstr(r->name, "ticket"))
 		return now.ticket;
+	if (strstr(r->name, "capture"))
+		return now.capture;
+	if (strstr(r->name, "writes"))
+		return now.writes;
 	if (strstr(r->name, "dirty") || strstr(r->name, "reader") || strstr(r->name, "batch"))
 		return now.dirty;
 	if (r->call == call_attach || r->call == call_detach || r->call == call_adopt_slot ||
@@ -427,6 +454,38 @@ static void untrack(void)
 	must(kvmem_vm_free(now.vm));
 }
 
+static int no_write(void *arg, const struct kvmem_capture_run *captured, const void *content)
+{
+	(void)arg;
+	(void)captured;
+	(void)content;
+	return 0;
+}
+
+static void capture(void)
+{
+	struct kvmem_capture_opts o = KVMEM_CAPTURE_OPTS_INIT;
+
+	o.before_write = no_write;
+	if (kvmem_writes_create(NULL, &now.writes))
+		now.writes = NULL;
+	if (kvmem_capture_create(&o, &now.capture))
+		now.capture = NULL;
+	else if (kvmem_capture_start(now.capture, &now.s.ram, 1)) {
+		harness_note("%s", kvmem_error_detail());
+		must(kvmem_capture_free(now.capture));
+		now.capture = NULL;
+	}
+}
+
+static void end_capture(void)
+{
+	if (now.capture)
+		call_capture_stop();
+	must(kvmem_capture_free(now.capture));
+	must(kvmem_writes_free(now.writes));
+}
+
 static void set_up(void)
 {
 	struct kvmem_source_ops ops = KVMEM_SOURCE_OPS_INIT;
@@ -439,12 +498,17 @@ static void set_up(void)
 	now.s.opts.complete = on_complete;
 	now.s.opts.fault_around = PAGE;
 	now.s.opts.trace_entries = 64;
-	must(kvmem_pager_create(&now.s.opts, &now.s.pager));
+	now.s.opts.flags |= KVMEM_PAGER_CAPTURE;
+	if (kvmem_pager_create(&now.s.opts, &now.s.pager)) {
+		now.s.opts.flags &= ~KVMEM_PAGER_CAPTURE;
+		must(kvmem_pager_create(&now.s.opts, &now.s.pager));
+	}
 	must(kvmem_pager_add(now.s.pager, now.s.ram, now.s.source, 0, 0));
 	po.done = on_done;
 	if (now.where != POPULATE_READ && now.where != PROGRESS)
 		must(kvmem_pager_prefetch(now.s.pager, now.s.ram, &last, 1, &po, &now.ticket));
 	now.broken = now.where == FAIL;
+	capture();
 }
 
 static void go(void)
@@ -482,6 +546,7 @@ TEST(each_call_from_each_callback)
 			check_all(&now.s);
 		ck_assert_msg(harness_wait(is_told, NULL, 10), "callback %d was not called", where);
 		ck_assert_msg(!now.wrong[0], "from callback %d: %s", where, now.wrong);
+		end_capture();
 		must(kvmem_pager_stop(now.s.pager, KVMEM_STOP_FILL));
 		check_all(&now.s);
 		must(kvmem_ticket_free(now.ticket));

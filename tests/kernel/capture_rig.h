@@ -8,6 +8,7 @@
  */
 
 #include "harness.h"
+#include "huge_pages.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -387,39 +388,6 @@ static inline void rig_check_stats(const struct rig *r)
 		     (unsigned long)s.writers, (unsigned long)s.writer_longest_ns / 1000,
 		     (unsigned long)s.bytes_background >> 10, (unsigned long)s.bytes_zero >> 10,
 		     (unsigned long)s.pause_ns / 1000);
-}
-
-/* Huge pages for as long as the program runs, where there are too few and it may make some. */
-static long huge_pages_before;
-
-static inline void set_huge_pages(long count)
-{
-	FILE *f = fopen("/proc/sys/vm/nr_hugepages", "we");
-
-	if (!f)
-		return;
-	fprintf(f, "%ld", count);
-	fclose(f);
-}
-
-static inline void huge_pages_end(void)
-{
-	set_huge_pages(huge_pages_before);
-}
-
-static inline void huge_pages_begin(void)
-{
-	FILE *f = fopen("/proc/sys/vm/nr_hugepages", "re");
-	char text[32] = "";
-
-	if (!f)
-		return;
-	huge_pages_before = fgets(text, sizeof(text), f) ? strtol(text, NULL, 10) : 16;
-	if (huge_pages_before < 16) {
-		atexit(huge_pages_end);
-		set_huge_pages(huge_pages_before + 16);
-	}
-	fclose(f);
 }
 
 #define CAPTURE_MAIN(...) \

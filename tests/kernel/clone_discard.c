@@ -2,6 +2,8 @@
 /* Pages of clones that are discarded: zero, and never the template's again, whatever happens meanwhile. */
 #include "clone_rig.h"
 
+#include "huge_pages.h"
+
 #include <linux/mempolicy.h>
 #include <pthread.h>
 #include <sched.h>
@@ -219,6 +221,15 @@ TEST(what_is_mapped_over_is_told_what_the_clone_was)
 }
 END
 
+/* Zeros that were written are content, which a madvise(2) of the VMM's own takes away. */
+static bool is_data(struct kvmem_region *r, uint64_t bytes)
+{
+	struct kvmem_stored run;
+
+	return kvmem_region_stored(r, 0, bytes, &run, 1) == 1 && run.kind == KVMEM_STORED_DATA &&
+	       run.bytes == bytes;
+}
+
 static int locked(void *arg)
 {
 	int fd = *(int *)arg;
@@ -235,6 +246,13 @@ static int locked(void *arg)
 	ck_ok(kvmem_region_discard(r, 0, 16 * PAGE));
 	if (!is_zero(at, 16 * PAGE) || !is_template(at + 16 * PAGE, 16 * PAGE, PAGE))
 		return 3;
+	if (!is_data(r, 16 * PAGE))
+		return 4;
+	if (munlockall() || madvise(at, 16 * PAGE, MADV_DONTNEED))
+		return 5;
+	if (!is_data(r, 16 * PAGE) ||
+	    !is_template(at, 0, 16 * PAGE)) /* asked before it is touched */
+		return 6;
 	ck_ok(kvmem_region_free(r));
 	return 0;
 }
@@ -265,6 +283,33 @@ TEST(madvise_by_the_vmm_brings_the_template_back)
 	ck_assert(is_template(at + PAGE, PAGE, PAGE));
 	ck_ok(kvmem_region_free(r));
 	close(fd);
+}
+END
+
+/* In huge pages a discard writes zeros. */
+TEST(and_in_huge_pages_no_record_says_zero)
+{
+	struct kvmem_region *r;
+	uint8_t *at;
+	int fd;
+
+	huge_pages_begin();
+	fd = make_template(HUGE_MEMFD, BYTES);
+	if (fd < 0) {
+		huge_pages_end();
+		SKIP("hugetlb", "no huge pages");
+	}
+	r = clone_of(fd, BYTES);
+	at = base_of(r);
+	ck_ok(kvmem_region_discard(r, 0, HUGE));
+	ck_assert(is_zero(at, HUGE));
+	ck_assert(is_data(r, HUGE));
+	ck_assert_int_eq(madvise(at, HUGE, MADV_DONTNEED), 0);
+	ck_assert(is_data(r, HUGE));
+	ck_assert(is_template(at, 0, HUGE));
+	ck_ok(kvmem_region_free(r));
+	close(fd);
+	huge_pages_end();
 }
 END
 
@@ -465,5 +510,6 @@ HARNESS_MAIN(T(a_discarded_page_is_zero_and_never_the_templates_again),
 	     T(discards_work_where_no_mapping_is_left),
 	     T(what_is_mapped_over_is_told_what_the_clone_was), T(locked_memory_can_be_discarded),
 	     T(madvise_by_the_vmm_brings_the_template_back),
+	     T(and_in_huge_pages_no_record_says_zero),
 	     T(who_looks_meanwhile_sees_the_old_page_or_zeros), T(signals_and_forks_meanwhile),
 	     T(several_threads_discard_the_same_pages), T(a_file_that_is_cut_short))

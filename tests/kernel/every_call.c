@@ -338,6 +338,7 @@ TEST(null_to_captures)
 	NONE(kvmem_capture_create(&o, &c)); /* before_write */
 	NONE(kvmem_capture_check(NULL, NULL));
 	NONE(kvmem_capture_start(NULL, &none, 1));
+	NONE(kvmem_capture_start_runs(NULL, &none, 1, NULL, 0));
 	NONE(kvmem_capture_next(NULL, page, sizeof(page), &run));
 	NONE(kvmem_capture_stop(NULL));
 	NONE(kvmem_capture_get_stats(NULL, &stats));

@@ -880,6 +880,7 @@ static void capture_life(void)
 	struct kvmem_source *source;
 	struct kvmem_pager *pager;
 	atomic_ulong written = 0;
+	struct kvmem_run run;
 	uint64_t rest;
 
 	life_phase(LIFE_CREATE);
@@ -912,6 +913,14 @@ static void capture_life(void)
 	MUST(kvmem_capture_stop, capture);
 	if (rest + written != 3 * BYTES || stats.bytes_left)
 		life_fail(LIFE_WRONG, "a page was not captured");
+	run = (struct kvmem_run){ .region = r[0], .offset = 20 * PAGE, .bytes = 9 * PAGE };
+	written = 0;
+	MUST(kvmem_capture_start_runs, capture, r, 3, &run, 1);
+	memset(kvmem_region_base(r[0]), 9, 24 * PAGE);
+	rest = take_rest(capture);
+	MUST(kvmem_capture_stop, capture);
+	if (rest + written != 9 * PAGE)
+		life_fail(LIFE_WRONG, "a page was not captured, or another one was");
 	life_phase(LIFE_STOP);
 	MUST(kvmem_pager_stop, pager, KVMEM_STOP_HAND_BACK);
 	MUST(kvmem_capture_free, capture);

@@ -116,10 +116,27 @@ static void host_check(struct thread *thread)
 
 /* ---- filling ---- */
 
+/*
+ * What the VMM takes away while it is being filled, and nobody hears of, may be left with a part of its content: the
+ * manual says so. So one keeps the other out.
+ */
+static pthread_rwlock_t fills = PTHREAD_RWLOCK_INITIALIZER;
+
+bool fills_keep_out(void)
+{
+	return !pthread_rwlock_trywrlock(&fills);
+}
+
+void fills_let_in(void)
+{
+	pthread_rwlock_unlock(&fills);
+}
+
 static int populate_with(const struct span *span, struct kvmem_populate_opts *o)
 {
 	const struct source *source = span->area->source;
 	uint64_t from = source_offset_of(span->area, span->first);
+	int r;
 
 	if (from >= source->bytes)
 		return 0;
@@ -127,8 +144,11 @@ static int populate_with(const struct span *span, struct kvmem_populate_opts *o)
 	o->bytes = (uint64_t)span->count * PAGE;
 	if (o->bytes > source->bytes - from)
 		o->bytes = source->bytes - from;
-	return kvmem_populate(span->area->region, (uint64_t)span->first * PAGE, source->handle, o,
-			      NULL);
+	pthread_rwlock_rdlock(&fills);
+	r = kvmem_populate(span->area->region, (uint64_t)span->first * PAGE, source->handle, o,
+			   NULL);
+	pthread_rwlock_unlock(&fills);
+	return r;
 }
 
 int populate_whole(struct thread *thread, const struct span *span)

@@ -20,6 +20,9 @@ void end(struct thread *thread, const struct span *span, int64_t result);
 int populate_pages(struct thread *thread, const struct span *span);
 /* With defaults: what must succeed. */
 int populate_whole(struct thread *thread, const struct span *span);
+/* No populate is under way until _let_in(). False: one is. */
+bool fills_keep_out(void);
+void fills_let_in(void);
 
 /* memory_ops.c */
 void discard(struct thread *thread);

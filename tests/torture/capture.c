@@ -75,14 +75,12 @@ static void check_page(unsigned int number, uint32_t page, uint32_t kind, const 
 			     kind);
 		return;
 	}
-	if (!page_was(area, page, then, content))
-		fail(area, page,
-		     "area %d page %u, captured as kind %u, is not as at the pause: %s%s, generation %u",
-		     area->index, page, kind,
-		     then->base == BASE_ZERO	 ? "zeros"
-		     : then->base == BASE_SOURCE ? "its source"
-						 : "zeros or its source",
-		     then->seed ? " and what was written" : "", then->generation);
+	if (page_was(area, page, then, content))
+		return;
+	fail_content_then(area, page, then, content,
+			  kind == KVMEM_CAPTURE_DATA   ? "captured as data, at the pause"
+			  : kind == KVMEM_CAPTURE_ZERO ? "captured as zeros, at the pause"
+						       : "captured as absent, at the pause");
 }
 
 static void check_run(const struct kvmem_capture_run *run, const void *content)

@@ -198,15 +198,26 @@ static void balloon(struct thread *thread, enum operation op)
 {
 	enum after present, absent;
 	struct span span;
+	bool alone = false;
 	int before;
 
 	if (!claim_some(thread, CLAIM_EXCLUSIVE, CLAIM_UNITS, 70, &span))
 		return;
+	if (op == OP_PUNCH || span.area->paged != PAGED_EVENTS ||
+	    thread->round->pager_state == PAGER_STOPPING) {
+		alone = fills_keep_out();
+		if (!alone) {
+			unclaim(&span);
+			return;
+		}
+	}
 	if (span.area->backing == KVMEM_BACKING_GUEST_MEMFD ||
 	    (op != OP_DONTNEED && span.area->fd < 0) ||
 	    (!span.area->paged && !is_filled(thread->round, span.area)) ||
 	    /* Captured memory is given back by kvmem_region_discard() alone. */
 	    thread->round->capturing) {
+		if (alone)
+			fills_let_in();
 		unclaim(&span);
 		return;
 	}
@@ -230,6 +241,8 @@ static void balloon(struct thread *thread, enum operation op)
 		for (uint32_t i = 0; i < span.count; i++)
 			balloon_page(span.area, span.first + i, present, absent);
 	}
+	if (alone)
+		fills_let_in();
 	merge_span(thread->round, &span);
 	end(thread, &span, 0);
 }

@@ -260,14 +260,17 @@ static bool matches(struct area *area, uint32_t page, enum base base, const void
 bool page_matches(struct area *area, uint32_t page, const void *content)
 {
 	struct page *p = &area->page[page];
-	enum base base = p->base;
+	bool zero;
 
-	if (base != BASE_EITHER)
-		return matches(area, page, base, content);
-	base = matches(area, page, BASE_ZERO, content) ? BASE_ZERO : BASE_SOURCE;
-	if (base == BASE_SOURCE && !matches(area, page, BASE_SOURCE, content))
-		return false;
-	p->base = (uint8_t)base;
+	if (p->base != BASE_EITHER)
+		return matches(area, page, p->base, content);
+	zero = matches(area, page, BASE_ZERO, content);
+	if (!matches(area, page, BASE_SOURCE, content)) {
+		p->base = BASE_ZERO;
+		return zero;
+	}
+	if (!zero) /* else it is both: nothing is learnt */
+		p->base = BASE_SOURCE;
 	return true;
 }
 
@@ -278,16 +281,21 @@ static bool all_zero(const unsigned char *content)
 
 void fail_content(struct area *area, uint32_t page, const void *content, const char *who)
 {
+	fail_content_then(area, page, &area->page[page], content, who);
+}
+
+void fail_content_then(struct area *area, uint32_t page, const struct page *then,
+		       const void *content, const char *who)
+{
 	static const char *const bases[] = { "zeros", "its source", "zeros or its source" };
 	const unsigned char *got = content;
 	unsigned char want[PAGE], source[PAGE];
-	const struct page *p = &area->page[page];
-	enum base base = p->base;
+	enum base base = then->base;
 	const char *like = "something else";
 	uint32_t at = 0, differs = 0;
 
-	expected_page(area, page, base == BASE_EITHER ? BASE_SOURCE : base, want);
-	source_content(area->sources[p->generation], source_offset_of(area, page), source, PAGE);
+	expected_of(area, page, then, base == BASE_EITHER ? BASE_SOURCE : base, want);
+	source_content(area->sources[then->generation], source_offset_of(area, page), source, PAGE);
 	if (all_zero(got))
 		like = "zeros";
 	else if (!memcmp(got, source, PAGE))
@@ -298,7 +306,7 @@ void fail_content(struct area *area, uint32_t page, const void *content, const c
 		differs += got[i] != want[i];
 	fail(area, page,
 	     "%s: area %d page %u: must be %s%s, is %s: %u bytes differ, the first at %u (%02x, must be %02x)",
-	     who, area->index, page, bases[base], p->seed ? " and what was written" : "", like,
+	     who, area->index, page, bases[base], then->seed ? " and what was written" : "", like,
 	     differs, at, got[at % PAGE], want[at % PAGE]);
 }
 

@@ -346,6 +346,9 @@ uint32_t pages_of(const struct area *area); /* with those */
 /* The page as it was when this copy of the model was made. */
 bool page_was(const struct area *area, uint32_t page, const struct page *then, const void *content);
 _Noreturn void fail_content(struct area *area, uint32_t page, const void *content, const char *who);
+/* Of what the page was at another time. */
+_Noreturn void fail_content_then(struct area *area, uint32_t page, const struct page *then,
+				 const void *content, const char *who);
 
 /* Pages copied before the first that cannot be accessed. Cannot be killed by a page that is poisoned. */
 uint32_t read_pages(const struct area *area, uint32_t first, uint32_t count, void *to);

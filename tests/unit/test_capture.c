@@ -267,6 +267,36 @@ TEST(the_record_is_a_map_of_states)
 }
 END
 
+TEST(a_record_of_some_pages_has_these_alone)
+{
+	unsigned long long seed = 9;
+
+	for (unsigned int round = 0; round < 2000; round++) {
+		uint64_t pages = 1 + harness_random(&seed) % PAGES, left = 0;
+		bool model[PAGES] = { false };
+		struct km_record rec;
+
+		ck_assert_int_eq(km_record_init(&rec, pages), 0);
+		km_record_exclude_all(&rec);
+		for (unsigned int i = 0; i < round % 7; i++) {
+			uint64_t first = harness_random(&seed) % pages;
+			uint64_t n = 1 + harness_random(&seed) % (pages - first);
+
+			km_record_include(&rec, first, n);
+			for (uint64_t p = first; p < first + n; p++) {
+				left += !model[p];
+				model[p] = true;
+			}
+		}
+		ck_assert_uint_eq(atomic_load(&rec.left), left);
+		for (uint64_t p = 0; p < pages; p++)
+			ck_assert_uint_eq(km_record_get(&rec, p),
+					  model[p] ? KM_RECORD_DATA : KM_RECORD_DONE);
+		km_record_destroy(&rec);
+	}
+}
+END
+
 /* ---- what is protected ---- */
 
 TEST(all_that_exists_is_protected_until_it_is_handed_out)
@@ -410,6 +440,126 @@ TEST(protection_that_is_gone_is_told)
 }
 END
 
+/* ---- some pages alone ---- */
+
+static struct kvmem_run of_ram(uint64_t first, uint64_t count)
+{
+	return (struct kvmem_run){ .region = ram, .offset = first * PAGE, .bytes = count * PAGE };
+}
+
+/* Pages of runs: 40 to 43 by two of them, of which 43 does not exist; 5; 20 and 22, with one between them. */
+TEST(runs_alone_are_protected_and_handed_out)
+{
+	const uint32_t kinds[] = { KVMEM_BACKING_ANONYMOUS, KVMEM_BACKING_MEMFD };
+
+	for (unsigned int i = 0; i < 2; i++) {
+		const bool anonymous = kinds[i] == KVMEM_BACKING_ANONYMOUS;
+		struct kvmem_capture_stats s = KVMEM_CAPTURE_STATS_INIT;
+		struct kvmem_run runs[5];
+		uint64_t in = 0;
+
+		open_ram(kinds[i]);
+		ck_assert_int_eq(make(), 0);
+		runs[0] = of_ram(41, 3);
+		runs[1] = of_ram(5, 1);
+		runs[2] = of_ram(40, 2);
+		runs[3] = of_ram(22, 1);
+		runs[4] = of_ram(20, 1);
+		ck_assert_int_eq(kvmem_capture_start_runs(capture, &ram, 1, runs, 5), 0);
+		memset(runs, 0, sizeof(runs)); /* read during the call */
+		for (uint64_t p = 0; p < PAGES; p++) {
+			bool gap = p == 21, absent = p == 43 && anonymous;
+			bool set = p == 5 || p == 20 || p == 22 || (p >= 40 && p <= 43);
+
+			ck_assert_msg(k.protected[p] == (gap || (set && !absent)), "page %lu",
+				      (unsigned long)p);
+			in |= (uint64_t)set << p;
+		}
+		ck_assert_uint_eq(k.wp_calls, 3);
+		raise_write(21); /* goes on, and is not handed out */
+		raise_write(5);
+		ck_assert(harness_wait(is_open, &k.protected[21], 10));
+		ck_assert(harness_wait(is_open, &k.protected[5], 10));
+		ck_assert_int_eq(drain(64 * PAGE), 0);
+		ck_assert_int_eq(kvmem_capture_stop(capture), 0);
+		ck_assert_uint_eq(k.handed, 1);
+		for (uint64_t p = 0; p < PAGES; p++)
+			ck_assert_msg(k.times[p] == (in >> p & 1), "page %lu", (unsigned long)p);
+		ck_assert_uint_eq(k.kinds[43], KVMEM_CAPTURE_ZERO);
+		ck_assert_uint_eq(k.image[22 * PAGE], 23);
+		ck_assert_int_eq(kvmem_capture_get_stats(capture, &s), 0);
+		ck_assert_uint_eq(s.bytes, 7 * PAGE);
+		ck_assert_uint_eq(s.bytes_left, 0);
+		ck_assert_uint_eq(s.bytes_written, PAGE);
+		end();
+		close_ram();
+	}
+}
+END
+
+TEST(no_run_is_a_capture_of_nothing)
+{
+	struct kvmem_capture_stats s = KVMEM_CAPTURE_STATS_INIT;
+
+	open_ram(KVMEM_BACKING_ANONYMOUS);
+	ck_assert_int_eq(make(), 0);
+	ck_assert_int_eq(kvmem_capture_start_runs(capture, &ram, 1, NULL, 0), 0);
+	ck_assert(k.registered);
+	ck_assert_uint_eq(k.wp_calls, 0);
+	ck_assert_int_eq(drain(PAGE), 0);
+	ck_assert_int_eq(kvmem_capture_stop(capture), 0);
+	ck_assert_int_eq(kvmem_capture_get_stats(capture, &s), 0);
+	ck_assert_uint_eq(s.bytes, 0);
+	/* All of it, once more, by the same capture. */
+	ck_assert_int_eq(kvmem_capture_start(capture, &ram, 1), 0);
+	ck_assert_int_eq(drain(PAGE), 0);
+	ck_assert_int_eq(kvmem_capture_stop(capture), 0);
+	check_image();
+	end();
+	close_ram();
+}
+END
+
+TEST(runs_that_are_refused)
+{
+	struct kvmem_run runs[2];
+
+	open_ram(KVMEM_BACKING_ANONYMOUS);
+	ck_assert_int_eq(make(), 0);
+	runs[0] = of_ram(1, 1);
+	for (unsigned int i = 0; i < 6; i++) {
+		runs[1] = of_ram(2, 1);
+		switch (i) {
+		case 0:
+			runs[1].region = NULL;
+			break;
+		case 1:
+			runs[1].bytes = 0;
+			break;
+		case 2:
+			runs[1].offset += 8;
+			break;
+		case 3:
+			runs[1].bytes += 512;
+			break;
+		case 4:
+			runs[1].offset = BYTES;
+			break;
+		default:
+			runs[1].bytes = 0 - PAGE;
+		}
+		ck_assert_int_eq(kvmem_capture_start_runs(capture, &ram, 1, runs, 2), -EINVAL);
+		ck_assert_msg(strstr(kvmem_error_detail(), "runs[1]") != NULL, "%s",
+			      kvmem_error_detail());
+	}
+	ck_assert_int_eq(kvmem_capture_start_runs(capture, &ram, 1, NULL, 1), -EINVAL);
+	ck_assert_int_eq(kvmem_capture_start_runs(NULL, &ram, 1, runs, 1), -EINVAL);
+	ck_assert(!k.registered);
+	end();
+	close_ram();
+}
+END
+
 /* ---- every call fails once ---- */
 
 static int life(uint32_t backing)
@@ -476,8 +626,9 @@ TEST(each_call_fails_and_nothing_leaks_nor_stays_protected)
 }
 END
 
-HARNESS_MAIN(T(the_record_is_a_map_of_states),
-	     T(all_that_exists_is_protected_until_it_is_handed_out),
+HARNESS_MAIN(T(the_record_is_a_map_of_states), T(a_record_of_some_pages_has_these_alone),
+	     T(runs_alone_are_protected_and_handed_out), T(no_run_is_a_capture_of_nothing),
+	     T(runs_that_are_refused), T(all_that_exists_is_protected_until_it_is_handed_out),
 	     T(a_file_tells_of_its_holes_later), T(mappings_that_meet_and_kernels_that_wait),
 	     T(a_write_that_waits_gets_its_page_handed_out),
 	     T(a_callback_that_fails_takes_all_protection_away), T(protection_that_is_gone_is_told),

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -47,7 +48,12 @@ static struct {
 	bool revoked[BYTES / PAGE];
 	int no_access; /* pages that have lost their access rights */
 	bool woken[PAGES];
-	int bad_fd; /* -EBADF for this one */
+	atomic_bool punched;
+	bool mapped[PAGES]; /* by ZEROPAGE, and not punched out since */
+	void (*after_read)(void);
+	void (*meanwhile)(void); /* called once, in a placing ioctl before it takes effect */
+	int bad_fd;		 /* -EBADF for this one */
+	unsigned int completes;
 } k;
 
 static int64_t some_fd(void)
@@ -81,6 +87,8 @@ static int64_t play_read(int fd, void *buf, size_t len)
 		return -EAGAIN; /* an eventfd */
 	while (n < len / sizeof(*to) && k.msg_at < k.msg_count)
 		to[n++] = k.msgs[k.msg_at++];
+	if (n && k.after_read) /* who waited for the event goes on */
+		k.after_read();
 	return n ? (int64_t)(n * sizeof(*to)) : -EAGAIN;
 }
 
@@ -102,7 +110,11 @@ static uint64_t offset_of(uint64_t addr)
 static uint64_t let_through(enum what what, uint64_t dst, uint64_t len, int64_t *r, __s64 *result)
 {
 	struct answer a = { 0, (int64_t)len };
+	void (*meanwhile)(void) = k.meanwhile;
 
+	k.meanwhile = NULL;
+	if (meanwhile)
+		meanwhile();
 	ck_assert_uint_lt(offset_of(dst), BYTES);
 	ck_assert_uint_le(offset_of(dst) + len, BYTES);
 	k.count[what]++;
@@ -138,10 +150,12 @@ static int64_t play_ioctl(int fd, unsigned long request, void *arg)
 
 		n = let_through(ZERO, z->range.start, z->range.len, &r, &z->zeropage);
 		memset(k.region.base + offset_of(z->range.start), 0, n);
+		memset(k.mapped + offset_of(z->range.start) / PAGE, true, n / PAGE);
 	} else if (request == UFFDIO_CONTINUE) {
 		struct uffdio_continue *c = arg;
 
-		let_through(CONTINUE, c->range.start, c->range.len, &r, &c->mapped);
+		n = let_through(CONTINUE, c->range.start, c->range.len, &r, &c->mapped);
+		memset(k.mapped + offset_of(c->range.start) / PAGE, true, n / PAGE);
 	} else if (request == KM_UFFDIO_POISON) {
 		struct km_uffdio_poison *p = arg;
 
@@ -174,6 +188,14 @@ static int64_t play_mprotect(void *addr, size_t len, int prot)
 	return 0;
 }
 
+static int64_t play_fallocate(int fd, int mode, uint64_t offset, uint64_t bytes)
+{
+	if (mode & FALLOC_FL_PUNCH_HOLE)
+		memset(k.mapped + offset / PAGE, false, bytes / PAGE);
+	atomic_store(&k.punched, true);
+	return km_real_fallocate(fd, mode, offset, bytes);
+}
+
 static void play(void)
 {
 	fake.open = play_open;
@@ -182,6 +204,7 @@ static void play(void)
 	fake.read = play_read;
 	fake.epoll_ctl = play_epoll_ctl;
 	fake.mprotect = play_mprotect;
+	fake.fallocate = play_fallocate;
 }
 
 static void fault(unsigned int page, bool minor)
@@ -248,6 +271,12 @@ static void drop_region(void)
 	ck_assert_int_eq(fake.allocs, 0);
 }
 
+static void count_complete(void *arg)
+{
+	(void)arg;
+	k.completes++;
+}
+
 /* Served by hand: kvmem_pager_handle(). */
 static int open_pager(uint64_t around)
 {
@@ -256,6 +285,7 @@ static int open_pager(uint64_t around)
 
 	o.flags = KVMEM_PAGER_NO_THREADS;
 	o.fault_around = around;
+	o.complete = count_complete;
 	r = kvmem_pager_create(&o, &k.pager);
 	if (r)
 		return r;
@@ -564,6 +594,151 @@ TEST(present_and_vanished_pages)
 	ck_assert_uint_eq(k.last_dst[ZERO], 2 * PAGE);
 	ck_assert_uint_eq(k.count[COPY], 0);
 	tear_down();
+}
+END
+
+static pthread_t other;
+
+static void *discards(void *arg)
+{
+	(void)arg;
+	if (kvmem_region_discard(&k.region, 0, 8 * PAGE))
+		abort();
+	return NULL;
+}
+
+static void *marks_absent(void *arg)
+{
+	(void)arg;
+	if (kvmem_region_mark_absent(&k.region, 0, 8 * PAGE, 0))
+		abort();
+	return NULL;
+}
+
+/* As far as it gets while a page is being placed. */
+static void meanwhile(void *(*const fn)(void *))
+{
+	if (pthread_create(&other, NULL, fn, NULL))
+		abort();
+	for (unsigned int i = 0; i < 100 && !atomic_load(&k.punched); i++)
+		usleep(1000);
+}
+
+static void discard_meanwhile(void)
+{
+	meanwhile(discards);
+}
+
+static void mark_absent_meanwhile(void)
+{
+	meanwhile(marks_absent);
+}
+
+static void map_beside(enum km_page_state state, int64_t first_answer, void (*fn)(void))
+{
+	set_up(true, PAGE);
+	ck_assert_uint_eq(km_presence_claim(&k.region.presence, 0, 8), 8);
+	km_presence_publish(&k.region.presence, 0, 8, state);
+	if (first_answer)
+		answer(first_answer, first_answer);
+	if (first_answer == -EFAULT)
+		answer(-EFAULT, -EFAULT);
+	fault(3, false);
+	k.meanwhile = fn;
+	kvmem_pager_handle(k.pager);
+	pthread_join(other, NULL);
+	ck_assert(!k.mapped[3] || km_presence_get(&k.region.presence, 3) == KM_PRESENT);
+	tear_down();
+}
+
+/* Or what is written to the page is taken for zeros by who asks the record. */
+TEST(a_page_of_zeros_is_not_brought_behind_a_discard)
+{
+	map_beside(KM_ZERO, 0, discard_meanwhile);
+	map_beside(KM_PRESENT, -EFAULT, discard_meanwhile);
+}
+END
+
+/* Or it is seen while it is filled again. */
+TEST(a_page_is_not_mapped_behind_a_mark_absent)
+{
+	map_beside(KM_PRESENT, 0, mark_absent_meanwhile);
+	map_beside(KM_PRESENT, -EFAULT, mark_absent_meanwhile);
+	map_beside(KM_ZERO, 0, mark_absent_meanwhile);
+	/* Who found it PRESENT comes when it is being filled again. */
+	set_up(true, PAGE);
+	ck_assert_uint_eq(km_presence_claim(&k.region.presence, 3, 1), 1);
+	ck_assert_int_eq(km_map_run(k.region.watch, 3, 1, false, 1), 0);
+	ck_assert_uint_eq(k.count[CONTINUE], 0);
+	km_presence_abandon(&k.region.presence, 3, 1);
+	tear_down();
+}
+END
+
+static void *marks_present(void *arg)
+{
+	(void)arg;
+	if (pwrite(k.region.fd, "x", 1, 0) != 1 ||
+	    kvmem_region_mark_present(&k.region, 0, 8 * PAGE))
+		abort();
+	return NULL;
+}
+
+static void *puts_content(void *arg)
+{
+	(void)arg;
+	if (kvmem_pager_put(k.pager, &k.region, 0, k.content, 8 * PAGE) < 0)
+		abort();
+	return NULL;
+}
+
+static void mark_absent_after_read(void)
+{
+	meanwhile(marks_absent);
+}
+
+static void mark_present_after_read(void)
+{
+	meanwhile(marks_present);
+}
+
+static void put_after_read(void)
+{
+	meanwhile(puts_content);
+}
+
+static void after_removal(void (*fn)(void), enum km_page_state state)
+{
+	set_up(true, PAGE);
+	removed(0, 8);
+	k.after_read = fn;
+	kvmem_pager_handle(k.pager);
+	pthread_join(other, NULL);
+	expect_state(3, state);
+	tear_down();
+}
+
+/* The kernel lets who removes go on when its event has been read, which is before it is in the record. */
+TEST(what_comes_after_a_removal_is_not_undone_by_it)
+{
+	after_removal(mark_absent_after_read, KM_ABSENT);
+	after_removal(mark_present_after_read, KM_PRESENT);
+	after_removal(put_after_read, KM_ZERO);
+}
+END
+
+/* A populate, say, in a thread that has not come on yet. */
+TEST(a_stop_tells_of_the_last_page_that_is_not_counted_yet)
+{
+	set_up(true, PAGE);
+	ck_assert_uint_eq(km_presence_claim(&k.region.presence, 3, 1), 1);
+	atomic_fetch_add(&k.region.presence.open, 1);
+	atomic_fetch_sub(&k.region.presence.done, 1);
+	km_presence_publish(&k.region.presence, 3, 1, KM_PRESENT);
+	ck_assert_int_eq(kvmem_pager_stop(k.pager, KVMEM_STOP_FILL), 0);
+	ck_assert_uint_eq(k.completes, 1);
+	ck_assert_int_eq(kvmem_pager_free(k.pager), 0);
+	drop_region();
 }
 END
 
@@ -940,6 +1115,89 @@ TEST(nothing_leaks_whichever_call_fails)
 }
 END
 
+/* Pages 3..5 exist, and nothing has announced them; 9 is poisoned, by its access rights or by a mark. */
+static void make_unannounced(bool file, bool no_access)
+{
+	make_region(file);
+	memset(k.region.base + 3 * PAGE, 0xee, 3 * PAGE);
+	ck_assert_uint_eq(km_presence_claim(&k.region.presence, 9, 1), 1);
+	km_presence_publish(&k.region.presence, 9, 1, KM_POISONED);
+	k.region.no_access = no_access;
+	k.region.plan.backing = file ? KVMEM_BACKING_MEMFD : KVMEM_BACKING_ANONYMOUS;
+	k.revoked[9] = no_access;
+	k.no_access = no_access;
+	play();
+}
+
+static int add_over(uint32_t flags)
+{
+	struct kvmem_pager_opts o = KVMEM_PAGER_OPTS_INIT;
+	int r;
+
+	o.flags = KVMEM_PAGER_NO_THREADS;
+	r = kvmem_pager_create(&o, &k.pager);
+	if (r)
+		return r;
+	k.pager->set.sees_removals = true;
+	r = kvmem_pager_add(k.pager, &k.region, k.source, 0, flags);
+	if (r)
+		ck_assert_int_eq(kvmem_pager_free(k.pager), 0);
+	return r;
+}
+
+static void expect_as_before(bool no_access, bool overwrites)
+{
+	expect_state(3, KM_ABSENT);
+	expect_state(9, KM_POISONED);
+	ck_assert_int_eq(k.no_access, no_access);
+	/* Of several steps that take out, none of which can be taken back, a later one. */
+	if (overwrites && (!strcmp(fake.failed, "madvise") || !strcmp(fake.failed, "mprotect")))
+		return;
+	for (unsigned int i = 0; i < 3 * PAGE; i++)
+		ck_assert_msg(k.region.base[3 * PAGE + i] == 0xee, "%s: byte %u is lost",
+			      fake.failed, i);
+}
+
+/* An add that fails changes nothing: neither content that was to be overwritten nor poison is lost. */
+static void add_fails_each(bool file, uint32_t flags, bool no_access)
+{
+	unsigned long at, failures = 0;
+	bool whole = false;
+	int r;
+
+	for (at = 1; !whole; at++) {
+		make_unannounced(file, no_access);
+		fake.fail_at = atomic_load(&fake.calls) + at;
+		fake.fail_errno = EIO;
+		r = add_over(flags);
+		whole = atomic_load(&fake.calls) < fake.fail_at;
+		fake.fail_at = 0;
+		failures += r != 0;
+		if (r) {
+			ck_assert_ptr_null(k.region.watch);
+			expect_as_before(no_access, flags == KVMEM_FILL_OVERWRITE);
+		} else {
+			expect_state(9, KM_ABSENT);
+			ck_assert_int_eq(k.no_access, 0);
+			expect_state(3, flags == KVMEM_FILL_KEEP ? KM_PRESENT : KM_ABSENT);
+			for (unsigned int i = 3; i < 6 && flags == KVMEM_FILL_OVERWRITE; i++)
+				expect_zero(i);
+			ck_assert_int_eq(kvmem_pager_free(k.pager), 0);
+		}
+		drop_region();
+	}
+	ck_assert_uint_gt(failures, 8);
+}
+
+TEST(an_add_that_fails_loses_neither_content_nor_poison)
+{
+	static const uint32_t flags[] = { KVMEM_FILL_KEEP, KVMEM_FILL_OVERWRITE };
+
+	for (unsigned int i = 0; i < 8; i++)
+		add_fails_each(i & 1, flags[i >> 1 & 1], i >> 2);
+}
+END
+
 static int64_t no_thread(struct km_thread *ret, const char *name, const struct km_sys_thread *how,
 			 void *(*fn)(void *), void *arg)
 {
@@ -1083,6 +1341,10 @@ HARNESS_MAIN(T(registers_for_missing_and_minor), T(refuses_what_no_userfaultfd_s
 	     T(unmapped_memory_is_let_be),
 	     T(failures_of_the_region_and_of_populate_have_their_sentence),
 	     T(pages_mapped_before_a_failure_stay), T(present_and_vanished_pages),
+	     T(a_page_of_zeros_is_not_brought_behind_a_discard),
+	     T(a_page_is_not_mapped_behind_a_mark_absent),
+	     T(what_comes_after_a_removal_is_not_undone_by_it),
+	     T(a_stop_tells_of_the_last_page_that_is_not_counted_yet),
 	     T(k5_17_a_fault_on_a_claimed_page_marks_it),
 	     T(faults_on_claimed_pages_of_a_discard_and_a_mark_are_woken),
 	     T(a_failed_page_is_poisoned_or_loses_its_access_rights),
@@ -1093,5 +1355,6 @@ HARNESS_MAIN(T(registers_for_missing_and_minor), T(refuses_what_no_userfaultfd_s
 	     T(a_prefetch_is_queued_whole_or_not_at_all),
 	     T(memory_without_copy_is_stored_and_continued), T(windows_double_with_the_sequence),
 	     T(a_page_counts_once), T(a_closed_descriptor_is_replaced_by_the_spare),
-	     T(nothing_leaks_whichever_call_fails), T(threads_that_cannot_be_made),
+	     T(nothing_leaks_whichever_call_fails),
+	     T(an_add_that_fails_loses_neither_content_nor_poison), T(threads_that_cannot_be_made),
 	     T(a_start_that_fails_takes_back_what_it_has_asked_for), T(quantiles))

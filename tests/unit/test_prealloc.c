@@ -247,7 +247,7 @@ TEST(k9_4_wrong_arguments)
 	failed(EINVAL, "vcpu_fd", PREALLOC(0, .vcpu_fd = 3));
 	failed(EINVAL, "MAP_NEEDED", PREALLOC(0, .flags = KVMEM_POPULATE_MAP_NEEDED));
 	failed(EBADF, "vcpu_fd", PREALLOC(0, .flags = KVMEM_POPULATE_MAP_GUEST, .vcpu_fd = 9999));
-	ram->watch = (struct km_watch *)ram;
+	ram->watch = &(struct km_watch){ .set = &(struct km_uffd_set){ .count = 0 } };
 	failed(EBUSY, "pager", PREALLOC(0, .threads = 1));
 	ram->watch = NULL;
 	ck_assert_uint_eq(km_presence_claim(&ram->presence, 5, 1), 1);

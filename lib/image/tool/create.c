@@ -34,7 +34,7 @@ int do_create(char **paths)
 		r = open_raw(paths[0], parent, &from);
 	if (!r)
 		r = make(&from, parent, paths[1], options.diff ? MAKE_SAME_PARENT : MAKE_BY_CONTENT,
-			 0);
+			 0, false);
 	if (r)
 		failed();
 	kvmem_image_close(from);

@@ -70,7 +70,8 @@ static void info_text(struct kvmem_image *image, const char *path, const struct 
 {
 	struct kvmem_image_region r = KVMEM_IMAGE_REGION_INIT;
 
-	printf("%s\n  id      ", path);
+	print_text(stdout, path);
+	printf("\n  id      ");
 	print_id(&i->id);
 	if (has_parent(i)) {
 		printf("\n  parent  ");
@@ -83,8 +84,9 @@ static void info_text(struct kvmem_image *image, const char *path, const struct 
 	if (i->flags & KVMEM_IMAGE_PACKED)
 		printf("  packed  into %" PRIu64 "\n", i->bytes_packed);
 	for (uint32_t n = 0; n < i->regions && !kvmem_image_get_region(image, n, &r); n++) {
-		printf("  region  %" PRIu32 " '%s': %" PRIu64 " bytes at offset %" PRIu64, n,
-		       r.name, r.bytes, r.offset);
+		printf("  region  %" PRIu32 " '", n);
+		print_text(stdout, r.name);
+		printf("': %" PRIu64 " bytes at offset %" PRIu64, r.bytes, r.offset);
 		if (r.gpa != UINT64_MAX)
 			printf(", guest address 0x%" PRIx64, r.gpa);
 		putchar('\n');
@@ -92,8 +94,9 @@ static void info_text(struct kvmem_image *image, const char *path, const struct 
 	for (uint32_t n = 0; n < i->blobs; n++) {
 		const char *name = kvmem_image_blob_name(image, n);
 
-		printf("  blob    '%s': %" PRId64 " bytes\n", name,
-		       kvmem_image_read_blob(image, name, NULL, 0));
+		printf("  blob    '");
+		print_text(stdout, name);
+		printf("': %" PRId64 " bytes\n", kvmem_image_read_blob(image, name, NULL, 0));
 	}
 }
 

@@ -2,8 +2,10 @@
 /* A new image of what another one has. It appears when it is complete: the library's writer sees to that. */
 #include <errno.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "tool.h"
 
@@ -154,7 +156,22 @@ static int show_packing(void *arg, const struct kvmem_image_progress *p)
 	return 0;
 }
 
-static int begin(struct copy *c, const char *path, uint32_t flags)
+bool is_same_name(const char *index, const char *path)
+{
+	struct stat before, other, after;
+	char name[4096];
+
+	if (snprintf(name, sizeof(name), "%s" SUFFIX, path) >= (int)sizeof(name))
+		return false;
+	/* Somebody may replace it just now: then the two are not of one moment. */
+	do {
+		if (stat(index, &before) || stat(name, &other) || stat(index, &after))
+			return false;
+	} while (before.st_ino != after.st_ino || before.st_dev != after.st_dev);
+	return other.st_ino == after.st_ino && other.st_dev == after.st_dev;
+}
+
+static int begin(struct copy *c, const char *path, uint32_t flags, bool replaces_from)
 {
 	struct kvmem_image_create_opts o = KVMEM_IMAGE_CREATE_OPTS_INIT;
 	struct kvmem_image_region *regions = regions_of(c->from, &o.region_count);
@@ -172,6 +189,8 @@ static int begin(struct copy *c, const char *path, uint32_t flags)
 		  (options.no_sync ? KVMEM_IMAGE_NO_SYNC : 0);
 	o.regions = regions;
 	o.parent = c->parent;
+	if (options.replace && replaces_from)
+		o.replaces = c->from;
 	if (flags & KVMEM_IMAGE_PACKED)
 		o.progress = show_packing;
 	r = kvmem_image_create(path, &o, &c->to);
@@ -180,11 +199,11 @@ static int begin(struct copy *c, const char *path, uint32_t flags)
 }
 
 int make(struct kvmem_image **from, struct kvmem_image *parent, const char *path, enum make_how how,
-	 uint32_t flags)
+	 uint32_t flags, bool replaces_from)
 {
 	struct copy c = { .from = *from, .parent = parent, .how = how };
 	struct kvmem_image_info i = KVMEM_IMAGE_INFO_INIT;
-	int r = begin(&c, path, flags);
+	int r = begin(&c, path, flags, replaces_from);
 
 	if (r)
 		return r;

@@ -19,9 +19,9 @@ static int open_parent(struct kvmem_image *image, const struct kvmem_image_info 
 static int remake(char **paths, enum parent_is which, enum make_how how, enum layout layout)
 {
 	struct kvmem_image_info i = KVMEM_IMAGE_INFO_INIT;
+	bool packed, same_name = is_same_name(paths[0], paths[1]);
 	struct kvmem_image *image, *parent = NULL;
 	int r = kvmem_image_open(paths[0], NULL, &image);
-	bool packed;
 
 	if (r)
 		return failed();
@@ -29,7 +29,7 @@ static int remake(char **paths, enum parent_is which, enum make_how how, enum la
 	packed = layout == AS_IT_IS ? i.flags & KVMEM_IMAGE_PACKED : layout == PACKED;
 	r = open_parent(image, &i, which, &parent);
 	if (!r)
-		r = make(&image, parent, paths[1], how, packed ? KVMEM_IMAGE_PACKED : 0);
+		r = make(&image, parent, paths[1], how, packed ? KVMEM_IMAGE_PACKED : 0, same_name);
 	if (r)
 		failed();
 	kvmem_image_close(image);

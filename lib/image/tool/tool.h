@@ -20,6 +20,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include <kvmem/image.h>
 
@@ -43,6 +44,11 @@ int failed(void);
 void progress(const char *what, uint64_t done, uint64_t total);
 /* Gone now: something else is printed, or it was not all. */
 void progress_end(void);
+/*
+ * Names of images, and sentences that have them: whoever made an image has chosen them. Control characters and bytes
+ * that are no UTF-8 are printed as \xNN, and a backslash twice.
+ */
+void print_text(FILE *to, const char *text);
 /* A JSON string; what is no UTF-8 in it is U+FFFD. */
 void print_json(const char *text);
 
@@ -56,10 +62,13 @@ enum make_how {
 
 /*
  * A new image of what *from has, on top of parent (NULL: none). *from is closed, and NULL then, before the new one
- * appears: so its data can go, where it is replaced. flags: KVMEM_IMAGE_PACKED or 0.
+ * appears: so its data can go, where it is replaced. flags: KVMEM_IMAGE_PACKED or 0. replaces_from: the new image has
+ * the name of *from, and replaces nothing but *from.
  */
 int make(struct kvmem_image **from, struct kvmem_image *parent, const char *path, enum make_how how,
-	 uint32_t flags);
+	 uint32_t flags, bool replaces_from);
+/* Has the new image `path` the name of the index `index`? Asked before `index` is opened. */
+bool is_same_name(const char *index, const char *path);
 /* Its regions, allocated; NULL: no memory, with the detail set. */
 struct kvmem_image_region *regions_of(struct kvmem_image *image, uint32_t *ret_count);
 

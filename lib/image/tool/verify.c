@@ -15,8 +15,10 @@ static int show(void *arg, const struct kvmem_image_progress *p)
 static void print_result(const char *path, bool ok)
 {
 	if (!options.json) {
-		if (ok)
-			printf("%s: all of it is as it was written\n", path);
+		if (!ok)
+			return;
+		print_text(stdout, path);
+		puts(": all of it is as it was written");
 		return;
 	}
 	printf("{\"path\": ");
