@@ -250,6 +250,24 @@ TEST(becomes_blocking_meanwhile)
 }
 END
 
+TEST(is_blocking_now_and_then)
+{
+	struct served s;
+
+	if (!has_uffd())
+		return;
+	SKIP_IF(!reads_nowait(), "uffd-nowait", "a read of it would wait");
+	for (unsigned int workers = 1; workers <= 2; workers++) {
+		served_begin(&s, &(struct peer_opts){ .bytes = BYTES });
+		s.pager_opts.workers = workers;
+		served_start(&s);
+		ck_assert_int_eq(peer_does(&s.peer, PEER_TOGGLERS, 1, 0), 0);
+		ck_assert_int_eq(peer_does(&s.peer, PEER_CHECK, 0, PAGES), 0);
+		served_end(&s);
+	}
+}
+END
+
 /* ---- removals ---- */
 
 TEST(removed_pages_are_zero)
@@ -328,5 +346,6 @@ END
 HARNESS_MAIN(T(anonymous_memory), T(anonymous_memory_by_two_userfaultfds), T(memfd),
 	     T(memfd_with_minor_faults), T(huge_pages), T(template_of_ours_by_minor_faults),
 	     T(background_and_prefetch), T(without_threads), T(content_that_was_there_stays),
-	     T(flags_are_left_alone), T(becomes_blocking_meanwhile), T(removed_pages_are_zero),
-	     T(removals_storm_while_it_is_filled), T(unmapped_in_the_middle))
+	     T(flags_are_left_alone), T(becomes_blocking_meanwhile), T(is_blocking_now_and_then),
+	     T(removed_pages_are_zero), T(removals_storm_while_it_is_filled),
+	     T(unmapped_in_the_middle))

@@ -374,38 +374,51 @@ static int handler(void *arg)
 	return 0;
 }
 
+/* Some time in a handler's life. */
+static void kill_one(struct served *s, long ns)
+{
+	const struct timespec while_it_serves = { .tv_nsec = ns };
+	pid_t pid = fork();
+
+	ck_assert_int_ge(pid, 0);
+	if (!pid)
+		_exit(handler(s));
+	nanosleep(&while_it_serves, NULL);
+	kill(pid, SIGKILL);
+	ck_assert_int_eq(waitpid(pid, NULL, 0), pid);
+}
+
+/* Also while other threads of the process remove pages of its second half without a pause. */
 TEST(killed_handlers_have_successors)
 {
-	struct served s;
+	struct kvmem_region *keeper;
 	int64_t differing = -1;
+	struct served s;
 
 	if (!has_uffd())
 		return;
-	for (unsigned int round = 0; round < 6; round++) {
-		pid_t pid;
-		struct kvmem_region *keeper;
-		struct timespec ms = { .tv_nsec = 200000 * (long)(1 + round * round) };
+	for (unsigned int round = 0; round < 8; round++) {
+		bool storm = round % 2;
 
 		served_begin(&s, &(struct peer_opts){ .bytes = BYTES,
+						      .uffds = 1 + round / 2 % 2,
 						      .features = UFFD_FEATURE_EVENT_REMOVE });
 		/* A region that keeps the record: forked, two processes have it. */
 		must(kvmem_remote_create(&s.opts, &keeper));
 		s.opts.record_fd = fcntl(kvmem_remote_record_fd(keeper), F_DUPFD_CLOEXEC, 0);
 		s.opts.flags |= KVMEM_REMOTE_RECORD;
 		must(kvmem_region_free(keeper));
-		pid = fork();
-		ck_assert_int_ge(pid, 0);
-		if (!pid)
-			_exit(handler(&s));
-		peer_order(&s.peer, PEER_CHECK, 0, PAGES);
-		nanosleep(&ms, NULL);
-		kill(pid, SIGKILL);
-		ck_assert_int_eq(waitpid(pid, NULL, 0), pid);
+		if (storm)
+			ck_assert_int_eq(peer_does(&s.peer, PEER_REMOVERS, 2, 0), 0);
+		peer_order(&s.peer, PEER_CHECK, 0, storm ? PAGES / 2 : PAGES);
+		for (unsigned int i = 0; i <= round % 3; i++)
+			kill_one(&s, 200000 * (long)(1 + round * round));
 		served_start(&s);
 		close(s.opts.record_fd);
 		ck_assert(peer_answers(&s.peer, PEER_SECONDS * 1000, &differing));
 		ck_assert_int_eq(differing, 0);
-		must(kvmem_pager_wait(s.pager, MINUTE));
+		if (!storm)
+			must(kvmem_pager_wait(s.pager, MINUTE));
 		served_end(&s);
 	}
 }

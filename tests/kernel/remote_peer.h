@@ -36,7 +36,8 @@ enum peer_op {
 	PEER_REMOVERS, /* a threads that remove pages of the second half */
 	PEER_FLAGS,    /* fcntl(F_GETFL) of its own userfaultfd a */
 	PEER_SET_FLAGS,
-	PEER_EXEC, /* another program */
+	PEER_TOGGLERS, /* a threads that set and clear O_NONBLOCK of its own userfaultfd 0 */
+	PEER_EXEC,     /* another program */
 };
 
 struct peer_opts {
@@ -125,6 +126,16 @@ static inline void *peer_remove_all(void *arg)
 	return NULL;
 }
 
+static inline void *peer_toggle(void *arg)
+{
+	int flags = fcntl(me.uffds[0], F_GETFL);
+
+	(void)arg;
+	for (unsigned int i = 0;; i++)
+		fcntl(me.uffds[0], F_SETFL, i % 2 ? flags | O_NONBLOCK : flags & ~O_NONBLOCK);
+	return NULL;
+}
+
 static inline int64_t peer_threads(uint64_t n, void *(*fn)(void *))
 {
 	pthread_t t;
@@ -162,6 +173,8 @@ static inline int64_t peer_do(const struct peer_order *o)
 		return fcntl(me.uffds[o->a], F_GETFL);
 	case PEER_SET_FLAGS:
 		return fcntl(me.uffds[o->a], F_SETFL, (int)o->b);
+	case PEER_TOGGLERS:
+		return peer_threads(o->a, peer_toggle);
 	case PEER_EXEC:
 		execl("/proc/self/exe", "remote", "no_such_test", (char *)NULL);
 		return -1;
