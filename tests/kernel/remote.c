@@ -171,7 +171,7 @@ TEST(without_threads)
 
 	if (!has_uffd())
 		return;
-	for (unsigned int blocking = 0; blocking <= reads_nowait(); blocking++) {
+	for (unsigned int blocking = 0; blocking < (reads_nowait() ? 2u : 1u); blocking++) {
 		served_begin(&s, &(struct peer_opts){ .bytes = BYTES, .blocking = blocking });
 		s.pager_opts.flags |= KVMEM_PAGER_NO_THREADS;
 		served_start(&s);
@@ -219,7 +219,7 @@ TEST(flags_are_left_alone)
 
 	if (!has_uffd())
 		return;
-	for (unsigned int blocking = 0; blocking <= reads_nowait(); blocking++) {
+	for (unsigned int blocking = 0; blocking < (reads_nowait() ? 2u : 1u); blocking++) {
 		served_begin(&s, &(struct peer_opts){ .bytes = BYTES, .blocking = blocking });
 		before = peer_does(&s.peer, PEER_FLAGS, 0, 0);
 		served_start(&s);
