@@ -18,8 +18,8 @@ static struct {
 	struct moment moment;
 	_Atomic uint8_t *times[MAX_AREAS]; /* that a page of moment.area[i] came */
 	_Atomic uint64_t handed;
-	uint64_t fail_at;	/* before_write fails at this call; 0: never */
-	unsigned int cancel_at; /* the fetching ends after so many runs; 0: at the end */
+	_Atomic uint64_t fail_at; /* before_write fails at this call; 0: never */
+	unsigned int cancel_at;	  /* the fetching ends after so many runs; 0: at the end */
 	bool into_image, images;
 	uint64_t pause_us; /* between two runs */
 	uint64_t buf_bytes;
@@ -261,7 +261,7 @@ static void forget_moment(void)
 static int start(struct round *round)
 {
 	atomic_store(&c.handed, 0);
-	c.fail_at = one_in(&round->rng, 10) ? between(&round->rng, 1, 100) : 0;
+	atomic_store(&c.fail_at, 0); /* a start that fails is no capture: it is told to later */
 	c.cancel_at = one_in(&round->rng, 10) ? (unsigned int)between(&round->rng, 1, 50) : 0;
 	c.pause_us = one_in(&round->rng, 2) ? 0 : between(&round->rng, 1, 2000);
 	c.into_image = c.images && one_in(&round->rng, 3);
@@ -282,7 +282,10 @@ void capture_begin(struct round *round, struct thread *thread)
 	op_begin(thread, OP_CAPTURE, NULL, 0, 0, 0);
 	choose_areas(round);
 	if (c.moment.count) {
+		uint64_t fail_at = one_in(&round->rng, 10) ? between(&round->rng, 1, 100) : 0;
+
 		r = (int)must(start(round));
+		atomic_store(&c.fail_at, fail_at);
 		atomic_store(&round->capturing, 1);
 		set_work(false);
 	}
