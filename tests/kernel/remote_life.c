@@ -82,6 +82,8 @@ TEST(back_ends_share_what_is_filled)
 		o.modes = modes[i / 2];
 		join(&s, &b, &o, 0);
 		join(&s, &part, &o, BYTES / 2);
+		/* What it takes out of its mapping is not taken from the others, who have not seen it yet. */
+		ck_assert_int_eq(peer_does(&b, PEER_REMOVE, 1500, 100), 0);
 		/* All at the same time, from the same pages on. */
 		peer_order(&b, PEER_CHECK, 0, PAGES);
 		peer_order(&part, PEER_CHECK, PAGES / 2, PAGES / 2);
