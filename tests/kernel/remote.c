@@ -296,6 +296,11 @@ TEST(removed_pages_are_zero)
 }
 END
 
+static bool removes(void *arg)
+{
+	return served_stats(arg).removes > 0;
+}
+
 TEST(removals_storm_while_it_is_filled)
 {
 	struct served s;
@@ -310,9 +315,9 @@ TEST(removals_storm_while_it_is_filled)
 		s.pager_opts.flags |= KVMEM_PAGER_BACKGROUND;
 		served_start(&s);
 		ck_assert_int_eq(peer_does(&s.peer, PEER_REMOVERS, 2, 0), 0);
+		ck_assert(harness_wait(removes, &s, PEER_SECONDS));
 		ck_assert_int_eq(peer_does(&s.peer, PEER_CHECK, 0, PAGES / 2), 0);
 		must(kvmem_pager_wait(s.pager, MINUTE));
-		ck_assert_uint_gt(served_stats(&s).removes, 0);
 		served_end(&s);
 	}
 }
