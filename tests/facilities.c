@@ -4,6 +4,7 @@
  * a facility the library fails to find is a failure and not a skip. Prints the list; with --known, every
  * name that a test may ask for.
  */
+#include <errno.h>
 #include <fcntl.h>
 #include <linux/kvm.h>
 #include <linux/userfaultfd.h>
@@ -15,6 +16,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #define GUEST_MEMFD_MMAP_SHARED 3 /* MMAP | INIT_SHARED */
@@ -150,6 +152,15 @@ static bool has_uffd_poison(void)
 	return registers(fd, p, UFFDIO_REGISTER_MODE_MISSING) && !ioctl(fd, UFFD_POISON, &poison);
 }
 
+/* A userfaultfd that is read by RWF_NOWAIT: Linux 6.10. */
+static bool has_uffd_nowait(void)
+{
+	struct uffd_msg msg;
+	struct iovec v = { &msg, sizeof(msg) };
+
+	return preadv2(uffd(0), &v, 1, -1, RWF_NOWAIT) < 0 && errno == EAGAIN;
+}
+
 /* UFFD_FEATURE_WP_ASYNC: Linux 6.7. */
 static bool has_wp_async(void)
 {
@@ -270,6 +281,7 @@ static const struct {
 	{ "uffd", has_uffd },
 	{ "uffd-minor", has_uffd_minor },
 	{ "uffd-poison", has_uffd_poison },
+	{ "uffd-nowait", has_uffd_nowait },
 	{ "wp-async", has_wp_async },
 	{ "hugetlb", has_hugetlb },
 	{ "numa2", has_numa2 },

@@ -11,6 +11,7 @@
 #include <kvmem/numa.h>
 #include <kvmem/source.h>
 #include <kvmem/populate.h>
+#include <kvmem/remote.h>
 #include <kvmem/pager.h>
 #include <kvmem/dirty.h>
 #include <kvmem/capture.h>

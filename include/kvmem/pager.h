@@ -82,11 +82,16 @@ struct kvmem_pager_opts {
 	int32_t sched_priority; /* of these */
 	uint32_t reserved;
 	const char *thread_name; /* their names begin so: at most 8 characters; NULL: "kvmem" */
+	/* The process whose memory a region is (kvmem_remote_create()) has ended: once for each region, in a thread of
+	 * the pager's, or in the one whose call has met it. Nothing of the region is filled any more. */
+	void (*ended)(void *arg, struct kvmem_region *region);
 };
 
 #define KVMEM_PAGER_BACKGROUND (1u << 0) /* fill or map all in address order, yielding to faults */
 #define KVMEM_PAGER_NO_THREADS (1u << 1) /* the caller polls kvmem_pager_fd() and calls _handle() */
 #define KVMEM_PAGER_CAPTURE    (1u << 2) /* its regions can be captured meanwhile: kvmem_capture(3) */
+#define KVMEM_PAGER_REMOTE \
+	(1u << 3) /* for memory of other processes alone: it opens no userfaultfd */
 
 /*
  * madvise(2) of memory under a pager, other than by kvmem_region_discard(): what was absent becomes
@@ -112,7 +117,8 @@ KVMEM_API int kvmem_pager_create(const struct kvmem_pager_opts *opts,
  * on. Errors: -EINVAL, -EEXIST (pages exist that nothing has
  * announced, and no flag says what they are), -EBUSY (region has a pager or is being filled, or pager
  * was stopped), -EOPNOTSUPP (this kind of memory takes no userfaultfd here, or a direct slot bypasses
- * it: the detail says what to change), -ENOMEM. One thread at a time per object.
+ * it: the detail says what to change), -ESRCH (memory of a process that has ended), -ENOMEM. One thread at a time per
+ * object.
  */
 KVMEM_API int kvmem_pager_add(struct kvmem_pager *pager, struct kvmem_region *region,
 			      struct kvmem_source *source, uint64_t source_offset, uint32_t flags);

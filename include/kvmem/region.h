@@ -23,7 +23,8 @@ enum kvmem_backing {
 	/* A mapping of the caller's that the library cannot fill: a private mapping of a file, a shared one
 	 * without its file descriptor, read-only memory. */
 	KVMEM_BACKING_OTHER = 5,
-	KVMEM_BACKING_CLONE = 6, /* private pages over a template: KVMEM_REGION_CLONE */
+	KVMEM_BACKING_CLONE = 6,  /* private pages over a template: KVMEM_REGION_CLONE */
+	KVMEM_BACKING_REMOTE = 7, /* memory of another process: kvmem_remote_create() */
 };
 
 enum kvmem_slot_form {

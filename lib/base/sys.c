@@ -208,6 +208,14 @@ int64_t SYS(pread_nowait)(int fd, void *buf, size_t len, uint64_t off)
 	return RESTART(preadv2(fd, &v, 1, (off_t)off, RWF_NOWAIT));
 }
 
+/* At the file's own position: of what has none. */
+int64_t SYS(read_nowait)(int fd, void *buf, size_t len)
+{
+	struct iovec v = { .iov_base = buf, .iov_len = len };
+
+	return RESTART(preadv2(fd, &v, 1, -1, RWF_NOWAIT));
+}
+
 int64_t SYS(pwrite)(int fd, const void *buf, size_t len, uint64_t off)
 {
 	return RESTART(pwrite(fd, buf, len, (off_t)off));

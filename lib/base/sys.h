@@ -77,6 +77,7 @@ struct rlimit;
 	X(getrlimit, (int what, struct rlimit *ret), (what, ret)) \
 	X(pipe, (int ret[2]), (ret)) \
 	X(read, (int fd, void *buf, size_t len), (fd, buf, len)) \
+	X(read_nowait, (int fd, void *buf, size_t len), (fd, buf, len)) \
 	X(write, (int fd, const void *buf, size_t len), (fd, buf, len)) \
 	X(userfaultfd, (int flags), (flags)) \
 	X(eventfd, (unsigned int value, int flags), (value, flags)) \

@@ -68,9 +68,11 @@ static void set_own_watch(struct km_watch *w, struct kvmem_capture *c, struct kv
 /* With the region's lock held. `w`: registered where it has no pager. */
 static int take_region(struct kvmem_capture *c, struct kvmem_region *r, struct km_watch *w)
 {
-	const char *no = never(c, r);
-	int err;
+	int err = km_region_own_check(r, "kvmem_capture");
+	const char *no = err ? NULL : never(c, r);
 
+	if (err)
+		return err;
 	if (no)
 		return km_fail(EOPNOTSUPP, "%s", no);
 	if (atomic_load(&r->guard))

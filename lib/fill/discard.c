@@ -64,7 +64,7 @@ int64_t km_uffd_removing(struct km_uffd_set *set, int64_t (*fn)(void *arg), void
 		bool any = false;
 
 		for (unsigned int i = 0; i < set->count; i++)
-			any |= km_uffd_drain(set, i);
+			any |= km_uffd_drain(set, &set->all[i]);
 		if (!any)
 			km_sys_futex_wait(&rm.done, 0, 100000);
 	}

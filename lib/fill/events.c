@@ -8,6 +8,8 @@ static unsigned int removed_in(struct km_watch *w, uint64_t start, uint64_t end)
 	uint64_t w_end = w->addr + (km_watch_pages(w) << w->shift), unit = 1ull << w->shift, page,
 		 last;
 
+	if (km_watch_is_remote(w)) /* its addresses are of another process */
+		return 0;
 	start = start > w->addr ? start : w->addr;
 	end = km_min(end, w_end);
 	if (start >= end)
@@ -32,7 +34,12 @@ static void enter_removals(struct km_uffd_set *set, struct km_uffd *u, const str
 			continue;
 		news->removals = true;
 		atomic_fetch_add_explicit(&u->removes, 1, memory_order_relaxed);
-		for (struct km_watch *w = km_watch_first(set); w; w = km_watch_next(w))
+		if (u->view)
+			news->whole |= km_remote_removed(u, m->arg.remove.start,
+							 m->arg.remove.end) &
+				       KM_IS_WHOLE;
+		for (struct km_watch *w = u->view ? NULL : km_watch_first(set); w;
+		     w = km_watch_next(w))
 			news->whole |= removed_in(w, m->arg.remove.start, m->arg.remove.end) &
 				       KM_IS_WHOLE;
 	}
@@ -67,20 +74,19 @@ static unsigned int keep_faults(struct uffd_msg *msgs, unsigned int n)
 	return kept;
 }
 
-unsigned int km_uffd_read(struct km_uffd_set *set, unsigned int index, struct uffd_msg *msgs,
+unsigned int km_uffd_read(struct km_uffd_set *set, struct km_uffd *u, struct uffd_msg *msgs,
 			  unsigned int *ret_faults)
 {
-	struct km_uffd *u = &set->all[index];
 	struct news news = { 0 };
 	unsigned int n;
 	int64_t r;
 
-	if (set->sees_removals)
+	if (u->sees_removals)
 		km_gate_enter(&u->gate, KM_UFFD_READS);
 	r = km_uffd_read_raw(u, msgs, KM_UFFD_MSGS * sizeof(*msgs));
 	n = r < 0 ? 0 : (unsigned int)((size_t)r / sizeof(*msgs));
 	enter_removals(set, u, msgs, n, &news);
-	if (set->sees_removals)
+	if (u->sees_removals)
 		km_gate_leave(&u->gate, KM_UFFD_READS);
 	if (news.removals && atomic_load(&set->drops))
 		wake_removed(u, msgs, n);
@@ -114,12 +120,12 @@ static void wake_fault(struct km_uffd *u, const struct uffd_msg *m)
 	km_uffd_wake(u, m->arg.pagefault.address & ~(page - 1), page);
 }
 
-bool km_uffd_drain(struct km_uffd_set *set, unsigned int index)
+bool km_uffd_drain(struct km_uffd_set *set, struct km_uffd *u)
 {
 	struct uffd_msg msgs[KM_UFFD_MSGS];
-	unsigned int faults, n = km_uffd_read(set, index, msgs, &faults);
+	unsigned int faults, n = km_uffd_read(set, u, msgs, &faults);
 
 	for (unsigned int i = 0; i < faults; i++)
-		wake_fault(&set->all[index], &msgs[i]);
+		wake_fault(u, &msgs[i]);
 	return n;
 }

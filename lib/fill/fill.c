@@ -141,6 +141,25 @@ static int store_large(const struct walk *k, uint64_t page)
 	return r;
 }
 
+/* The same where there is no file: all of it in a buffer of its own. */
+static int copy_large(const struct walk *k, uint64_t page)
+{
+	uint64_t bytes = 1ull << k->w->shift;
+	struct km_hands large = *k->h;
+	int r = -ENOMEM;
+
+	large.buf = km_sys_alloc(bytes);
+	large.buf_bytes = bytes;
+	if (large.buf)
+		r = km_content_read(k->f, &large, page, 0, bytes, k->way->at_hand);
+	if (r)
+		km_pages_give_up(k->r, page, 1);
+	else
+		r = place_all(k, page, 1, large.buf, km_place_claimed);
+	km_sys_free(large.buf);
+	return r;
+}
+
 /* ---- data and zeros ---- */
 
 /*
@@ -181,7 +200,7 @@ static int place_data(const struct walk *k, uint64_t first, uint64_t *count)
 	}
 	if (!fit) {
 		*count = 1;
-		return store_large(k, first);
+		return km_watch_is_remote(k->w) ? copy_large(k, first) : store_large(k, first);
 	}
 	*count = km_min(*count, fit);
 	r = km_content_read(k->f, k->h, first, 0, *count << k->w->shift, k->way->at_hand);
@@ -248,11 +267,14 @@ static int fill_claimed(const struct walk *k, uint64_t first, uint64_t count)
 /* The file has them. What is mapped already, or gone, is let be: an access raises a fault. */
 static void map_present(struct km_watch *w, uint64_t first, uint64_t count)
 {
-	struct km_place p = { .watch = w, .op = KM_PLACE_CONTINUE, .first = first };
+	struct km_place p = {
+		.watch = w, .op = KM_PLACE_CONTINUE, .first = first, .present = true
+	};
 
 	for (uint64_t end = first + count; p.first < end; p.first += p.done ? p.done : 1) {
 		p.count = end - p.first;
-		km_place(&p);
+		if (km_place(&p) == KM_PARKED)
+			break;
 	}
 }
 
@@ -273,6 +295,8 @@ int km_fill_run(const struct km_feed *f, struct km_hands *h, uint64_t first, uin
 	const struct walk k = { f, h, way, f->watch, f->watch->region };
 	bool map = way->map && km_watch_can(k.w, _UFFDIO_CONTINUE);
 
+	if (km_watch_ended(k.w))
+		return -ESRCH; /* before the source is asked */
 	for (uint64_t end = first + count, n; first < end; first += n) {
 		enum km_page_state state;
 		int r;

@@ -7,6 +7,8 @@
  *
  *	store.c		content into memory that no userfaultfd watches
  *	uffd.c		userfaultfds: opened, registered over regions, woken
+ *	view.c		the processes that have the memory of a watch
+ *	remote.c	watches of other processes' memory
  *	events.c	their events: removals into the record, faults to who asks
  *	protect.c	write protection that stays
  *	guard.c		who is to see pages before they change
@@ -25,9 +27,34 @@
 /* ---- uffd.c ---- */
 
 struct km_uffd *km_watch_uffd_of(const struct km_watch *w, uint64_t page);
+/* Where a page is watched: an address of the process whose memory it is. */
+uint64_t km_watch_addr(const struct km_watch *w, uint64_t page);
+/* In the list of its set. */
+void km_watch_append(struct km_uffd_set *set, struct km_watch *w);
+void km_watch_unlink(struct km_watch *w);
+/* Waking is allowed: -errno with the detail set. */
+int km_watch_check_wake(const struct km_watch *w);
 int64_t km_uffd_ioctl(struct km_uffd *u, unsigned long request, void *arg);
 int64_t km_uffd_read_raw(struct km_uffd *u, void *buf, size_t bytes);
 void km_uffd_wake(struct km_uffd *u, uint64_t addr, uint64_t bytes);
+
+/* The page may be in a file that is mapped there, and not be mapped. */
+static inline bool km_watch_has_file(const struct km_watch *w)
+{
+	return km_watch_is_remote(w) ? w->region->remote->minor : w->region->fd >= 0;
+}
+
+/* ---- view.c ---- */
+
+static inline struct km_view *km_view_first(const struct km_watch *w)
+{
+	return atomic_load_explicit(&w->views, memory_order_acquire);
+}
+
+/* ---- remote.c ---- */
+
+/* Pages of [start, end) there were removed: as km_presence_remove(). */
+unsigned int km_remote_removed(const struct km_uffd *u, uint64_t start, uint64_t end);
 
 /* ---- events.c ---- */
 

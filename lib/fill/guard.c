@@ -60,7 +60,7 @@ static void wait_for_none(_Atomic unsigned int *users, struct km_uffd_set *set)
 {
 	for (unsigned int looks = 0; atomic_load(users); looks++) {
 		for (unsigned int i = 0; set && i < set->count; i++)
-			km_uffd_drain(set, i);
+			km_uffd_drain(set, &set->all[i]);
 		if (looks < SPINS)
 			km_relax();
 		else if (looks < 2 * SPINS)

@@ -7,10 +7,12 @@
 
 #define TRIES 8u
 
-static int place_one(struct km_watch *w, enum km_place_op op, uint64_t page)
+static int place_one(struct km_watch *w, enum km_place_op op, uint64_t page, bool present)
 {
 	static const uint8_t zeros[64u << 10];
-	struct km_place p = { .watch = w, .op = op, .first = page, .count = 1, .quiet = true };
+	struct km_place p = {
+		.watch = w, .op = op, .first = page, .count = 1, .quiet = true, .present = present
+	};
 
 	if (op == KM_PLACE_ZERO && !km_watch_can(w, _UFFDIO_ZEROPAGE)) {
 		if (w->shift > 16 || !km_watch_can(w, _UFFDIO_COPY))
@@ -41,6 +43,22 @@ static int zero_large(struct km_watch *w, uint64_t page)
 	return r ? r : -EEXIST;
 }
 
+/* The same in another process, by a copy. */
+static int copy_zeros(struct km_watch *w, uint64_t page)
+{
+	struct km_place p = {
+		.watch = w, .op = KM_PLACE_COPY, .first = page, .count = 1, .quiet = true
+	};
+	uint8_t *zeros = km_sys_alloc(1ull << w->shift);
+	int r = -ENOMEM;
+
+	p.src = zeros;
+	if (zeros)
+		r = km_place(&p);
+	km_sys_free(zeros);
+	return r;
+}
+
 /*
  * UFFDIO_ZEROPAGE says that a page exists where the page table holds a mark and no page: of write
  * protection, which outlives the page. UFFDIO_COPY overwrites it.
@@ -54,10 +72,12 @@ static int zero_one(struct km_watch *w, uint64_t page)
 				 .count = 1,
 				 .src = zeros,
 				 .quiet = true };
-	int r = place_one(w, KM_PLACE_ZERO, page);
+	int r = place_one(w, KM_PLACE_ZERO, page, false);
 
+	if (r == -EOPNOTSUPP && km_watch_is_remote(w))
+		return copy_zeros(w, page);
 	if (r == -EEXIST && w->region->fd < 0)
-		return km_place(&copy);
+		return w->shift > 16 ? r : km_place(&copy);
 	return r == -EOPNOTSUPP && w->region->fd >= 0 ? zero_large(w, page) : r;
 }
 
@@ -65,18 +85,18 @@ static int zero_one(struct km_watch *w, uint64_t page)
  * One page, in whatever state the kernel has it: removed since, mapped since, or only in the file.
  * What changes all the time is left alone after some tries: the access faults again.
  */
-static int map_one(struct km_watch *w, uint64_t page)
+static int map_one(struct km_watch *w, uint64_t page, bool zero)
 {
-	bool file = w->region->fd >= 0;
+	bool file = km_watch_has_file(w), removed = zero && km_watch_is_remote(w);
 	int r = -EAGAIN;
 
 	for (unsigned int i = 0; i < TRIES; i++) {
-		r = file ? place_one(w, KM_PLACE_CONTINUE, page) : -EFAULT;
+		r = file && !removed ? place_one(w, KM_PLACE_CONTINUE, page, !zero) : -EFAULT;
 		if (r == -EFAULT) /* nothing there any more */
 			r = zero_one(w, page);
 		if (r != -EEXIST || !file)
 			break;
-		r = place_one(w, KM_PLACE_CONTINUE, page);
+		r = place_one(w, KM_PLACE_CONTINUE, page, !zero);
 		if (r != -EFAULT)
 			break;
 	}
@@ -86,13 +106,15 @@ static int map_one(struct km_watch *w, uint64_t page)
 static int map_many(struct km_watch *w, uint64_t first, uint64_t count, bool zero,
 		    uint64_t *ret_done)
 {
-	struct km_place p = { .watch = w, .first = first, .count = count, .quiet = true };
+	struct km_place p = {
+		.watch = w, .first = first, .count = count, .quiet = true, .present = !zero
+	};
 	int r = -EEXIST;
 
 	if (zero && km_watch_can(w, _UFFDIO_ZEROPAGE)) {
 		p.op = KM_PLACE_ZERO;
 		r = km_place(&p);
-	} else if (!zero && w->region->fd >= 0) {
+	} else if (!zero && km_watch_has_file(w)) {
 		p.op = KM_PLACE_CONTINUE;
 		r = km_place(&p);
 	}
@@ -102,7 +124,7 @@ static int map_many(struct km_watch *w, uint64_t first, uint64_t count, bool zer
 
 int km_map_run(struct km_watch *w, uint64_t first, uint64_t count, bool zero, unsigned int fixes)
 {
-	int r = 0, err = 0;
+	int r, err = 0;
 	uint64_t n;
 
 	for (; count; first += n, count -= n) {
@@ -111,8 +133,11 @@ int km_map_run(struct km_watch *w, uint64_t first, uint64_t count, bool zero, un
 			continue;
 		if (!fixes--)
 			break;
-		r = map_one(w, first);
+		if (r != KM_PARKED && r != -ESRCH)
+			r = map_one(w, first, zero);
 		n = 1;
+		if (r == KM_PARKED || r == -ESRCH)
+			return r;
 		if (r && !err)
 			err = r;
 	}
@@ -163,7 +188,7 @@ static int poison(struct km_watch *w, uint64_t page, bool claimed, bool *ret_no_
 	*ret_no_access = false;
 	if (err == -EFAULT) /* beyond the end of the file: the kernel raises the error by itself */
 		return 0;
-	if (!err || err == -EEXIST || err == -ENOENT)
+	if (!err || err == -EEXIST || err == -ENOENT || km_watch_is_remote(w))
 		return err;
 	atomic_store(&w->region->no_access, true);
 	*ret_no_access = true;
@@ -179,6 +204,11 @@ bool km_poison_claimed(struct km_watch *w, uint64_t page)
 	if (err == -EEXIST && marked) /* by the mark that it had before */
 		err = 0;
 	km_presence_removed(map, page, 1, &removed);
+	/* The process has ended, or its kernel cannot: the page is absent, and asked for again at the next fault. */
+	if (km_watch_is_remote(w) && err && err != -ENOENT && err != -EEXIST) {
+		km_pages_give_up(w->region, page, 1);
+		return false;
+	}
 	if (err == -ENOENT) {
 		km_pages_publish(w->region, page, 1, KM_ZERO, false);
 	} else if (err == -EEXIST) {
@@ -193,8 +223,13 @@ bool km_poison_claimed(struct km_watch *w, uint64_t page)
 
 bool km_poison_lost(struct km_watch *w, uint64_t page)
 {
-	int err = map_one(w, page) ? 0 : -EEXIST;
 	bool no_access = false;
+	int err = map_one(w, page, false);
+
+	/* A page that nobody can bring now: the access faults again. */
+	if (err == KM_PARKED || km_watch_ended(w))
+		return false;
+	err = err ? 0 : -EEXIST;
 
 	if (!err)
 		err = poison(w, page, false, &no_access);

@@ -79,6 +79,8 @@ int kvmem_region_mark_present(struct kvmem_region *region, uint64_t offset, uint
 	int err = km_pages_check(region, offset, bytes, "kvmem_region_mark_present");
 	uint64_t page, end, n;
 
+	if (!err)
+		err = km_region_own_check(region, "kvmem_region_mark_present");
 	if (err)
 		return err;
 	page = offset >> region->page_shift;

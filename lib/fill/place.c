@@ -11,6 +11,8 @@
  * ENOENT is what the kernel says where two mappings meet, also in the middle of what is registered:
  * a policy, madvise(2), mlock(2) or mprotect(2) of a part divides a mapping. Only ENOENT for a
  * single page means that the page is not mapped.
+ *
+ * ESRCH: the process whose memory it is has ended.
  */
 #include "fill/fill_internal.h"
 
@@ -20,11 +22,13 @@
 #define PER_IOCTL KM_CLAIM_PAGES
 #define SPINS	  200u
 #define YIELDS	  200u
+#define PARK_NS \
+	100000000u /* so long a thread waits for another process to stop changing its memory */
 
 static int64_t issue(struct km_uffd *u, const struct km_place *p, uint64_t count,
 		     int64_t *ret_moved)
 {
-	struct uffdio_range range = { .start = p->watch->addr + (p->first << p->watch->shift),
+	struct uffdio_range range = { .start = km_watch_addr(p->watch, p->first),
 				      .len = count << p->watch->shift };
 	struct uffdio_copy copy = { .dst = range.start,
 				    .src = (uintptr_t)p->src,
@@ -62,12 +66,15 @@ static int64_t issue(struct km_uffd *u, const struct km_place *p, uint64_t count
  * Inside the gate: what was removed is seen, or it is the ioctl that the kernel refuses. Pages that nobody has claimed
  * are those that have been filled, and are to be mapped, be zeros where the kernel has lost them, or be poisoned. One
  * that is absent again since the caller has looked is left alone, and counts as dealt with: somebody may be storing its
- * content just now.
+ * content just now. The same for pages of a file that another process maps privately: what it has taken away must not
+ * come back from the file.
  */
 static int64_t try_once(struct km_uffd *u, struct km_place *p, uint64_t count, int64_t *ret_moved)
 {
 	struct km_presence *map = &p->watch->region->presence;
-	bool gate = !p->claimed || p->watch->set->sees_removals, skip = false;
+	bool remote = km_watch_is_remote(p->watch);
+	bool gate = !p->claimed || u->sees_removals, skip = false;
+	enum km_page_state state;
 	uint64_t settled;
 	int64_t r = 0;
 
@@ -79,9 +86,15 @@ static int64_t try_once(struct km_uffd *u, struct km_place *p, uint64_t count, i
 		settled = km_presence_settled(map, p->first, count);
 		skip = !settled;
 		count = settled ? settled : 1;
-		/* Before the page is there, for it may be written to from then on. */
-		if (!skip && p->op != KM_PLACE_POISON)
+		/* Before the page is there, for it may be written to from then on. What was removed in another process
+		 * stays ZERO: it may only be about to take the page away. */
+		if (!skip && p->op != KM_PLACE_POISON && !remote)
 			km_presence_turn(map, p->first, count, KM_ZERO, KM_PRESENT);
+	}
+	if (remote && p->present) {
+		settled = km_presence_run(map, p->first, count, &state);
+		skip = state != KM_PRESENT;
+		count = skip ? 1 : settled;
 	}
 	*ret_moved = (int64_t)(count << p->watch->shift);
 	if (!p->removed && !skip)
@@ -102,11 +115,31 @@ static void back_off(unsigned int tries)
 		km_sys_poll(NULL, 0, 1);
 }
 
+/* Another process can go on with its changes for ever, and then holds up nobody but itself. */
+static bool is_overdue(const struct km_place *p, uint64_t *since)
+{
+	uint64_t now;
+
+	if (!km_watch_is_remote(p->watch))
+		return false;
+	now = km_sys_now_ns();
+	*since = *since ? *since : now;
+	return now - *since > PARK_NS;
+}
+
+static int failed(const struct km_place *p, int64_t r)
+{
+	if (r == -ESRCH && km_watch_is_remote(p->watch))
+		km_remote_ended(p->watch);
+	return (int)r;
+}
+
 static int place(struct km_place *p)
 {
-	unsigned int index = km_watch_uffd(p->watch, p->first), tries = 0;
-	struct km_uffd *u = &p->watch->set->all[index];
 	uint64_t n = km_watch_in_stripe(p->watch, p->first, km_min(p->count, PER_IOCTL));
+	struct km_uffd *u = km_watch_uffd_of(p->watch, p->first);
+	unsigned int tries = 0;
+	uint64_t since = 0;
 
 	p->done = 0;
 	p->removed = false;
@@ -115,16 +148,19 @@ static int place(struct km_place *p)
 
 		if (r >= 0 || (r == -EAGAIN && moved > 0)) {
 			p->done = (uint64_t)moved >> p->watch->shift;
-			return 0;
+			return p->done ? 0
+				       : -EIO; /* pages of another process are smaller than it said */
 		}
 		if (r == -ENOENT && n > 1) {
 			n /= 2;
 			continue;
 		}
 		if (r != -EAGAIN)
-			return (int)r;
+			return failed(p, r);
 		atomic_fetch_add_explicit(&u->retries, 1, memory_order_relaxed);
-		if (km_uffd_drain(p->watch->set, index))
+		if (is_overdue(p, &since))
+			return KM_PARKED;
+		if (km_uffd_drain(p->watch->set, u))
 			tries = 0;
 		else
 			back_off(++tries);

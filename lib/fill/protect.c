@@ -28,7 +28,7 @@ static int64_t issue(const struct km_watch *w, uint64_t first, uint64_t count, b
 
 static void back_off(const struct km_watch *w, uint64_t first, unsigned int tries)
 {
-	if (w->set->sees_removals && km_uffd_drain(w->set, km_watch_uffd(w, first)))
+	if (w->set->sees_removals && km_uffd_drain(w->set, km_watch_uffd_of(w, first)))
 		return;
 	if (tries > SPINS)
 		km_sys_poll(NULL, 0, 1);

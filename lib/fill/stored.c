@@ -205,7 +205,7 @@ static int check(const struct kvmem_region *r, const char *call, uint64_t offset
 			       "%s: offset 0x%" PRIx64 " + 0x%" PRIx64
 			       " is beyond the region's 0x%" PRIx64 " bytes",
 			       call, offset, bytes, r->bytes);
-	return 0;
+	return km_region_own_check(r, call);
 }
 
 /* Memory that was taken away before is in the record, also where its event has only just been read. */

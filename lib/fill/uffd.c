@@ -32,8 +32,15 @@ int64_t km_uffd_ioctl(struct km_uffd *u, unsigned long request, void *arg)
 
 int64_t km_uffd_read_raw(struct km_uffd *u, void *buf, size_t bytes)
 {
-	int64_t r = km_sys_read(uffd_fd(u), buf, bytes);
+	int64_t r;
 
+	/* Whatever the other process makes of O_NONBLOCK; Linux 6.10 has it. */
+	if (u->view) {
+		r = km_sys_read_nowait(uffd_fd(u), buf, bytes);
+		if (r >= 0 || r == -EAGAIN)
+			return r;
+	}
+	r = km_sys_read(uffd_fd(u), buf, bytes);
 	return use_spare(u, r) ? km_sys_read(uffd_fd(u), buf, bytes) : r;
 }
 
@@ -118,6 +125,7 @@ int km_uffd_set_open(struct km_uffd_set *set, unsigned int count, const int32_t 
 	int r = 0;
 
 	set->sees_removals = removals;
+	set->none = flags & KM_UFFD_NONE;
 	set->protects = set->captures = flags & KM_UFFD_CAPTURES;
 	set->raw = km_sys_alloc(count * sizeof(*set->all) + KM_CACHE_LINE);
 	if (!set->raw)
@@ -128,8 +136,9 @@ int km_uffd_set_open(struct km_uffd_set *set, unsigned int count, const int32_t 
 	for (unsigned int i = 0; i < count; i++) {
 		atomic_store(&set->all[i].fd, -1);
 		set->all[i].spare = -1;
+		set->all[i].sees_removals = removals;
 	}
-	for (unsigned int i = 0; !r && i < count; i++)
+	for (unsigned int i = 0; !r && i < count && !(flags & KM_UFFD_NONE); i++)
 		r = open_one(set, i, given ? given[i] : -1, features);
 	return r;
 }
@@ -144,19 +153,37 @@ void km_uffd_set_close(struct km_uffd_set *set)
 
 /* ---- stripes ---- */
 
-unsigned int km_watch_uffd(const struct km_watch *w, uint64_t page)
+unsigned int km_watch_shard(const struct km_watch *w, uint64_t page)
 {
 	return (unsigned int)((w->first_uffd + page / w->stripe) % w->set->count);
 }
 
 uint64_t km_watch_in_stripe(const struct km_watch *w, uint64_t page, uint64_t count)
 {
-	return km_min(count, w->stripe - page % w->stripe);
+	const struct km_span *s;
+
+	count = km_min(count, w->stripe - page % w->stripe);
+	if (!km_watch_is_remote(w))
+		return count;
+	s = km_remote_span(w->region->remote, page);
+	return km_min(count, s->first + s->pages - page);
 }
 
 struct km_uffd *km_watch_uffd_of(const struct km_watch *w, uint64_t page)
 {
-	return &w->set->all[km_watch_uffd(w, page)];
+	if (km_watch_is_remote(w))
+		return &km_view_first(w)->uffds[km_remote_span(w->region->remote, page)->uffd];
+	return &w->set->all[km_watch_shard(w, page)];
+}
+
+uint64_t km_watch_addr(const struct km_watch *w, uint64_t page)
+{
+	const struct km_span *s;
+
+	if (!km_watch_is_remote(w))
+		return w->addr + (page << w->shift);
+	s = km_remote_span(w->region->remote, page);
+	return s->addr + ((page - s->first) << w->shift);
 }
 
 void km_uffd_wake(struct km_uffd *u, uint64_t addr, uint64_t bytes)
@@ -166,12 +193,32 @@ void km_uffd_wake(struct km_uffd *u, uint64_t addr, uint64_t bytes)
 	km_uffd_ioctl(u, UFFDIO_WAKE, &range);
 }
 
+/* Spans of a process that has joined may leave gaps. */
+static void wake_view(const struct km_view *v, uint64_t first, uint64_t count)
+{
+	const struct km_remote *m = v->remote;
+	const struct km_span *s = km_remote_span(m, first), *end = m->spans + m->span_count;
+	unsigned int shift = v->watch->shift;
+
+	for (; s < end && s->first < first + count; s++) {
+		uint64_t from = s->first > first ? s->first : first;
+		uint64_t to = km_min(s->first + s->pages, first + count);
+
+		if (from < to)
+			km_uffd_wake(&v->uffds[s->uffd], s->addr + ((from - s->first) << shift),
+				     (to - from) << shift);
+	}
+}
+
 void km_watch_wake(const struct km_watch *w, uint64_t first, uint64_t count)
 {
+	struct km_view *v = km_watch_is_remote(w) ? atomic_load(&km_view_first(w)->next) : NULL;
+
+	for (; v; v = atomic_load(&v->next))
+		wake_view(v, first, count);
 	for (uint64_t n; count; first += n, count -= n) {
 		n = km_watch_in_stripe(w, first, count);
-		km_uffd_wake(km_watch_uffd_of(w, first), w->addr + (first << w->shift),
-			     n << w->shift);
+		km_uffd_wake(km_watch_uffd_of(w, first), km_watch_addr(w, first), n << w->shift);
 	}
 }
 
@@ -270,16 +317,16 @@ static void unregister(struct km_watch *w, uint64_t pages)
  * Where a filter refuses UFFDIO_WAKE, a thread whose page has come, or is poisoned, would sleep for ever: nobody looks
  * at what that ioctl answers later on.
  */
-static int check_wake(const struct km_watch *w)
+int km_watch_check_wake(const struct km_watch *w)
 {
-	struct uffdio_range range = { .start = w->addr, .len = 1ull << w->shift };
+	struct uffdio_range range = { .start = km_watch_addr(w, 0), .len = 1ull << w->shift };
 	int64_t r = km_uffd_ioctl(km_watch_uffd_of(w, 0), UFFDIO_WAKE, &range);
 
 	return r < 0 ? km_fail((int)-r, "pager: UFFDIO_WAKE: %m") : 0;
 }
 
 /* Readers walk the list without a lock: a watch is whole before it can be found. */
-static void append(struct km_uffd_set *set, struct km_watch *w)
+void km_watch_append(struct km_uffd_set *set, struct km_watch *w)
 {
 	if (set->last_watch)
 		atomic_store_explicit(&set->last_watch->next, w, memory_order_release);
@@ -301,7 +348,7 @@ int km_watch_register(struct km_watch *w)
 		if (r)
 			goto undo;
 	}
-	r = check_wake(w);
+	r = km_watch_check_wake(w);
 	if (r)
 		goto undo;
 	if (w->ioctls & fills)
@@ -314,7 +361,7 @@ undo:
 
 void km_watch_join(struct km_watch *w)
 {
-	append(w->set, w);
+	km_watch_append(w->set, w);
 	w->region->watch = w;
 }
 
@@ -324,7 +371,7 @@ void km_watch_unregister(struct km_watch *w)
 }
 
 /* Who walks the list just now may still be at this watch: its `next` stays as it is. */
-static void unlink_watch(struct km_watch *w)
+void km_watch_unlink(struct km_watch *w)
 {
 	struct km_watch *_Atomic *link = &w->set->first_watch;
 	struct km_watch *before = NULL;
@@ -341,6 +388,6 @@ static void unlink_watch(struct km_watch *w)
 void km_watch_end(struct km_watch *w)
 {
 	unregister(w, w->room);
-	unlink_watch(w);
+	km_watch_unlink(w);
 	w->region->watch = NULL;
 }

@@ -144,6 +144,9 @@ static int check_args(const struct kvmem_region *r, uint64_t offset, uint64_t by
 	if (mode >= KM_ARRAY_SIZE(modes))
 		return km_fail(EINVAL, "kvmem_region_set_policy: mode %" PRIu32 " is unknown",
 			       mode);
+	ret = km_region_own_check(r, "kvmem_region_set_policy");
+	if (ret)
+		return ret;
 	ret = km_flags_check(flags, KVMEM_POLICY_FUTURE | KVMEM_POLICY_NATIVE,
 			     "kvmem_region_set_policy: flags");
 	if (!ret)

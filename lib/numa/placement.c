@@ -179,7 +179,9 @@ static int placement_check(const struct kvmem_region *r, uint64_t offset, uint64
 
 	if (!r)
 		return km_fail(EINVAL, "kvmem_region_placement: region is NULL");
-	ret = km_result_check(p, sizeof(*p), "kvmem_placement");
+	ret = km_region_own_check(r, "kvmem_region_placement");
+	if (!ret)
+		ret = km_result_check(p, sizeof(*p), "kvmem_placement");
 	if (!ret && p->node_count && !p->nodes)
 		ret = km_fail(EINVAL, "kvmem_placement.nodes is NULL and node_count is %" PRIu32,
 			      p->node_count);

@@ -34,8 +34,13 @@ static uint64_t fill_piece(struct km_worker *w, const struct km_window *s, enum 
 
 	*ret_err = 0;
 	way.map = s->paged->in_file;
-	if (!km_fill_run(&s->paged->feed, &w->hands, s->first, s->count, &way))
+	r = km_fill_run(&s->paged->feed, &w->hands, s->first, s->count, &way);
+	if (!r)
 		return 0;
+	if (r == KM_PARKED || km_watch_ended(&s->paged->watch)) {
+		*ret_err = r;
+		return s->count;
+	}
 	for (uint64_t i = 0; i < s->count && !atomic_load(&w->pager->stopping); i++) {
 		r = km_fill_or_fail(w, s->paged, s->first + i, because, &way);
 		failed += r != 0;
@@ -89,7 +94,7 @@ uint64_t km_paged_slices(const struct km_paged *p, unsigned int shard)
 	uint64_t stripes = (p->watch.room + p->watch.stripe - 1) / p->watch.stripe;
 	uint64_t shards = p->watch.set->count, first = first_stripe(p, shard);
 
-	if (stripes <= first || atomic_load(&p->leaving))
+	if (stripes <= first || atomic_load(&p->leaving) || km_watch_ended(&p->watch))
 		return 0;
 	return (stripes - first + shards - 1) / shards * slices_per_stripe(p);
 }
@@ -170,8 +175,8 @@ static void fill_slice_piece(struct km_worker *w, struct km_backlog *b)
 	km_later_flush(w);
 	if (failed)
 		atomic_fetch_add(&b->failed, failed);
-	if (atomic_load_explicit(pages, memory_order_relaxed) != before)
-		atomic_fetch_add(&b->filled, 1);
+	if (atomic_load_explicit(pages, memory_order_relaxed) != before || err == KM_PARKED)
+		atomic_fetch_add(&b->filled, 1); /* what is parked has not failed */
 	if (!w->slice.count)
 		km_pass_give_back(w->pager, b);
 }
@@ -182,7 +187,7 @@ void km_slice_drop(struct km_worker *w)
 	const struct km_paged *p = w->slice.paged;
 
 	w->slice.count = 0;
-	km_pass_give_back(w->pager, &w->pager->backlogs[km_watch_uffd(&p->watch, w->slice.first)]);
+	km_pass_give_back(w->pager, &w->pager->backlogs[km_watch_shard(&p->watch, w->slice.first)]);
 }
 
 bool km_background_step(struct km_worker *w)
@@ -192,7 +197,7 @@ bool km_background_step(struct km_worker *w)
 	if (w->slice.count) {
 		const struct km_paged *p = w->slice.paged;
 		struct km_backlog *b =
-			&w->pager->backlogs[km_watch_uffd(&p->watch, w->slice.first)];
+			&w->pager->backlogs[km_watch_shard(&p->watch, w->slice.first)];
 
 		if (is_full(b))
 			return false;
@@ -218,7 +223,7 @@ bool km_backlog_left(const struct km_worker *w)
 	bool background = atomic_load(&w->pager->background);
 
 	if (background && w->slice.count &&
-	    !is_full(&w->pager->backlogs[km_watch_uffd(&w->slice.paged->watch, w->slice.first)]))
+	    !is_full(&w->pager->backlogs[km_watch_shard(&w->slice.paged->watch, w->slice.first)]))
 		return true;
 	if (atomic_load(&w->pager->later_again_count))
 		return true;

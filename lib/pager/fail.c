@@ -52,6 +52,10 @@ int km_fill_or_fail(struct km_worker *w, struct km_paged *p, uint64_t page, uint
 		r = km_fill_run(&p->feed, &w->hands, page, 1, way);
 		if (!r)
 			return 0;
+		if (km_watch_ended(&p->watch))
+			return -ESRCH;
+		if (r == KM_PARKED)
+			return r;
 		km_count_own(&w->counts.failed, 1);
 		/* What is handed back is absent, and who waits goes on waiting. */
 		if (why != KVMEM_FAIL_STOP && atomic_load(&w->pager->stopping))

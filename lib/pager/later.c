@@ -44,14 +44,14 @@ static uint32_t fail_why(enum km_why why)
 
 static struct km_backlog *backlog_of(const struct km_later *l)
 {
-	return &l->pager->backlogs[km_watch_uffd(&l->paged->watch, l->first)];
+	return &l->pager->backlogs[km_watch_shard(&l->paged->watch, l->first)];
 }
 
 /* The thread that goes on with what nobody waits for, of this shard. */
 static void kick_shard(const struct km_later *l)
 {
 	struct kvmem_pager *pager = l->pager;
-	unsigned int shard = km_watch_uffd(&l->paged->watch, l->first);
+	unsigned int shard = km_watch_shard(&l->paged->watch, l->first);
 
 	if (pager->opts.flags & KVMEM_PAGER_NO_THREADS)
 		shard = 0;
@@ -139,7 +139,8 @@ static void ask_again(struct km_later *l)
 
 static bool is_given_up(const struct km_later *l)
 {
-	return l->cancelled || atomic_load(&l->pager->stopping) || atomic_load(&l->paged->leaving);
+	return l->cancelled || km_watch_ended(&l->paged->watch) ||
+	       atomic_load(&l->pager->stopping) || atomic_load(&l->paged->leaving);
 }
 
 /* The page is claimed still. */
@@ -150,8 +151,10 @@ static void page_failed(struct km_later *l, int err)
 
 	if (!is_given_up(l)) {
 		atomic_fetch_add(&l->pager->later_failed, 1);
-		action = km_fail_ask(l->pager, l->paged, l->first, fail_why(l->why), err,
-				     ++l->attempt);
+		action = KVMEM_FAIL_RETRY;
+		if (err != KM_PARKED)
+			action = km_fail_ask(l->pager, l->paged, l->first, fail_why(l->why), err,
+					     ++l->attempt);
 	}
 	if (action == KVMEM_FAIL_RETRY) {
 		ask_again(l); /* what is given up meanwhile is given up there */
@@ -203,6 +206,8 @@ static void count_service(struct km_later *l)
  * have. */
 static void not_placed(const struct km_later *l, uint64_t placed, int err)
 {
+	if (km_watch_ended(&l->paged->watch))
+		kick_shard(l); /* it tells the caller */
 	for (uint64_t i = placed; i < l->count; i++) {
 		struct km_later *one = later_new(l->pager, l->paged, l->first + i, 1, l->why);
 

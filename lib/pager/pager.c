@@ -51,7 +51,7 @@ static int check_uffds(struct kvmem_pager_opts *o)
 static int check_opts(struct kvmem_pager_opts *o)
 {
 	const uint32_t known = KVMEM_PAGER_BACKGROUND | KVMEM_PAGER_NO_THREADS |
-			       KVMEM_PAGER_CAPTURE;
+			       KVMEM_PAGER_CAPTURE | KVMEM_PAGER_REMOTE;
 	int r = km_flags_check(o->flags, known, "kvmem_pager_opts.flags");
 
 	if (!r)
@@ -74,6 +74,14 @@ static int check_opts(struct kvmem_pager_opts *o)
 			       " workers, but NO_THREADS has none: leave "
 			       "it 0",
 			       o->workers);
+	if (o->flags & KVMEM_PAGER_REMOTE && (o->uffds || o->flags & KVMEM_PAGER_CAPTURE))
+		return km_fail(
+			EINVAL,
+			"kvmem_pager_opts: KVMEM_PAGER_REMOTE with %s: its regions bring their "
+			"userfaultfds",
+			o->uffds ? "uffds" : "KVMEM_PAGER_CAPTURE");
+	if (o->flags & KVMEM_PAGER_REMOTE && !o->shards)
+		o->shards = 1;
 	if (!o->workers)
 		o->workers = 1;
 	if (!o->shards && !(o->flags & KVMEM_PAGER_NO_THREADS))
@@ -125,7 +133,8 @@ static int alloc_parts(struct kvmem_pager *pager)
 		&pager->set, shards, pager->opts.uffds,
 		(has_threads(pager) ? KM_UFFD_REMOVALS : 0) |
 			(pager->opts.trace_entries ? KM_UFFD_THREADS : 0) |
-			(pager->opts.flags & KVMEM_PAGER_CAPTURE ? KM_UFFD_CAPTURES : 0));
+			(pager->opts.flags & KVMEM_PAGER_CAPTURE ? KM_UFFD_CAPTURES : 0) |
+			(pager->opts.flags & KVMEM_PAGER_REMOTE ? KM_UFFD_NONE : 0));
 }
 
 static int open_traces(struct kvmem_pager *pager)
@@ -333,7 +342,8 @@ static int begin(struct kvmem_pager *pager)
 
 	/* While somebody reads the events of it: what was poisoned is asked for again. */
 	for (struct km_paged *p = km_paged_first(pager); p && !r; p = km_paged_next(p))
-		r = km_pages_unpoison(p->watch.region);
+		if (!km_watch_is_remote(&p->watch))
+			r = km_pages_unpoison(p->watch.region);
 	if (r)
 		return km_fail(-r, "kvmem_pager_start: lifting poison: %m");
 	km_caretaker_stop(pager);

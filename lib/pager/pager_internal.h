@@ -12,6 +12,7 @@
  *	later.c		pages whose source answers later
  *	around.c	fault-around: streams, windows, and how much of it was of use
  *	table.c		which region an address is in, while regions come and go
+ *	remote.c	memory of other processes: their userfaultfds, their end
  *	serve.c		the fault path: events in, waiters woken
  *	prefetch.c	lists of ranges, and tickets for them
  *	background.c	work that nobody waits for: prefetch, and the fill in address order
@@ -50,7 +51,10 @@ struct km_paged {
 	uint64_t slice; /* pages; a stripe begins with one */
 	enum km_haste haste;
 	_Atomic bool leaving; /* no new work is begun on it */
-	bool in_file;	      /* some were in its file at the beginning, and want mapping alone */
+	/* Memory of another process: */
+	_Atomic bool joined; /* its events are read */
+	bool told_ended; /* the caller knows that its process has ended; under the pager's lock */
+	bool in_file;	 /* some were in its file at the beginning, and want mapping alone */
 	/* Windows to be left out because content was not at hand the last times; and how many
 	 * next time. */
 	_Atomic uint32_t around_skip, around_penalty;
@@ -199,6 +203,10 @@ struct kvmem_pager {
 	_Atomic uint64_t changes; /* of the table; see table.c */
 	bool slow; /* some content is not at hand: fillers do what nobody waits for */
 	_Atomic bool fillers_run;
+	/* Of regions that are memory of other processes. */
+	_Atomic unsigned int ended_told;	     /* of set.ended */
+	_Atomic unsigned int unpolled;		     /* userfaultfds that poll() tells nothing of */
+	_Atomic uint64_t gone_removes, gone_retries; /* of those that have left */
 	/* Reads events while the pager is not running; see km_caretaker_start(). */
 	_Atomic bool caretaker_stops;
 	_Atomic bool stopping;
@@ -362,6 +370,28 @@ void km_table_free(struct kvmem_pager *pager);
 /* Has every thread of the pager seen this change? Then what it has replaced can be freed. */
 bool km_table_seen(const struct kvmem_pager *pager, uint64_t change);
 void km_table_free_old(struct kvmem_pager *pager, bool all);
+
+/* ---- remote.c ---- */
+
+/* Why a region cannot be served by this pager: -errno with the detail set, or 0. */
+int km_remote_serve_check(const struct kvmem_pager *pager, const struct kvmem_region *r);
+/* Threads learn of events of its userfaultfds; and no longer. */
+int km_remote_poll(struct km_paged *p);
+void km_remote_unpoll(struct km_paged *p);
+/* An event of a worker's epoll that is none of its own: `u` may have become one that poll() tells nothing of. */
+void km_remote_polled(struct km_worker *w, struct km_uffd *u, uint32_t events);
+/* The userfaultfds of other processes that are this worker's: the one after (*v, *i), which begin NULL and 0. */
+struct km_uffd *km_remote_next(const struct km_worker *w, struct km_view **v, unsigned int *i);
+/* Tells of regions whose process has ended since. Without locks, and while none of them can go. */
+void km_remote_tell(struct kvmem_pager *pager);
+static inline void km_remote_tell_if(struct kvmem_pager *pager)
+{
+	if (atomic_load_explicit(&pager->set.ended, memory_order_relaxed) !=
+	    atomic_load_explicit(&pager->ended_told, memory_order_relaxed))
+		km_remote_tell(pager);
+}
+/* When events are looked for next, since poll() does not tell; UINT64_MAX: it tells of all. */
+uint64_t km_remote_look_ns(const struct kvmem_pager *pager);
 
 /* ---- serve.c ---- */
 

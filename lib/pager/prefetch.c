@@ -282,7 +282,7 @@ static void hand_out(struct kvmem_pager *pager, struct km_prefetch *list)
 		const struct km_window *w = &f->window;
 
 		forward = f->next;
-		append(&pager->backlogs[km_watch_uffd(&w->paged->watch, w->first)].now, f);
+		append(&pager->backlogs[km_watch_shard(&w->paged->watch, w->first)].now, f);
 	}
 }
 
@@ -307,6 +307,10 @@ static int queue(struct kvmem_pager *pager, struct kvmem_region *region,
 		return km_fail(EINVAL, "kvmem_pager_prefetch: the pager was stopped");
 	if (!p)
 		return km_fail(ENOENT, "kvmem_pager_prefetch: the region is not of this pager");
+	if (km_watch_ended(&p->watch))
+		return km_fail(ESRCH,
+			       "kvmem_pager_prefetch: the process whose memory the region is "
+			       "has ended");
 	for (size_t i = 0; n >= 0 && i < count; i++) {
 		n = km_range_check(ranges[i].offset, ranges[i].bytes, region->bytes,
 				   "kvmem_pager_prefetch: region");
@@ -463,7 +467,7 @@ void km_prefetch_done(struct kvmem_pager *pager, struct km_backlog *b, const str
 		n = km_presence_run(km_paged_map(w->paged), at, end - at, &state);
 		if (state == KM_PRESENT || state == KM_ZERO)
 			continue;
-		if (state == KM_CLAIMED && put_off(pager, b, f, at, n))
+		if ((state == KM_CLAIMED || err == KM_PARKED) && put_off(pager, b, f, at, n))
 			pages -= n;
 		else
 			failed += n;

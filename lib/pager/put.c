@@ -42,6 +42,7 @@ int64_t kvmem_pager_put(struct kvmem_pager *pager, struct kvmem_region *region, 
 		atomic_fetch_add(&pager->given_pages, (uint64_t)n);
 	if (n > 0 && pager->given_trace.entries)
 		km_trace_given(pager, region->watch, first, count, KVMEM_TRACE_PUT);
+	km_remote_tell_if(pager);
 	km_pages_leave(region);
 	if (n >= 0)
 		return n << region->page_shift;
@@ -50,6 +51,12 @@ int64_t kvmem_pager_put(struct kvmem_pager *pager, struct kvmem_region *region, 
 	/* Some kernels say so of a source below vm.mmap_min_addr; all else has been checked. */
 	if (n == -EINVAL)
 		n = -EFAULT;
+	if (n == -ESRCH)
+		return km_fail(ESRCH, "kvmem_pager_put: the process whose memory the region is has "
+				      "ended");
+	if (n == KM_PARKED)
+		return km_fail(EAGAIN,
+			       "kvmem_pager_put: the other process keeps changing its memory");
 	return km_fail(n == -EFAULT || n == -ENOMEM ? (int)-n : EIO,
 		       "kvmem_pager_put: 0x%" PRIx64 " bytes at offset 0x%" PRIx64
 		       " of the region: %s",

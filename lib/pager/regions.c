@@ -42,7 +42,7 @@ static void set_geometry(struct km_paged *p)
 	struct km_watch *w = &p->watch;
 	uint64_t parts, unit, width;
 
-	w->addr = (uintptr_t)w->region->base;
+	w->addr = (uintptr_t)w->region->base; /* of memory of our own */
 	w->shift = w->region->page_shift;
 	w->room = km_region_room(w->region) >> w->shift;
 	w->first_uffd = pager->region_count % pager->set.count;
@@ -61,6 +61,8 @@ static void set_geometry(struct km_paged *p)
 
 static uint64_t mappings_of(const struct km_paged *p)
 {
+	if (p->watch.region->remote)
+		return 0; /* they are another process's */
 	return (p->watch.room + p->watch.stripe - 1) / p->watch.stripe;
 }
 
@@ -112,8 +114,12 @@ static int64_t unmap_absent(struct km_paged *p)
 	return err >= 0 && km_presence_poisoned(km_paged_map(p)) ? unmap(p, KM_POISONED) : err;
 }
 
-static int check_region(const struct kvmem_region *r)
+static int check_region(const struct kvmem_pager *pager, const struct kvmem_region *r)
 {
+	int err = km_remote_serve_check(pager, r);
+
+	if (err)
+		return err;
 	if (r->plan.slot_form == KVMEM_SLOT_DIRECT)
 		return km_fail(
 			EOPNOTSUPP,
@@ -121,7 +127,7 @@ static int check_region(const struct kvmem_region *r)
 			"(KVM_MEM_GUEST_MEMFD): the kernel resolves their faults by itself and no "
 			"userfaultfd sees them; create the region with slot form HVA, or want "
 			"KVMEM_WANT_PAGING");
-	if (km_region_fill_check(r, "kvmem_pager_add"))
+	if (!r->remote && km_region_fill_check(r, "kvmem_pager_add"))
 		return -EOPNOTSUPP;
 	if (r->watch)
 		return km_fail(EBUSY, "kvmem_pager_add: the region has a pager already");
@@ -155,6 +161,32 @@ static const struct km_presence_listener listener = {
 	.whole = km_pager_region_whole,
 	.absent = region_absent,
 };
+
+/* Of another process's memory UFFDIO_COPY tells what exists already. With the region's lock held. */
+static int serve_remote(struct km_paged *p, uint32_t flags)
+{
+	struct kvmem_region *r = p->watch.region;
+	int err = 0;
+
+	if (flags)
+		return km_fail(EINVAL,
+			       "kvmem_pager_add: flags 0x%" PRIx32
+			       ": what exists in the memory of another process is content",
+			       flags);
+	err = km_remote_begin(&p->watch);
+	if (err)
+		return err;
+	err = km_remote_poll(p);
+	if (err) {
+		km_remote_end(&p->watch);
+		km_remote_free_views(&p->watch);
+		return err;
+	}
+	p->in_file = km_watch_can(&p->watch, _UFFDIO_CONTINUE);
+	km_source_get(p->feed.source);
+	km_presence_listen(&r->presence, &listener, p);
+	return 0;
+}
 
 struct take_out {
 	struct km_paged *p;
@@ -215,8 +247,10 @@ static int serve_region(struct km_paged *p, uint32_t flags)
 {
 	struct kvmem_region *r = p->watch.region;
 	struct km_found found = { .runs = NULL };
-	int err = check_region(r);
+	int err = check_region(p->pager, r);
 
+	if (!err && r->remote)
+		return serve_remote(p, flags);
 	if (!err)
 		err = km_pages_find_unannounced(r, flags, "kvmem_pager_add", &found);
 	if (!err)
@@ -312,7 +346,11 @@ static int add_region(struct km_paged *p, uint32_t flags)
 	}
 	pager->region_count++;
 	pager->mappings += mappings_of(p);
-	km_table_add(pager, table, p);
+	if (region->remote)
+		km_sys_free(table); /* its addresses are not ours */
+	else
+		km_table_add(pager, table, p);
+	atomic_store(&p->joined, true);
 	return 0;
 }
 
@@ -392,9 +430,17 @@ int kvmem_pager_set_source(struct kvmem_pager *pager, struct kvmem_region *regio
 /* Nobody else reads events any more, and who holds the lock may be waiting for that. */
 static void drain_all(struct km_uffd_set *set)
 {
-	for (unsigned int i = 0; i < set->count; i++)
-		while (km_uffd_drain(set, i))
+	for (unsigned int i = 0; !set->none && i < set->count; i++)
+		while (km_uffd_drain(set, &set->all[i]))
 			;
+}
+
+/* Faults are let go, and come again: one look, since the other process may never run out of them. */
+static void drain_remote(struct km_paged *p)
+{
+	for (struct km_view *v = atomic_load(&p->watch.views); v; v = atomic_load(&v->next))
+		for (unsigned int i = 0; i < v->remote->uffd_count; i++)
+			km_uffd_drain(p->watch.set, &v->uffds[i]);
 }
 
 /* Until nobody works on the region's pages: populate, a discard. */
@@ -404,6 +450,7 @@ static void lock_unfilled(struct km_paged *p)
 
 	for (;; km_sys_poll(NULL, 0, 1)) {
 		drain_all(p->watch.set);
+		drain_remote(p);
 		if (pthread_mutex_trylock(&r->lock))
 			continue;
 		if (!atomic_load(&r->fillers))
@@ -419,8 +466,16 @@ static void release(struct km_paged *p)
 	lock_unfilled(p);
 	/* Who counts what is missing goes through the list under this lock. */
 	pthread_mutex_lock(&p->pager->lock);
-	km_watch_end(&p->watch);
+	if (km_watch_ended(&p->watch) && !p->told_ended)
+		atomic_fetch_add(&p->pager->ended_told, 1); /* who lets it go knows */
+	p->told_ended = true;
+	if (km_watch_is_remote(&p->watch))
+		km_remote_end(&p->watch);
+	else
+		km_watch_end(&p->watch);
 	pthread_mutex_unlock(&p->pager->lock);
+	if (km_watch_is_remote(&p->watch))
+		km_remote_unpoll(p);
 	km_presence_listen(&r->presence, NULL, NULL);
 	pthread_mutex_unlock(&r->lock);
 	km_source_put(p->feed.source);
@@ -440,6 +495,7 @@ void km_pager_release_all(struct kvmem_pager *pager)
 	drain_all(&pager->set);
 	for (p = first; p; p = next) {
 		next = km_paged_next(p);
+		km_remote_free_views(&p->watch);
 		km_sys_free(p);
 	}
 	pager->region_count = 0;
@@ -488,7 +544,10 @@ static void withdraw(struct km_paged *p, struct km_paged_table *table)
 	struct kvmem_pager *pager = p->pager;
 
 	atomic_store(&p->leaving, true);
-	km_table_remove(pager, table, p);
+	if (p->watch.region->remote)
+		km_sys_free(table);
+	else
+		km_table_remove(pager, table, p);
 	km_prefetch_drop(pager, p);
 	km_backlog_again(pager);
 	km_workers_settle(pager);
@@ -514,6 +573,7 @@ int kvmem_pager_remove(struct kvmem_pager *pager, struct kvmem_region *region, u
 	km_workers_settle(pager);
 	pager->region_count--;
 	pager->mappings -= mappings_of(p);
+	km_remote_free_views(&p->watch);
 	km_sys_free(p);
 	if (atomic_load(&pager->state) == KM_PAGER_RUNNING && km_paged_first(pager))
 		km_pager_region_whole(km_paged_first(pager));

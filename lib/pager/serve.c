@@ -94,7 +94,11 @@ static void fill_asked(const struct served *s)
 {
 	struct km_fill_way way = km_way(s->w, KM_DEMAND);
 
-	if (s->count > 1 && !km_fill_run(&s->p->feed, &s->w->hands, s->first, s->count, &way))
+	int r = -1;
+
+	if (s->count > 1)
+		r = km_fill_run(&s->p->feed, &s->w->hands, s->first, s->count, &way);
+	if (!r || r == KM_PARKED)
 		return;
 	for (uint64_t i = 0; i < s->count; i++)
 		if (km_presence_get(km_paged_map(s->p), s->first + i) == KM_ABSENT)
@@ -183,7 +187,7 @@ static void serve_done(const struct served *s, enum km_page_state state)
 	if (!stale && s->p->window_max > 1 && s->w->hands.buf)
 		ordered = km_around_plan(s->w, s->p, s->first, &win);
 	r = km_map_run(&s->p->watch, s->first, s->count, state == KM_ZERO, (unsigned int)s->count);
-	if (r)
+	if (r && r != KM_PARKED && !km_watch_ended(&s->p->watch))
 		poison_lost(s, r);
 	if (ordered && s->alone)
 		piece = piece_of(&win, s);
@@ -279,17 +283,38 @@ static void serve_faults(struct km_worker *w)
 
 /* ---- events ---- */
 
-static void take_fault(struct km_worker *w, const struct uffd_msg *m)
+/* The region of an address, and its page. */
+static struct km_paged *find(struct km_worker *w, struct km_uffd *u, uint64_t addr,
+			     uint64_t *ret_page)
 {
-	struct km_paged *p = km_paged_at(w->pager, m->arg.pagefault.address);
+	struct km_paged *p;
+
+	if (u->view) {
+		if (km_remote_page(u, addr, ret_page))
+			return (struct km_paged *)u->view->watch;
+		km_remote_refuse(u, addr);
+		return NULL;
+	}
+	p = km_paged_at(w->pager, addr);
+	if (p)
+		*ret_page = (addr - p->watch.addr) >> p->watch.shift;
+	return p;
+}
+
+static void take_fault(struct km_worker *w, struct km_uffd *u, const struct uffd_msg *m)
+{
 	bool minor = m->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_MINOR;
+	uint64_t page;
+	struct km_paged *p = find(w, u, m->arg.pagefault.address, &page);
 
 	if (!p)
 		return;
 	km_count_own(minor ? &w->counts.minor : &w->counts.missing, 1);
+	if (u->view && km_view_answer(u, m->arg.pagefault.address, page, minor))
+		return;
 	w->faults[w->fault_count++] = (struct km_fault){
 		.paged = p,
-		.page = (m->arg.pagefault.address - p->watch.addr) >> p->watch.shift,
+		.page = page,
 		.read_ns = w->demand_ns,
 		.minor = minor,
 		.write = m->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE,
@@ -298,10 +323,12 @@ static void take_fault(struct km_worker *w, const struct uffd_msg *m)
 }
 
 /* After the faults of the batch: who is handed the page may take his time. */
-static void serve_write(struct km_worker *w, const struct uffd_msg *m)
+static void serve_write(struct km_worker *w, struct km_uffd *u, const struct uffd_msg *m)
 {
-	struct km_paged *p = km_paged_at(w->pager, m->arg.pagefault.address);
+	struct km_paged *p = u->view ? NULL : km_paged_at(w->pager, m->arg.pagefault.address);
 
+	if (u->view)
+		km_remote_unprotect(u, m->arg.pagefault.address);
 	if (p)
 		km_guard_fault(&p->watch,
 			       (m->arg.pagefault.address - p->watch.addr) >> p->watch.shift,
@@ -322,25 +349,44 @@ static void note_time(struct km_worker *w, unsigned int shard)
 	atomic_store_explicit(&w->pager->backlogs[shard].demand_ns, now, memory_order_relaxed);
 }
 
+static unsigned int serve_batch(struct km_worker *w, struct km_uffd *u, unsigned int shard)
+{
+	unsigned int faults, n = km_uffd_read(&w->pager->set, u, w->msgs, &faults);
+
+	if (!n)
+		return 0;
+	km_count_own(&w->counts.reads, 1);
+	note_time(w, shard);
+	for (unsigned int k = 0; k < faults; k++)
+		if (!is_write_protected(&w->msgs[k]))
+			take_fault(w, u, &w->msgs[k]);
+	serve_faults(w);
+	km_later_flush(w);
+	for (unsigned int k = 0; k < faults; k++)
+		if (is_write_protected(&w->msgs[k]))
+			serve_write(w, u, &w->msgs[k]);
+	return n;
+}
+
+static unsigned int serve_remotes(struct km_worker *w)
+{
+	struct km_view *v = NULL;
+	unsigned int i = 0, events = 0;
+	struct km_uffd *u;
+
+	while ((u = km_remote_next(w, &v, &i)) != NULL)
+		events += serve_batch(w, u, w->first_shard);
+	return events;
+}
+
 unsigned int km_serve_events(struct km_worker *w)
 {
-	unsigned int events = 0, faults, n;
+	struct km_uffd_set *set = &w->pager->set;
+	unsigned int events = 0;
 
-	for (unsigned int i = 0; i < w->shard_count; i++) {
-		n = km_uffd_read(&w->pager->set, w->first_shard + i, w->msgs, &faults);
-		if (!n)
-			continue;
-		events += n;
-		km_count_own(&w->counts.reads, 1);
-		note_time(w, w->first_shard + i);
-		for (unsigned int k = 0; k < faults; k++)
-			if (!is_write_protected(&w->msgs[k]))
-				take_fault(w, &w->msgs[k]);
-		serve_faults(w);
-		km_later_flush(w);
-		for (unsigned int k = 0; k < faults; k++)
-			if (is_write_protected(&w->msgs[k]))
-				serve_write(w, &w->msgs[k]);
-	}
+	for (unsigned int i = 0; !set->none && i < w->shard_count; i++)
+		events += serve_batch(w, &set->all[w->first_shard + i], w->first_shard + i);
+	if (atomic_load_explicit(&set->remotes, memory_order_relaxed))
+		events += serve_remotes(w);
 	return events;
 }

@@ -56,6 +56,26 @@ static void add_pages(struct kvmem_pager *pager, struct kvmem_pager_stats *s)
 	pthread_mutex_unlock(&pager->lock);
 }
 
+/* Of the userfaultfds of other processes. */
+static void add_remotes(const struct kvmem_pager *pager, struct kvmem_pager_stats *s)
+{
+	pthread_mutex_t *lock = (pthread_mutex_t *)(uintptr_t)&pager->lock;
+
+	s->removes += get(&pager->gone_removes);
+	s->retries += get(&pager->gone_retries);
+	pthread_mutex_lock(lock);
+	for (struct km_paged *p = km_paged_first(pager); p; p = km_paged_next(p)) {
+		struct km_view *v = atomic_load(&p->watch.views);
+
+		for (; v; v = atomic_load(&v->next))
+			for (unsigned int i = 0; i < v->remote->uffd_count; i++) {
+				s->removes += get(&v->uffds[i].removes);
+				s->retries += get(&v->uffds[i].retries);
+			}
+	}
+	pthread_mutex_unlock(lock);
+}
+
 int kvmem_pager_get_stats(const struct kvmem_pager *pager, struct kvmem_pager_stats *ret_stats)
 {
 	struct kvmem_pager_stats s = KVMEM_PAGER_STATS_INIT;
@@ -72,6 +92,7 @@ int kvmem_pager_get_stats(const struct kvmem_pager *pager, struct kvmem_pager_st
 		s.removes += get(&pager->set.all[i].removes);
 		s.retries += get(&pager->set.all[i].retries);
 	}
+	add_remotes(pager, &s);
 	s.pages_demand += get(&pager->later_pages[KM_DEMAND]);
 	s.pages_prefetch += get(&pager->later_pages[KM_PREFETCH]);
 	s.pages_background += get(&pager->later_pages[KM_BACKGROUND]);

@@ -2,6 +2,8 @@
 /* The rest filled, in the thread that stops the pager. */
 #include "pager/pager_internal.h"
 
+#include <errno.h>
+
 #define LOOK_NS 1000000u
 
 /* Nobody else answers faults: they do not wait for the end of the fill. */
@@ -41,7 +43,7 @@ static int fill_page(struct km_worker *w, struct km_paged *p, uint64_t page,
 			return 0;
 		r = km_fill_or_fail(w, p, page, KVMEM_FAIL_STOP, way);
 		if (r)
-			return r;
+			return r == KM_PARKED ? -EAGAIN : r;
 	}
 }
 
@@ -82,6 +84,10 @@ static int fill_rest_of(struct km_worker *w, struct km_paged *p)
 	int r, err = 0;
 
 	for (; page < km_watch_pages(&p->watch); page += n) {
+		if (km_watch_ended(&p->watch)) {
+			km_remote_tell_if(w->pager);
+			return -ESRCH;
+		}
 		n = km_presence_run(km_paged_map(p), page, UINT64_MAX, &state);
 		if (state == KM_CLAIMED) {
 			wait_for_claim(w->pager, p, page, n);

@@ -145,6 +145,15 @@ static bool is_stuck(const struct kvmem_pager *pager)
 	return stuck;
 }
 
+static bool any_ended(const struct kvmem_pager *pager)
+{
+	struct km_paged *p = km_paged_first(pager);
+
+	while (p && !(km_watch_ended(&p->watch) && km_presence_missing(km_paged_map(p))))
+		p = km_paged_next(p);
+	return p;
+}
+
 /* 1: not yet. */
 static int wait_result(struct kvmem_pager *pager)
 {
@@ -158,6 +167,9 @@ static int wait_result(struct kvmem_pager *pager)
 	missing = km_pager_missing(pager, &poisoned);
 	if (!missing)
 		return 0;
+	if (any_ended(pager))
+		return km_fail(ESRCH,
+			       "kvmem_pager_wait: a process whose memory is served has ended");
 	if (missing == poisoned)
 		return km_fail(err ? -err : EIO,
 			       "kvmem_pager_wait: all that is missing is poisoned, %" PRIu64

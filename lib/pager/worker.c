@@ -42,6 +42,7 @@ static unsigned int step(struct km_worker *w, bool *ret_idle)
 {
 	unsigned int n = w->filler ? 0 : km_serve_events(w);
 
+	km_remote_tell_if(w->pager);
 	*ret_idle = !n && !km_around_step(w) && !km_later_step(w) &&
 		    !(has_backlog(w) && (km_prefetch_step(w) || km_background_step(w)));
 	return n;
@@ -82,6 +83,8 @@ static int sleep_time(const struct km_worker *w)
 {
 	uint64_t due = has_backlog(w) ? km_backlog_retry_ns(w) : UINT64_MAX, now;
 
+	if (!w->filler)
+		due = km_min(due, km_remote_look_ns(w->pager));
 	if (due == UINT64_MAX)
 		return -1;
 	now = km_sys_now_ns();
@@ -96,6 +99,8 @@ static void sleep_until_event(struct km_worker *w)
 	for (int64_t i = 0; i < n; i++)
 		if (ev[i].data.ptr == w)
 			km_worker_swallow_kick(w);
+		else
+			km_remote_polled(w, ev[i].data.ptr, ev[i].events);
 }
 
 void *km_worker_run(void *arg)
@@ -161,6 +166,7 @@ static void *caretaker_run(void *arg)
 		w->around.count = 0;
 		if (!km_serve_events(w))
 			sleep_until_event(w);
+		km_remote_tell_if(w->pager);
 	}
 	return NULL;
 }
@@ -213,7 +219,7 @@ static int watch_shards(struct km_worker *w)
 	uint32_t events = w->pager->opts.workers > 1 ? EPOLLIN | EPOLLEXCLUSIVE : EPOLLIN;
 	int r = 0;
 
-	for (unsigned int i = 0; !r && i < w->shard_count; i++) {
+	for (unsigned int i = 0; !r && !w->pager->set.none && i < w->shard_count; i++) {
 		struct km_uffd *u = &w->pager->set.all[w->first_shard + i];
 
 		r = watch_fd(w, atomic_load(&u->fd), events, u);
@@ -315,10 +321,21 @@ int kvmem_pager_fd(const struct kvmem_pager *pager)
 
 static void set_timer(struct km_worker *w)
 {
-	uint64_t due = km_backlog_retry_ns(w);
+	uint64_t due = km_min(km_backlog_retry_ns(w), km_remote_look_ns(w->pager));
 
 	if (due != w->timer_ns && km_sys_timerfd_set(w->timer, due) >= 0)
 		w->timer_ns = due;
+}
+
+/* A userfaultfd that has become one that poll() tells nothing of would have the caller come here without end. */
+static void look_for_errors(struct km_worker *w)
+{
+	struct epoll_event ev[4];
+	int64_t n = km_sys_epoll_wait(w->epoll, ev, 4, 0);
+
+	for (int64_t i = 0; i < n; i++)
+		if (ev[i].data.ptr != w)
+			km_remote_polled(w, ev[i].data.ptr, ev[i].events);
 }
 
 int kvmem_pager_handle(struct kvmem_pager *pager)
@@ -336,6 +353,8 @@ int kvmem_pager_handle(struct kvmem_pager *pager)
 		return km_fail(EINVAL, "kvmem_pager_handle: the pager is not running");
 	w = &pager->workers[0];
 	n = step(w, &idle);
+	if (!n && atomic_load(&pager->set.remotes))
+		look_for_errors(w);
 	while (km_around_step(w))
 		n += km_serve_events(w);
 	if (!km_backlog_left(w)) {

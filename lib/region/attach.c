@@ -71,6 +71,9 @@ static int slot_of(struct kvmem_region *region, const char *what, uint32_t flags
 
 	if (!region)
 		return km_fail(EINVAL, "%s: region is NULL", what);
+	r = km_region_own_check(region, what);
+	if (r)
+		return r;
 	if (!region->vm)
 		return km_fail(EINVAL, "%s: the region was created without a VM", what);
 	r = km_flags_check(flags, known, "slot: flags");
@@ -320,7 +323,10 @@ int kvmem_region_set_attributes(struct kvmem_region *region, uint64_t offset, ui
 
 	if (!region)
 		return km_fail(EINVAL, "kvmem_region_set_attributes: region is NULL");
-	r = km_range_check(offset, bytes, region->bytes, "kvmem_region_set_attributes: region");
+	r = km_region_own_check(region, "kvmem_region_set_attributes");
+	if (!r)
+		r = km_range_check(offset, bytes, region->bytes,
+				   "kvmem_region_set_attributes: region");
 	if (!r)
 		r = km_align_check(offset | bytes, km_region_page(region),
 				   "kvmem_region_set_attributes: offset or bytes");

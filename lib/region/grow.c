@@ -17,7 +17,9 @@ static int check(const struct kvmem_region *r, uint64_t bytes)
 
 	if (!r)
 		return km_fail(EINVAL, "kvmem_region_grow: region is NULL");
-	ret = km_align_check(bytes, km_region_page(r), "kvmem_region_grow: bytes");
+	ret = km_region_own_check(r, "kvmem_region_grow");
+	if (!ret)
+		ret = km_align_check(bytes, km_region_page(r), "kvmem_region_grow: bytes");
 	if (ret)
 		return ret;
 	if (bytes > r->room)

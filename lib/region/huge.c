@@ -31,7 +31,9 @@ static int check_range(const struct kvmem_region *r, uint64_t offset, uint64_t b
 
 	if (!r)
 		return km_fail(EINVAL, "kvmem_region_check_huge: region is NULL");
-	ret = km_range_check(offset, bytes, r->bytes, "kvmem_region_check_huge: region");
+	ret = km_region_own_check(r, "kvmem_region_check_huge");
+	if (!ret)
+		ret = km_range_check(offset, bytes, r->bytes, "kvmem_region_check_huge: region");
 	if (!ret)
 		ret = km_align_check(offset, page, "kvmem_region_check_huge: offset");
 	if (!ret)

@@ -47,7 +47,9 @@ int km_presence_init_growing(struct km_presence *p, uint64_t pages, uint64_t roo
 
 void km_presence_destroy(struct km_presence *p)
 {
-	if (map_bytes(p->room) > FROM_HEAP)
+	if (p->mapped)
+		km_sys_munmap(p->mapped, p->mapped_bytes);
+	else if (map_bytes(p->room) > FROM_HEAP)
 		km_sys_munmap((void *)p->words, map_bytes(p->room));
 	else
 		km_sys_free((void *)p->words);

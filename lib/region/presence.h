@@ -49,9 +49,11 @@ enum km_page_state {
 struct km_presence_listener;
 
 struct km_presence {
-	_Atomic uint64_t *words;   /* 16 pages each */
-	_Atomic uint64_t pages;	   /* grows: see km_presence_grow() */
-	uint64_t room;		   /* that there are words for */
+	_Atomic uint64_t *words; /* 16 pages each */
+	_Atomic uint64_t pages;	 /* grows: see km_presence_grow() */
+	uint64_t room;		 /* that there are words for */
+	void *mapped;		 /* where they lie in a file: its mapping; record.c */
+	uint64_t mapped_bytes;
 	_Atomic uint64_t open;	   /* pages ABSENT or CLAIMED, never too few: 0 is whole */
 	_Atomic uint64_t done;	   /* pages PRESENT or ZERO */
 	_Atomic uint64_t poisoned; /* pages POISONED */

@@ -61,7 +61,19 @@ int kvmem_region_get_plan(const struct kvmem_region *region, struct kvmem_plan *
 
 /* ---- making ---- */
 
-static void destroy(struct kvmem_region *r)
+struct kvmem_region *km_region_new(void)
+{
+	struct kvmem_region *r = km_sys_alloc(sizeof(*r));
+
+	if (!r)
+		return NULL;
+	r->fd = -1;
+	r->private_fd = -1;
+	pthread_mutex_init(&r->lock, NULL);
+	return r;
+}
+
+void km_region_destroy(struct kvmem_region *r)
 {
 	km_registry_remove(r);
 	km_policies_free(r);
@@ -73,6 +85,7 @@ static void destroy(struct kvmem_region *r)
 	km_sys_close(r->private_fd);
 	km_sys_close(r->fd);
 	km_clone_free(r->clone);
+	km_remote_free(r->remote);
 	pthread_mutex_destroy(&r->lock);
 	km_sys_free(r);
 }
@@ -139,13 +152,10 @@ int kvmem_region_create(struct kvmem_vm *vm, const struct kvmem_region_opts *opt
 
 	if (!ret_region)
 		return km_fail(EINVAL, "kvmem_region_create: ret_region is NULL");
-	r = km_sys_alloc(sizeof(*r));
+	r = km_region_new();
 	if (!r)
 		return km_fail(ENOMEM, "region: no memory");
 	r->vm = vm;
-	r->fd = -1;
-	r->private_fd = -1;
-	pthread_mutex_init(&r->lock, NULL);
 	err = make_plan(vm, opts, &o, &r->own, &r->plan);
 	if (!err) {
 		r->bytes = o.bytes;
@@ -164,7 +174,7 @@ int kvmem_region_create(struct kvmem_vm *vm, const struct kvmem_region_opts *opt
 	if (!err)
 		err = build(r, &o);
 	if (err) {
-		destroy(r);
+		km_region_destroy(r);
 		return err;
 	}
 	if (vm)
@@ -216,30 +226,16 @@ int kvmem_region_free(struct kvmem_region *region)
 	if (r)
 		return r;
 	leave_vm(region);
-	destroy(region);
+	km_region_destroy(region);
 	return 0;
 }
 
 /* ---- what it is ---- */
 
-int km_region_fill_check(const struct kvmem_region *r, const char *what)
-{
-	if (r->clone)
-		return km_fail(EOPNOTSUPP,
-			       "%s: the region is a clone: all of its pages have content, the "
-			       "template's or its own, and none can be filled",
-			       what);
-	if (!r->own.limits)
-		return 0;
-	return km_fail(
-		EOPNOTSUPP,
-		"%s: pages of the region, a mapping that was given, can neither be filled nor "
-		"taken out: %s",
-		what, r->own.limits);
-}
-
 void *kvmem_region_base(const struct kvmem_region *region)
 {
+	if (region && km_region_own_check(region, "kvmem_region_base"))
+		return NULL;
 	if (region)
 		return region->base;
 	km_fail(EINVAL, "kvmem_region_base: region is NULL");
@@ -267,7 +263,8 @@ int kvmem_region_fd(const struct kvmem_region *region)
 		return km_fail(EINVAL, "kvmem_region_fd: region is NULL");
 	if (region->fd < 0)
 		return km_fail(ENODEV, "kvmem_region_fd: %s",
-			       region->clone ? "a clone has no file, its template is the caller's"
+			       region->remote  ? "memory of another process has none here"
+			       : region->clone ? "a clone has no file, its template is the caller's"
 			       : region->own.limits
 				       ? "the region is a mapping that was given without one"
 				       : "anonymous memory has no file descriptor");

@@ -21,6 +21,7 @@
 #include "region/mapping.h"
 #include "region/policy.h"
 #include "region/presence.h"
+#include "region/remote.h"
 #include "vm/vm.h"
 
 struct km_watch; /* fill: the userfaultfds that watch the mapping, while a pager has it */
@@ -36,9 +37,10 @@ struct kvmem_region {
 	int fd;		/* ours; -1 for anonymous memory and clones */
 	int private_fd; /* guest_memfd of private pages beside fd's shared ones; else -1 */
 	uint64_t fd_offset;
-	struct km_clone *clone; /* NULL: the region is none */
-	void *arg;		/* the caller's word */
-	uint32_t flags;		/* KVMEM_REGION_* */
+	struct km_clone *clone;	  /* NULL: the region is none */
+	struct km_remote *remote; /* NULL: the memory is ours */
+	void *arg;		  /* the caller's word */
+	uint32_t flags;		  /* KVMEM_REGION_* */
 	bool adopted;	   /* the file was the caller's: of others' making, maybe of their user */
 	bool own_mapping;  /* the mapping is the caller's, and stays his */
 	struct km_own own; /* then: what it is */
@@ -89,7 +91,12 @@ static inline bool km_region_is_shared(const struct kvmem_region *r)
 int km_region_changes_to(struct kvmem_region *r, int uffd);
 void km_region_changed(struct kvmem_region *r, uint64_t offset, uint64_t bytes);
 
-/* -EOPNOTSUPP of a clone, and of a mapping given whose pages cannot be filled or taken out. */
+/* Without anything: for who makes one (region.c, remote.c). What he has set of it _destroy() frees. */
+struct kvmem_region *km_region_new(void);
+void km_region_destroy(struct kvmem_region *r);
+
+/* -EOPNOTSUPP of a clone, of memory of another process, and of a mapping given whose pages cannot be filled or
+ * taken out. */
 int km_region_fill_check(const struct kvmem_region *r, const char *what);
 
 /*

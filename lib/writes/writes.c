@@ -260,7 +260,9 @@ int kvmem_writes_add(struct kvmem_writes *writes, struct kvmem_region *region)
 	if (!writes || !region)
 		return km_fail(EINVAL, "kvmem_writes_add: %s is NULL",
 			       writes ? "region" : "writes");
-	r = km_callback_check("kvmem_writes_add", NULL);
+	r = km_region_own_check(region, "kvmem_writes_add");
+	if (!r)
+		r = km_callback_check("kvmem_writes_add", NULL);
 	if (r)
 		return r;
 	pthread_mutex_lock(&writes->lock);

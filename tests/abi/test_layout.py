@@ -19,7 +19,7 @@ from pytap import main	# noqa: E402
 MACHINE = platform.machine()
 RECORD = Path(__file__).resolve().parent / f"layout.{MACHINE}"
 VERSION = "KVMEM_VERSION_"
-FIXED = ("kvmem_run", "kvmem_stored", "kvmem_workset_range", "kvmem_attachment", "kvmem_range", "kvmem_trace_entry",
+FIXED = ("kvmem_run", "kvmem_remote_mapping", "kvmem_stored", "kvmem_workset_range", "kvmem_attachment", "kvmem_range", "kvmem_trace_entry",
 	"kvmem_source_request", "kvmem_image_id", "kvmem_capture_run")  # elements of arrays, and what the library alone makes: their pages say that they never grow
 
 

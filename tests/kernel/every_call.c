@@ -347,6 +347,15 @@ TEST(null_to_captures)
 }
 END
 
+TEST(null_to_remotes)
+{
+	NONE(kvmem_remote_create(NULL, NULL));
+	NONE(kvmem_remote_join(NULL, NULL, NULL));
+	NONE(kvmem_remote_record_fd(NULL));
+	NONE(kvmem_remote_check(NULL));
+}
+END
+
 TEST(null_to_writes)
 {
 	struct kvmem_run run;
@@ -639,7 +648,7 @@ TEST(k2_13_calls_that_succeed_leave_the_detail)
 }
 END
 
-HARNESS_MAIN(T(null_to_every_function), T(null_to_captures), T(null_to_writes),
+HARNESS_MAIN(T(null_to_every_function), T(null_to_captures), T(null_to_remotes), T(null_to_writes),
 	     T(null_where_there_is_no_code), T(results_of_every_kind), T(ranges_of_every_function),
 	     T(flags_of_every_function), T(kvm_fd_of_another_kind),
 	     T(descriptors_may_be_closed_after_the_call),

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -69,8 +70,38 @@ int64_t life_check(const char *call, int64_t r)
 	life_fail(*kvmem_error_detail() ? LIFE_SAID : LIFE_MUTE, why);
 }
 
+/* Memory that this process plays other ones with: registered, and given to the library with its userfaultfds. */
+static char *theirs, *joined;
+static int their_uffd = -1, joined_uffd = -1;
+
+static int open_registered(char **ret_memory)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_EVENT_REMOVE };
+	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+
+	*ret_memory = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	reg.range.start = (uintptr_t)*ret_memory;
+	reg.range.len = BYTES;
+	if (fd < 0 || *ret_memory == MAP_FAILED || ioctl(fd, UFFDIO_API, &api) ||
+	    ioctl(fd, UFFDIO_REGISTER, &reg))
+		return -1;
+	return fd;
+}
+
+static bool open_theirs(void)
+{
+	if (!theirs) {
+		their_uffd = open_registered(&theirs);
+		joined_uffd = open_registered(&joined);
+	}
+	return their_uffd >= 0 && joined_uffd >= 0;
+}
+
 bool life_open_uffds(void)
 {
+	if (!open_theirs())
+		return false;
 	for (unsigned int i = 0; i < UFFDS; i++) {
 		uffds[i] = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 		if (uffds[i] < 0)
@@ -180,6 +211,7 @@ static void on_bus(int sig)
 bool life_prepare(void)
 {
 	make_content();
+	open_theirs(); /* where that is allowed */
 	signal(SIGBUS, on_bus);
 	image = open(".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
 	if (image < 0)
@@ -956,6 +988,57 @@ static void writes_life(void)
 	MUST(kvmem_region_free, r);
 }
 
+/* ---- memory of another process ---- */
+
+static struct kvmem_remote_opts remote_opts(const struct kvmem_remote_mapping *map, const int *uffd)
+{
+	struct kvmem_remote_opts o = KVMEM_REMOTE_OPTS_INIT;
+
+	o.flags = KVMEM_REMOTE_MISSING;
+	o.bytes = BYTES;
+	o.page_size = PAGE;
+	o.mappings = map;
+	o.mapping_count = 1;
+	o.uffds = uffd;
+	o.uffd_count = 1;
+	return o;
+}
+
+static void remote_life(void)
+{
+	const struct kvmem_remote_mapping map = { .addr = (uintptr_t)theirs, .bytes = BYTES };
+	const struct kvmem_remote_mapping other = { .addr = (uintptr_t)joined, .bytes = BYTES };
+	const struct kvmem_remote_opts o = remote_opts(&map, &their_uffd);
+	const struct kvmem_remote_opts jo = remote_opts(&other, &joined_uffd);
+	struct kvmem_pager_opts po = KVMEM_PAGER_OPTS_INIT;
+	struct kvmem_source *source;
+	struct kvmem_region *r;
+	struct kvmem_pager *p;
+
+	if (!open_theirs())
+		return;
+	life_phase(LIFE_CREATE);
+	MUST(kvmem_remote_create, &o, &r);
+	po.flags = KVMEM_PAGER_REMOTE;
+	MUST(kvmem_source_memory, content, BYTES, &source);
+	MUST(kvmem_pager_create, &po, &p);
+	MUST(kvmem_pager_add, p, r, source, 0, 0);
+	MUST(kvmem_remote_join, p, r, &jo);
+	MUST(kvmem_remote_record_fd, r);
+	MUST(kvmem_pager_start, p);
+	life_phase(LIFE_RUN);
+	MUST(kvmem_remote_check, r);
+	if (memcmp(theirs + 8 * PAGE, content + 8 * PAGE, 8 * PAGE) != 0)
+		life_fail(LIFE_WRONG, "content of another process is not the source's");
+	if (madvise(theirs, 4 * PAGE, MADV_DONTNEED) || theirs[PAGE])
+		life_fail(LIFE_WRONG, "what was removed there is not zero");
+	life_phase(LIFE_STOP);
+	MUST(kvmem_pager_stop, p, KVMEM_STOP_HAND_BACK);
+	MUST(kvmem_pager_free, p);
+	MUST(kvmem_region_free, r);
+	MUST(kvmem_source_free, source);
+}
+
 const struct life lives[] = {
 	{ "guest_memfd", guest_memfd_life },
 	{ "memfd", memfd_life },
@@ -969,6 +1052,7 @@ const struct life lives[] = {
 	{ "clone", clone_life },
 	{ "capture", capture_life },
 	{ "writes", writes_life },
+	{ "remote", remote_life },
 };
 
 const size_t life_count = sizeof(lives) / sizeof(lives[0]);

@@ -289,7 +289,8 @@ static int open_pager(uint64_t around)
 	r = kvmem_pager_create(&o, &k.pager);
 	if (r)
 		return r;
-	k.pager->set.sees_removals = true; /* though nobody but this thread reads them */
+	k.pager->set.sees_removals = true;
+	k.pager->set.all[0].sees_removals = true; /* though nobody but this thread reads them */
 	r = kvmem_pager_add(k.pager, &k.region, k.source, 0, 0);
 	if (!r)
 		r = kvmem_pager_start(k.pager);
