@@ -370,7 +370,7 @@ void km_watch_unregister(struct km_watch *w)
 	unregister(w, w->room);
 }
 
-/* Who walks the list just now may still be at this watch: its `next` stays as it is. */
+/* Threads of the pager that walk the list just now may still be at this watch: its `next` stays as it is. */
 void km_watch_unlink(struct km_watch *w)
 {
 	struct km_watch *_Atomic *link = &w->set->first_watch;
@@ -383,6 +383,7 @@ void km_watch_unlink(struct km_watch *w)
 	atomic_store(link, atomic_load(&w->next));
 	if (w->set->last_watch == w)
 		w->set->last_watch = before;
+	km_uffd_settle(w->set); /* those of others, which read events, have left it */
 }
 
 void km_watch_end(struct km_watch *w)

@@ -61,6 +61,9 @@ struct km_uffd_set {
 	_Atomic bool served; /* somebody reads events all the time */
 	/* ... and leaves faults on absent pages waiting: what ends their wait wakes them. */
 	_Atomic bool drops;
+	/* A removal may have been the end of what is missing: without locks, and by who keeps the set and no region of it. */
+	void (*whole)(void *arg);
+	void *whole_arg;
 	struct km_watch *_Atomic first_watch; /* in the order they were added */
 	struct km_watch *last_watch;
 	_Atomic unsigned int remotes; /* watches of other processes' memory */

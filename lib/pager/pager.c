@@ -125,6 +125,8 @@ static int alloc_parts(struct kvmem_pager *pager)
 	if (!pager->backlogs || !pager->workers)
 		return km_fail(ENOMEM, "pager: no memory for %u shards and %u workers", shards,
 			       pager->worker_count);
+	pager->set.whole = km_pager_whole;
+	pager->set.whole_arg = pager;
 	/*
 	 * REMOVE and UNMAP events stop their thread until we have read them. Without threads that
 	 * may be the very thread that would read them, so these events are left off there.

@@ -290,7 +290,8 @@ int km_pager_capture_check(struct kvmem_pager *pager, const char *call);
 /* Pages that are not PRESENT or ZERO, and those of them that are POISONED. */
 uint64_t km_pager_missing(const struct kvmem_pager *pager, uint64_t *ret_poisoned);
 void km_pager_set_error(struct kvmem_pager *pager, int err);
-/* Listener of a region's record: arg is the km_paged. */
+/* Nothing may be missing any more: arg is the pager; and as the listener of a region's record, the km_paged. */
+void km_pager_whole(void *arg);
 void km_pager_region_whole(void *arg);
 /* The stop has filled all: who published the last page may not have counted it yet, and finds no pager that runs. */
 void km_pager_filled(struct kvmem_pager *pager);

@@ -565,15 +565,21 @@ void km_presence_redefer(unsigned int was)
 	deferred.owed = was & 1;
 }
 
+void km_presence_tell(void (*whole)(void *arg), void *arg)
+{
+	if (deferred.depth)
+		deferred.owed = true;
+	else
+		whole(arg);
+}
+
 void km_presence_notify(struct km_presence *p)
 {
 	const struct km_presence_listener *l = atomic_load(&p->listener);
 	void *arg = atomic_load(&p->listener_arg);
 
-	if (deferred.depth)
-		deferred.owed = true;
-	else if (l && arg)
-		l->whole(arg);
+	if (l && arg)
+		km_presence_tell(l->whole, arg);
 }
 
 void km_presence_notify_absent(struct km_presence *p)

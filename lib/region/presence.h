@@ -150,8 +150,10 @@ bool km_presence_wait(struct km_presence *p, uint64_t first, uint64_t count, uin
  * `complete`. Listeners are set and cleared while no operation on the region is under way.
  */
 void km_presence_notify(struct km_presence *p);
+/* The same where it is known who listens, and not which region has become whole. */
+void km_presence_tell(void (*whole)(void *arg), void *arg);
 /*
- * Between these two km_presence_notify() tells nobody in this thread: it holds something up that `complete` may wait
+ * Between these two both of them tell nobody in this thread: it holds something up that `complete` may wait
  * for (a guard, a gate). They nest. The outermost _end() returns whether there was something to tell: the caller
  * calls km_presence_notify() then, of one region of the pager, without locks.
  */
