@@ -143,10 +143,12 @@ unsigned int km_watch_shard(const struct km_watch *w, uint64_t page);
 uint64_t km_watch_in_stripe(const struct km_watch *w, uint64_t page, uint64_t count);
 
 /*
- * remote.c: in place of km_watch_begin() and _end(), for memory of another process, which has registered it. The page
- * that an address of such a userfaultfd is in; false: in none.
+ * remote.c: in place of km_watch_register(), _join() and _end(), for memory of another process, which has registered it.
+ * _begin() makes the view, which km_remote_free_views() frees if the watch does not join. The page that an address of
+ * such a userfaultfd is in; false: in none.
  */
 int km_remote_begin(struct km_watch *w);
+void km_remote_join(struct km_watch *w);
 void km_remote_end(struct km_watch *w);
 bool km_remote_page(const struct km_uffd *u, uint64_t addr, uint64_t *ret_page);
 /* A write that waits, since the process has protected the page: it goes on, whoever has wanted to know of it. */

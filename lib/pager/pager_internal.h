@@ -293,8 +293,9 @@ void km_pager_set_error(struct kvmem_pager *pager, int err);
 /* Nothing may be missing any more: arg is the pager; and as the listener of a region's record, the km_paged. */
 void km_pager_whole(void *arg);
 void km_pager_region_whole(void *arg);
-/* The stop has filled all: who published the last page may not have counted it yet, and finds no pager that runs. */
-void km_pager_filled(struct kvmem_pager *pager);
+/* The stop has filled all: who published the last page may not have counted it yet, and finds no pager that runs.
+ * False: pages have become absent since. */
+bool km_pager_filled(struct kvmem_pager *pager);
 struct timespec km_pager_from_now(int64_t ns);
 /* What kvmem_pager_wait() waits for may have come. */
 void km_pager_changed(struct kvmem_pager *pager);
@@ -383,13 +384,16 @@ void km_remote_unpoll(struct km_paged *p);
 void km_remote_polled(struct km_worker *w, struct km_uffd *u, uint32_t events);
 /* The userfaultfds of other processes that are this worker's: the one after (*v, *i), which begin NULL and 0. */
 struct km_uffd *km_remote_next(const struct km_worker *w, struct km_view **v, unsigned int *i);
-/* Tells of regions whose process has ended since. Without locks, and while none of them can go. */
-void km_remote_tell(struct kvmem_pager *pager);
-static inline void km_remote_tell_if(struct kvmem_pager *pager)
+/*
+ * Tells of regions whose process has ended since. Without locks, and while none of them can go: a thread that is none of
+ * the pager's has one of them, `only`.
+ */
+void km_remote_tell(struct kvmem_pager *pager, const struct km_paged *only);
+static inline void km_remote_tell_if(struct kvmem_pager *pager, const struct km_paged *only)
 {
 	if (atomic_load_explicit(&pager->set.ended, memory_order_relaxed) !=
 	    atomic_load_explicit(&pager->ended_told, memory_order_relaxed))
-		km_remote_tell(pager);
+		km_remote_tell(pager, only);
 }
 /* When events are looked for next, since poll() does not tell; UINT64_MAX: it tells of all. */
 uint64_t km_remote_look_ns(const struct kvmem_pager *pager);
@@ -457,7 +461,7 @@ void km_caretaker_stop(struct kvmem_pager *pager);
 /* ---- regions.c ---- */
 
 /* Unregister all regions and free what is known of them. */
-void km_pager_release_all(struct kvmem_pager *pager);
+int km_pager_release_all(struct kvmem_pager *pager, int err);
 
 /* ---- threads.c ---- */
 

@@ -139,7 +139,9 @@ void km_remote_unpoll(struct km_paged *p)
 /* The other process has taken O_NONBLOCK away: poll() tells of an error from then on, without end. */
 void km_remote_polled(struct km_worker *w, struct km_uffd *u, uint32_t events)
 {
-	if (!(events & EPOLLERR) || !u || !u->view)
+	/* Of a region that leaves this is undone by now, or will be without us. */
+	if (!(events & EPOLLERR) || !u || !u->view ||
+	    atomic_load(&((struct km_paged *)u->view->watch)->leaving))
 		return;
 	poll_one(w, u, EPOLL_CTL_DEL);
 	if (!atomic_exchange(&u->unpolled, true))
@@ -155,13 +157,14 @@ uint64_t km_remote_look_ns(const struct kvmem_pager *pager)
 
 /* ---- the end ---- */
 
-static struct km_paged *next_ended(struct kvmem_pager *pager)
+/* Of one of them, or (NULL) all. */
+static struct km_paged *next_ended(struct kvmem_pager *pager, const struct km_paged *only)
 {
 	struct km_paged *p;
 
 	pthread_mutex_lock(&pager->lock);
 	for (p = km_paged_first(pager); p; p = km_paged_next(p))
-		if (km_watch_ended(&p->watch) && !p->told_ended)
+		if (km_watch_ended(&p->watch) && !p->told_ended && (!only || p == only))
 			break;
 	if (p) {
 		p->told_ended = true;
@@ -171,11 +174,11 @@ static struct km_paged *next_ended(struct kvmem_pager *pager)
 	return p;
 }
 
-void km_remote_tell(struct kvmem_pager *pager)
+void km_remote_tell(struct kvmem_pager *pager, const struct km_paged *only)
 {
 	struct km_paged *p;
 
-	while ((p = next_ended(pager)) != NULL) {
+	while ((p = next_ended(pager, only)) != NULL) {
 		struct km_callback cb;
 
 		km_prefetch_drop(pager, p);
@@ -203,6 +206,7 @@ static struct km_paged *find(struct kvmem_pager *pager, const struct kvmem_regio
 int kvmem_remote_join(struct kvmem_pager *pager, struct kvmem_region *region,
 		      const struct kvmem_remote_opts *opts)
 {
+	struct km_detail failed;
 	struct km_remote *m;
 	struct km_paged *p;
 	struct km_view *v;
@@ -229,7 +233,10 @@ int kvmem_remote_join(struct kvmem_pager *pager, struct kvmem_region *region,
 	}
 	r = poll_view(pager, v);
 	if (r) {
+		km_detail_save(&failed);
+		km_workers_settle(pager); /* one of them may have got an event of it just now */
 		km_view_free(v);
+		km_detail_restore(&failed);
 		return r;
 	}
 	km_view_add(v);

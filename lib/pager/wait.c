@@ -87,12 +87,21 @@ void km_pager_whole(void *arg)
 	region_whole(arg, NULL);
 }
 
-void km_pager_filled(struct kvmem_pager *pager)
+/* With the lock, so that pages which become absent after the look are taken for a reason to tell once more. */
+bool km_pager_filled(struct kvmem_pager *pager)
 {
-	const struct km_paged *any = km_paged_first(pager);
+	const struct km_paged *first = km_paged_first(pager), *p = first;
+	bool tell;
 
-	if (any && !atomic_exchange(&pager->complete, true))
-		tell_complete(pager, any->watch.region);
+	pthread_mutex_lock(&pager->lock);
+	while (p && km_presence_settled(km_paged_map(p), 0, km_watch_pages(&p->watch)) ==
+			    km_watch_pages(&p->watch))
+		p = km_paged_next(p);
+	tell = first && !p && !atomic_exchange(&pager->complete, true);
+	pthread_mutex_unlock(&pager->lock);
+	if (tell)
+		tell_complete(pager, first->watch.region);
+	return !p;
 }
 
 /* ---- waiting ---- */

@@ -159,6 +159,18 @@ uint64_t km_presence_settled(const struct km_presence *p, uint64_t first, uint64
 	return n;
 }
 
+bool km_presence_ended(const struct km_presence *p)
+{
+	enum km_page_state state;
+
+	for (uint64_t page = 0, pages = p->pages; page < pages;) {
+		page += km_presence_run(p, page, pages - page, &state);
+		if (state == KM_ABSENT || state == KM_CLAIMED)
+			return false;
+	}
+	return true;
+}
+
 /* ---- bits ---- */
 
 /* The bits of `count` pages from `page` on, all within one word, each with the value `v`. */

@@ -104,6 +104,9 @@ uint64_t km_presence_claim_poisoned(struct km_presence *p, uint64_t first, uint6
 /* The same for pages that are PRESENT or ZERO: what is to become ABSENT again is claimed meanwhile. */
 uint64_t km_presence_claim_done(struct km_presence *p, uint64_t first, uint64_t max);
 
+/* No page is ABSENT or CLAIMED. By the words: who has ended a claim may not have counted it yet. */
+bool km_presence_ended(const struct km_presence *p);
+
 /* How many pages from `first` on, at most `max`, have content: PRESENT or ZERO. */
 uint64_t km_presence_settled(const struct km_presence *p, uint64_t first, uint64_t max);
 
