@@ -23,9 +23,8 @@ static int protect(struct km_captured *p, uint64_t first, uint64_t count)
 	if (!r)
 		return 0;
 	return km_fail(-r,
-		       "kvmem_capture_start: UFFDIO_WRITEPROTECT of 0x%" PRIx64
-		       " bytes at offset 0x%" PRIx64 ": %m",
-		       count << p->shift, first << p->shift);
+		       "%s: UFFDIO_WRITEPROTECT of 0x%" PRIx64 " bytes at offset 0x%" PRIx64 ": %m",
+		       p->capture->call, count << p->shift, first << p->shift);
 }
 
 /* Behind `page`: the end of data and of gaps that are small; `end` when there is no other data. */

@@ -157,24 +157,24 @@ static void forget_the_last(struct kvmem_capture *c)
 	atomic_store(&c->whole, false);
 }
 
-static int start_check(struct kvmem_capture *c, struct kvmem_region *const *regions, size_t count)
+static int start_check(struct kvmem_capture *c, struct kvmem_region *const *regions, size_t count,
+		       const char *call)
 {
 	int r;
 
 	if (!c || !regions)
-		return km_fail(EINVAL, "kvmem_capture_start: %s is NULL",
-			       c ? "regions" : "capture");
-	r = km_callback_check("kvmem_capture_start", NULL);
+		return km_fail(EINVAL, "%s: %s is NULL", call, c ? "regions" : "capture");
+	r = km_callback_check(call, NULL);
 	if (r)
 		return r;
 	if (!count)
-		return km_fail(EINVAL, "kvmem_capture_start: count is 0: nothing to capture");
+		return km_fail(EINVAL, "%s: count is 0: nothing to capture", call);
 	for (size_t i = 0; i < count; i++)
 		if (!regions[i])
-			return km_fail(EINVAL, "kvmem_capture_start: regions[%zu] is NULL", i);
+			return km_fail(EINVAL, "%s: regions[%zu] is NULL", call, i);
 	if (atomic_load(&c->running))
-		return km_fail(EBUSY, "kvmem_capture_start: the capture is under way: "
-				      "kvmem_capture_stop() it first");
+		return km_fail(EBUSY, "%s: the capture is under way: kvmem_capture_stop() it first",
+			       call);
 	return 0;
 }
 
@@ -191,7 +191,7 @@ static uint64_t end(struct kvmem_capture *c, struct km_to_tell *tell)
 	pthread_rwlock_wrlock(&c->parts_lock);
 	for (size_t i = 0; i < c->part_count; i++)
 		left += atomic_load(&c->parts[i]->record.left) << c->parts[i]->shift;
-	km_tell_collect(c, tell);
+	km_tell_last(c, tell);
 	km_parts_free(c);
 	atomic_store(&c->running, false);
 	pthread_rwlock_unlock(&c->parts_lock);
@@ -200,12 +200,12 @@ static uint64_t end(struct kvmem_capture *c, struct km_to_tell *tell)
 }
 
 static int start(struct kvmem_capture *capture, struct kvmem_region *const *regions, size_t count,
-		 const struct km_capture_runs *only)
+		 const struct km_capture_runs *only, const char *call)
 {
 	uint64_t begun = km_sys_now_ns();
 	struct km_to_tell tell = { .count = 0 };
 	struct km_detail why;
-	int r = start_check(capture, regions, count);
+	int r = start_check(capture, regions, count, call);
 
 	if (!r && only)
 		r = km_capture_runs_check(only, regions, count);
@@ -213,21 +213,25 @@ static int start(struct kvmem_capture *capture, struct kvmem_region *const *regi
 		return r;
 	pthread_rwlock_wrlock(&capture->parts_lock);
 	forget_the_last(capture);
+	capture->call = call;
 	r = km_parts_begin(capture, regions, count, only);
 	pthread_rwlock_unlock(&capture->parts_lock);
 	/* What began before there was a guard has ended: what it has changed is of before the pause. */
+	km_presence_defer();
 	for (size_t i = 0; !r && i < count; i++)
 		km_guard_settle(&capture->parts[i]->guard);
+	if (km_presence_defer_end())
+		atomic_store(&capture->whole, true);
 	if (!r)
 		r = km_arm(capture);
 	if (!r)
-		r = km_capture_error(capture, "kvmem_capture_start");
+		r = km_capture_error(capture, call);
 	if (r) {
 		km_detail_save(&why);
 		end(capture, &tell);
 		km_detail_restore(&why);
 	} else {
-		if (atomic_exchange(&capture->whole, false))
+		if (atomic_load(&capture->whole))
 			km_tell_collect(capture, &tell);
 		atomic_store(&capture->pause_ns, km_sys_now_ns() - begun);
 		atomic_store(&capture->running, true);
@@ -239,7 +243,7 @@ static int start(struct kvmem_capture *capture, struct kvmem_region *const *regi
 int kvmem_capture_start(struct kvmem_capture *capture, struct kvmem_region *const *regions,
 			size_t count)
 {
-	return start(capture, regions, count, NULL);
+	return start(capture, regions, count, NULL, "kvmem_capture_start");
 }
 
 int kvmem_capture_start_runs(struct kvmem_capture *capture, struct kvmem_region *const *regions,
@@ -247,7 +251,7 @@ int kvmem_capture_start_runs(struct kvmem_capture *capture, struct kvmem_region 
 {
 	const struct km_capture_runs only = { .runs = runs, .count = run_count };
 
-	return start(capture, regions, count, &only);
+	return start(capture, regions, count, &only, "kvmem_capture_start_runs");
 }
 
 /* ---- stopped ---- */

@@ -74,7 +74,9 @@ struct kvmem_capture {
 	pthread_rwlock_t parts_lock;
 	struct km_captured **parts; /* in the caller's order; NULL: not started */
 	struct km_captured **by_addr;
+	struct kvmem_region **to_tell; /* room for km_tell_last() */
 	size_t part_count;
+	const char *call; /* that starts it, for messages */
 	_Atomic bool running, ended;
 
 	/* Arming. */
@@ -189,15 +191,17 @@ struct km_captured *km_parts_at(const struct kvmem_capture *c, uint64_t addr);
 
 /*
  * Events of pagers are read inside of captures, and `complete` may stop and free the capture. So it is called when
- * nothing is held any more: for one region of each pager (of at most 16), which stays meanwhile. _collect() with
- * parts_lock held; _now() touches no capture.
+ * nothing is held any more: for one region of each pager, which stays meanwhile. _collect() with parts_lock held: where
+ * there is no memory for the list, a later call tells. _last() is of a capture that ends, and needs no memory. _now()
+ * touches no capture.
  */
 struct km_to_tell {
-	struct kvmem_region *regions[16];
-	unsigned int count;
+	struct kvmem_region **regions;
+	size_t count;
 };
 
-void km_tell_collect(const struct kvmem_capture *c, struct km_to_tell *t);
-void km_tell_now(const struct km_to_tell *t);
+void km_tell_collect(struct kvmem_capture *c, struct km_to_tell *t);
+void km_tell_last(struct kvmem_capture *c, struct km_to_tell *t);
+void km_tell_now(struct km_to_tell *t);
 
 #endif

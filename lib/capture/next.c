@@ -220,7 +220,7 @@ int kvmem_capture_next(struct kvmem_capture *capture, void *buf, uint64_t bytes,
 		r = km_capture_error(capture, "kvmem_capture_next");
 	else if (r <= 0 && atomic_load(&capture->ended))
 		r = km_fail(ECANCELED, "kvmem_capture_next: the capture is being stopped");
-	if (km_presence_defer_end())
+	if (km_presence_defer_end() || atomic_load(&capture->whole))
 		km_tell_collect(capture, &tell);
 	pthread_rwlock_unlock(&capture->parts_lock);
 	km_tell_now(&tell);

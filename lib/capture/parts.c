@@ -233,15 +233,15 @@ static int make_buffers(struct kvmem_capture *c, uint64_t bytes)
 		b->next = c->buffers;
 		c->buffers = b;
 	}
-	return c->buffer_count ? 0 : km_fail(ENOMEM, "kvmem_capture_start: no memory for buffers");
+	return c->buffer_count ? 0 : km_fail(ENOMEM, "%s: no memory for buffers", c->call);
 }
 
-static int part_failed(int err, size_t i)
+static int part_failed(const struct kvmem_capture *c, int err, size_t i)
 {
 	struct km_detail why;
 
 	km_detail_save(&why);
-	return km_fail(-err, "kvmem_capture_start: regions[%zu]: %.420s", i, why.text);
+	return km_fail(-err, "%s: regions[%zu]: %.420s", c->call, i, why.text);
 }
 
 /* All records, before any region is taken: whoever finds a guard finds what it captures. */
@@ -250,16 +250,15 @@ static int new_parts(struct kvmem_capture *c, struct kvmem_region *const *region
 {
 	c->parts = km_sys_alloc(count * sizeof(struct km_captured *));
 	c->by_addr = km_sys_alloc(count * sizeof(struct km_captured *));
-	if (!c->parts || !c->by_addr)
-		return km_fail(ENOMEM, "kvmem_capture_start: no memory for %zu regions", count);
+	c->to_tell = km_sys_alloc(count * sizeof(struct kvmem_region *));
+	if (!c->parts || !c->by_addr || !c->to_tell)
+		return km_fail(ENOMEM, "%s: no memory for %zu regions", c->call, count);
 	for (size_t i = 0; i < count; i++) {
 		c->parts[i] = new_part(c, regions[i]);
 		if (!c->parts[i])
-			return km_fail(
-				ENOMEM,
-				"kvmem_capture_start: regions[%zu]: no memory for the record "
-				"of its pages",
-				i);
+			return km_fail(ENOMEM,
+				       "%s: regions[%zu]: no memory for the record of its pages",
+				       c->call, i);
 	}
 	if (only)
 		km_capture_runs_apply(c, count, only);
@@ -274,7 +273,7 @@ static int begin_parts(struct kvmem_capture *c, size_t count)
 	for (size_t i = 0; !r && i < count; i++) {
 		r = begin_part(c, c->parts[i]);
 		if (r)
-			r = part_failed(r, i);
+			r = part_failed(c, r, i);
 		else
 			insert(c, c->parts[i]);
 	}
@@ -319,17 +318,20 @@ void km_parts_free(struct kvmem_capture *c)
 		end_part(c->parts[i]);
 	km_sys_free(c->parts);
 	km_sys_free(c->by_addr);
+	km_sys_free(c->to_tell);
+	c->to_tell = NULL;
 	c->parts = c->by_addr = NULL;
 	c->part_count = 0;
 }
 
 /* ---- told afterwards ---- */
 
-void km_tell_collect(const struct kvmem_capture *c, struct km_to_tell *t)
+/* One region of each pager. */
+static void collect(const struct kvmem_capture *c, struct km_to_tell *t)
 {
-	for (size_t i = 0; i < c->part_count && t->count < KM_ARRAY_SIZE(t->regions); i++) {
+	for (size_t i = 0; t->regions && i < c->part_count; i++) {
 		struct kvmem_region *r = c->parts[i]->region;
-		unsigned int k = 0;
+		size_t k = 0;
 
 		if (!c->parts[i]->watched)
 			continue;
@@ -342,10 +344,25 @@ void km_tell_collect(const struct kvmem_capture *c, struct km_to_tell *t)
 	}
 }
 
-void km_tell_now(const struct km_to_tell *t)
+void km_tell_collect(struct kvmem_capture *c, struct km_to_tell *t)
 {
-	for (unsigned int i = 0; i < t->count; i++)
+	t->regions = km_sys_alloc(c->part_count * sizeof(struct kvmem_region *));
+	atomic_store(&c->whole, !t->regions);
+	collect(c, t);
+}
+
+void km_tell_last(struct kvmem_capture *c, struct km_to_tell *t)
+{
+	t->regions = c->to_tell;
+	c->to_tell = NULL;
+	collect(c, t);
+}
+
+void km_tell_now(struct km_to_tell *t)
+{
+	for (size_t i = 0; i < t->count; i++)
 		km_presence_notify(&t->regions[i]->presence);
-	for (unsigned int i = 0; i < t->count; i++)
+	for (size_t i = 0; i < t->count; i++)
 		km_pages_leave(t->regions[i]);
+	km_sys_free(t->regions);
 }

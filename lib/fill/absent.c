@@ -50,7 +50,6 @@ static int take_out_claimed(struct kvmem_region *r, uint64_t page, uint64_t coun
 		       count << r->page_shift, page << r->page_shift, strerror((int)-err));
 }
 
-/* One step from `page` on: *ret_n pages are dealt with. */
 static int absent_step(struct kvmem_region *r, uint64_t page, uint64_t max, uint64_t *ret_n)
 {
 	enum km_page_state state;
@@ -60,8 +59,7 @@ static int absent_step(struct kvmem_region *r, uint64_t page, uint64_t max, uint
 	*ret_n = 0;
 	switch (state) {
 	case KM_CLAIMED:
-		km_presence_wait(&r->presence, page, n, UINT64_MAX);
-		return 0;
+		return KM_CLAIMED_BY_OTHER;
 	case KM_ABSENT:
 		*ret_n = n;
 		return 0;
@@ -90,8 +88,7 @@ int kvmem_region_mark_absent(struct kvmem_region *region, uint64_t offset, uint6
 			     uint32_t flags)
 {
 	int err = km_pages_check(region, offset, bytes, "kvmem_region_mark_absent");
-	uint64_t page, end, n, done = 0;
-	struct km_guard *g;
+	uint64_t page, end, done;
 
 	if (!err)
 		err = km_flags_check(flags, KVMEM_ABSENT_ATTACHED,
@@ -105,11 +102,7 @@ int kvmem_region_mark_absent(struct kvmem_region *region, uint64_t offset, uint6
 	km_pages_enter(region);
 	page = offset >> region->page_shift;
 	end = (offset + bytes) >> region->page_shift;
-	g = km_guard_enter(region);
-	km_guard_before(g, page, end - page);
-	for (; page < end && !err; page += n, done += n)
-		err = absent_step(region, page, end - page, &n);
-	km_guard_leave(region, g);
+	err = km_pages_by_steps(region, page, end, absent_step, &done);
 	km_presence_notify_absent(&region->presence); /* its pager does not go before we leave */
 	if (done)
 		km_region_changed(region, offset, done << region->page_shift);

@@ -220,21 +220,49 @@ static int discard_done(struct kvmem_region *r, uint64_t page, uint64_t count)
 	return failed(r, page, count, err);
 }
 
-/* One step from `page` on: *ret_n pages are dealt with. */
+/* ---- steps ---- */
+
+int km_pages_by_steps(struct kvmem_region *r, uint64_t page, uint64_t end, km_pages_step_fn *step,
+		      uint64_t *ret_done)
+{
+	enum km_page_state state;
+	struct km_guard *g;
+	uint64_t n;
+	int err = 0;
+
+	for (*ret_done = 0; page < end && !err;) {
+		g = km_guard_enter(r);
+		km_guard_before(g, page, end - page);
+		for (; page < end && !err; page += n, *ret_done += n)
+			err = step(r, page, end - page, &n);
+		km_guard_leave(r, g);
+		if (err != KM_CLAIMED_BY_OTHER)
+			continue;
+		err = 0;
+		n = km_presence_run(&r->presence, page, end - page, &state);
+		if (state == KM_CLAIMED)
+			km_presence_wait(&r->presence, page, n, UINT64_MAX);
+	}
+	return err;
+}
+
 static int discard_step(struct kvmem_region *r, uint64_t page, uint64_t max, uint64_t *ret_n)
 {
 	enum km_page_state state;
 	uint64_t n = km_presence_run(&r->presence, page, max, &state);
+	int64_t claimed;
 
 	*ret_n = 0;
 	switch (state) {
 	case KM_CLAIMED:
-		km_presence_wait(&r->presence, page, n, UINT64_MAX);
-		return 0;
+		return KM_CLAIMED_BY_OTHER;
 	case KM_ABSENT:
 	case KM_POISONED:
-		*ret_n = state == KM_ABSENT ? km_presence_claim(&r->presence, page, n)
-					    : km_pages_claim(r, page, n);
+		claimed = state == KM_ABSENT ? (int64_t)km_presence_claim(&r->presence, page, n)
+					     : km_pages_claim(r, page, n);
+		if (claimed < 0)
+			return (int)claimed;
+		*ret_n = (uint64_t)claimed;
 		return *ret_n ? discard_claimed(r, page, *ret_n) : 0;
 	default:
 		if (r->clone)
@@ -247,8 +275,7 @@ static int discard_step(struct kvmem_region *r, uint64_t page, uint64_t max, uin
 int kvmem_region_discard(struct kvmem_region *region, uint64_t offset, uint64_t bytes)
 {
 	int err = km_pages_check(region, offset, bytes, "kvmem_region_discard");
-	uint64_t page, end, n, done = 0;
-	struct km_guard *g;
+	uint64_t page, end, done;
 
 	if (!err && !region->clone)
 		err = km_region_fill_check(region, "kvmem_region_discard");
@@ -257,11 +284,7 @@ int kvmem_region_discard(struct kvmem_region *region, uint64_t offset, uint64_t 
 	km_pages_enter(region);
 	page = offset >> region->page_shift;
 	end = (offset + bytes) >> region->page_shift;
-	g = km_guard_enter(region);
-	km_guard_before(g, page, end - page);
-	for (; page < end && !err; page += n, done += n)
-		err = discard_step(region, page, end - page, &n);
-	km_guard_leave(region, g);
+	err = km_pages_by_steps(region, page, end, discard_step, &done);
 	if (done)
 		km_region_changed(region, offset, done << region->page_shift);
 	km_pages_leave(region);

@@ -65,8 +65,11 @@ void km_pages_publish(struct kvmem_region *r, uint64_t page, uint64_t count,
 void km_pages_publish_leave(struct kvmem_region *r, struct km_guard *g, uint64_t page,
 			    uint64_t count, enum km_page_state state, bool quiet)
 {
-	unsigned int ended = count ? km_presence_publish(&r->presence, page, count, state) : 0;
+	unsigned int ended;
 
+	if (r->watch && state == KM_PRESENT && km_watch_is_remote(r->watch))
+		km_views_heal(r->watch, page, count);
+	ended = count ? km_presence_publish(&r->presence, page, count, state) : 0;
 	km_guard_leave(r, g); /* the VMM may be called now */
 	if (count)
 		end_claim(r, page, count, ended, quiet);
@@ -116,17 +119,23 @@ static int heal(struct kvmem_region *r, uint64_t page, uint64_t count)
 	return (int)err;
 }
 
-static uint64_t claim_poisoned(struct kvmem_region *r, uint64_t page, uint64_t max)
+static int64_t claim_poisoned(struct kvmem_region *r, uint64_t page, uint64_t max)
 {
 	uint64_t n;
+	int err;
 
 	if (!km_presence_poisoned(&r->presence))
 		return 0;
 	n = km_presence_claim_poisoned(&r->presence, page, max);
-	if (!n || !heal(r, page, n))
-		return n;
-	km_pages_publish(r, page, n, KM_POISONED, false);
-	return 0;
+	err = n ? heal(r, page, n) : 0;
+	if (!err)
+		return (int64_t)n;
+	km_pages_give_up(r, page, n);
+	return km_fail(-err,
+		       "lifting the poison of 0x%" PRIx64 " bytes at offset 0x%" PRIx64
+		       " of the region: %m%s",
+		       n << r->page_shift, page << r->page_shift,
+		       err == -ENOMEM ? "; see vm.max_map_count" : "");
 }
 
 /* Without a pager a capture has ABSENT pages as the guest has them, which are to be filled now, or taken out. */
@@ -138,7 +147,7 @@ static void hand_out(struct kvmem_region *r, uint64_t page, uint64_t count)
 	km_guard_leave(r, g);
 }
 
-uint64_t km_pages_claim(struct kvmem_region *r, uint64_t page, uint64_t max)
+int64_t km_pages_claim(struct kvmem_region *r, uint64_t page, uint64_t max)
 {
 	uint64_t n;
 
@@ -148,7 +157,7 @@ uint64_t km_pages_claim(struct kvmem_region *r, uint64_t page, uint64_t max)
 		return claim_poisoned(r, page, max);
 	if (!r->watch)
 		hand_out(r, page, n);
-	return n;
+	return (int64_t)n;
 }
 
 /* ---- taking out ---- */

@@ -24,6 +24,7 @@ struct news {
 	bool removals, whole;
 };
 
+/* Inside the gate, which holds up who takes a watch out of the list: this may be a thread that fills another region. */
 static void enter_removals(struct km_uffd_set *set, struct km_uffd *u, const struct uffd_msg *msgs,
 			   unsigned int n, struct news *news)
 {
@@ -42,16 +43,6 @@ static void enter_removals(struct km_uffd_set *set, struct km_uffd *u, const str
 		     w = km_watch_next(w))
 			news->whole |= removed_in(w, m->arg.remove.start, m->arg.remove.end) &
 				       KM_IS_WHOLE;
-	}
-}
-
-static void notify(struct km_uffd_set *set)
-{
-	for (struct km_watch *w = km_watch_first(set); w; w = km_watch_next(w)) {
-		struct km_presence *p = &w->region->presence;
-
-		if (km_presence_missing(p) == km_presence_poisoned(p))
-			km_presence_notify(p);
 	}
 }
 
@@ -90,26 +81,10 @@ unsigned int km_uffd_read(struct km_uffd_set *set, struct km_uffd *u, struct uff
 		km_gate_leave(&u->gate, KM_UFFD_READS);
 	if (news.removals && atomic_load(&set->drops))
 		wake_removed(u, msgs, n);
-	if (news.whole)
-		notify(set);
+	if (news.whole && set->whole)
+		km_presence_tell(set->whole, set->whole_arg);
 	*ret_faults = news.removals ? keep_faults(msgs, n) : n;
 	return n;
-}
-
-void km_uffd_settle(struct km_uffd_set *set)
-{
-	for (unsigned int i = 0; set->sees_removals && i < set->count; i++) {
-		km_gate_enter(&set->all[i].gate, KM_UFFD_PLACES);
-		km_gate_leave(&set->all[i].gate, KM_UFFD_PLACES);
-	}
-}
-
-void km_uffd_settle_places(struct km_uffd_set *set)
-{
-	for (unsigned int i = 0; i < set->count; i++) {
-		km_gate_enter(&set->all[i].gate, KM_UFFD_READS);
-		km_gate_leave(&set->all[i].gate, KM_UFFD_READS);
-	}
 }
 
 /* The page size of the fault is not told: a wake-up of a base page finds who waits for it. */

@@ -279,14 +279,15 @@ static void map_present(struct km_watch *w, uint64_t first, uint64_t count)
 }
 
 /* No more than is read at once: a fault on a claimed page waits for this read, not for the next. */
-static uint64_t claim(const struct walk *k, uint64_t page, uint64_t max)
+static int64_t claim(const struct walk *k, uint64_t page, uint64_t max)
 {
 	uint64_t at_once = k->h->buf_bytes >> k->w->shift;
 
 	if (k->f->source->kind != KM_SOURCE_MEMORY)
 		max = km_min(max, at_once ? at_once : 1);
-	return k->way->heal ? km_pages_claim(k->r, page, max)
-			    : km_presence_claim(&k->r->presence, page, km_min(max, KM_CLAIM_PAGES));
+	if (k->way->heal)
+		return km_pages_claim(k->r, page, max);
+	return (int64_t)km_presence_claim(&k->r->presence, page, km_min(max, KM_CLAIM_PAGES));
 }
 
 int km_fill_run(const struct km_feed *f, struct km_hands *h, uint64_t first, uint64_t count,
@@ -299,14 +300,16 @@ int km_fill_run(const struct km_feed *f, struct km_hands *h, uint64_t first, uin
 		return -ESRCH; /* before the source is asked */
 	for (uint64_t end = first + count, n; first < end; first += n) {
 		enum km_page_state state;
-		int r;
+		int64_t r;
 
 		n = km_presence_run(&k.r->presence, first, end - first, &state);
 		if (state == KM_ABSENT || (state == KM_POISONED && way->heal)) {
-			n = claim(&k, first, n);
-			r = n ? fill_claimed(&k, first, n) : 0;
+			r = claim(&k, first, n);
+			n = r > 0 ? (uint64_t)r : 0;
+			if (n)
+				r = fill_claimed(&k, first, n);
 			if (r)
-				return r;
+				return (int)r;
 		} else if (state == KM_PRESENT && map) {
 			map_present(k.w, first, n);
 		}
@@ -336,14 +339,15 @@ int64_t km_pages_put(struct km_watch *w, uint64_t first, uint64_t count, const u
 	_Atomic uint64_t pages = 0;
 	const struct km_fill_way way = { .heal = true, .pages = &pages };
 	const struct walk k = { .way = &way, .w = w, .r = w->region };
-	int err = 0;
+	int64_t err = 0;
 
 	for (uint64_t end = first + count, n; first < end && !err; first += n) {
 		enum km_page_state state;
 
 		n = km_presence_run(&k.r->presence, first, end - first, &state);
 		if (state == KM_ABSENT || state == KM_POISONED) {
-			n = km_pages_claim(k.r, first, n);
+			err = km_pages_claim(k.r, first, n);
+			n = err > 0 ? (uint64_t)err : 0;
 			if (n)
 				err = place_given(&k, first, n, src);
 		}

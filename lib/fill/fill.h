@@ -46,9 +46,10 @@ static inline uint64_t km_watch_pages(const struct km_watch *w)
 
 /*
  * Claim pages that are ABSENT or POISONED, from `page` on, at most `max` (and KM_CLAIM_PAGES): how
- * many, maybe 0. A poisoned page that is claimed can be filled like an absent one.
+ * many, maybe 0. A poisoned page that is claimed can be filled like an absent one; -errno with the detail set where the
+ * mark of it cannot be taken away.
  */
-uint64_t km_pages_claim(struct kvmem_region *r, uint64_t page, uint64_t max);
+int64_t km_pages_claim(struct kvmem_region *r, uint64_t page, uint64_t max);
 
 /*
  * Content of claimed pages was stored where km_region_store() or the file descriptor says: map it

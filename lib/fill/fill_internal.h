@@ -26,6 +26,15 @@
 
 /* ---- uffd.c ---- */
 
+/*
+ * After a removal of one's own has returned: its event is in the record. The kernel lets the thread
+ * that removes go on when the event is read, which is before it is entered.
+ */
+void km_uffd_settle(struct km_uffd_set *set);
+/* Who found pages that have content, and brings zeros where the kernel has none, has done so, or sees the record as it
+ * is now. */
+void km_uffd_settle_places(struct km_uffd_set *set);
+
 struct km_uffd *km_watch_uffd_of(const struct km_watch *w, uint64_t page);
 /* Where a page is watched: an address of the process whose memory it is. */
 uint64_t km_watch_addr(const struct km_watch *w, uint64_t page);
@@ -51,21 +60,16 @@ static inline struct km_view *km_view_first(const struct km_watch *w)
 	return atomic_load_explicit(&w->views, memory_order_acquire);
 }
 
+/* ---- heal.c ---- */
+
+/* Pages of a remote watch have content now, which the caller has claimed: marks of poison go from the page tables of
+ * those who have joined. */
+void km_views_heal(const struct km_watch *w, uint64_t first, uint64_t count);
+
 /* ---- remote.c ---- */
 
 /* Pages of [start, end) there were removed: as km_presence_remove(). */
 unsigned int km_remote_removed(const struct km_uffd *u, uint64_t start, uint64_t end);
-
-/* ---- events.c ---- */
-
-/*
- * After a removal of one's own has returned: its event is in the record. The kernel lets the thread
- * that removes go on when the event is read, which is before it is entered.
- */
-void km_uffd_settle(struct km_uffd_set *set);
-/* Who found pages that have content, and brings zeros where the kernel has none, has done so, or sees the record as it
- * is now. */
-void km_uffd_settle_places(struct km_uffd_set *set);
 
 /* ---- engine.c ---- */
 
@@ -113,6 +117,15 @@ int64_t km_clone_zero(struct kvmem_region *r, uint64_t page, uint64_t count, uin
 
 /* Whole pages of the region, and not from a callback of its own. */
 int km_pages_check(const struct kvmem_region *r, uint64_t offset, uint64_t bytes, const char *what);
+/*
+ * Pages that are to change, by steps in a guard. A step deals with the first *ret_n of at most `max` pages; 0, -errno,
+ * or KM_CLAIMED_BY_OTHER: it is to be called again when nobody has claimed the page. That is waited for outside of the
+ * guard: who has claimed it may be in a callback, and end a capture there, which waits until nobody is in the guard.
+ */
+#define KM_CLAIMED_BY_OTHER 1
+typedef int km_pages_step_fn(struct kvmem_region *r, uint64_t page, uint64_t max, uint64_t *ret_n);
+int km_pages_by_steps(struct kvmem_region *r, uint64_t page, uint64_t end, km_pages_step_fn *step,
+		      uint64_t *ret_done);
 /* Out of the mapping, the file and the page tables. 0 or -errno. */
 int64_t km_pages_take_out(struct kvmem_region *r, uint64_t page, uint64_t count);
 /* Those pages of a run that are POISONED become ABSENT. 0 or -errno. */

@@ -53,11 +53,13 @@ void km_guard_begin(struct km_guard *g)
 }
 
 /*
- * Where `set` is given, its events are read meanwhile: who is inside may take pages out, and the event of that may be
- * for this thread to read, a worker in a callback.
+ * Events are read meanwhile: who is inside may take pages out, and the event of that may be for this thread to read, a
+ * worker in a callback, or for one that waits for its source.
  */
 static void wait_for_none(_Atomic unsigned int *users, struct km_uffd_set *set)
 {
+	if (!set->sees_removals)
+		set = NULL;
 	for (unsigned int looks = 0; atomic_load(users); looks++) {
 		for (unsigned int i = 0; set && i < set->count; i++)
 			km_uffd_drain(set, &set->all[i]);
@@ -72,15 +74,13 @@ static void wait_for_none(_Atomic unsigned int *users, struct km_uffd_set *set)
 
 void km_guard_settle(const struct km_guard *g)
 {
-	wait_for_none(&g->region->unguarded, NULL);
+	wait_for_none(&g->region->unguarded, g->watch->set);
 	km_uffd_settle(g->watch->set);
 }
 
 void km_guard_end(struct km_guard *g)
 {
-	struct km_uffd_set *set = g->watch->set->sees_removals ? g->watch->set : NULL;
-
 	atomic_store(&g->region->guard, NULL);
-	wait_for_none(&g->region->unguarded, set);
-	wait_for_none(&g->users, set);
+	wait_for_none(&g->region->unguarded, g->watch->set);
+	wait_for_none(&g->users, g->watch->set);
 }

@@ -24,6 +24,8 @@
  * Whoever has entered before a guard was set, and found none, has left when km_guard_settle() returns, and removals
  * whose events were read before are in the record: nothing of what a guard is to see begins unseen, and no page has
  * content of before that the record has not.
+ *
+ * _settle() and _end() read events of the watch while they wait: what becomes whole by them the caller has deferred.
  */
 
 #include <stdatomic.h>

@@ -59,12 +59,16 @@ static int mark_step(struct kvmem_region *r, uint64_t page, uint64_t max, uint64
 {
 	enum km_page_state state;
 	uint64_t n = km_presence_run(&r->presence, page, max, &state);
+	int64_t claimed;
 
 	*ret_n = 0;
 	if (state == KM_CLAIMED) {
 		km_presence_wait(&r->presence, page, n, UINT64_MAX);
 	} else if (state == KM_ABSENT || state == KM_POISONED) {
-		*ret_n = km_pages_claim(r, page, n);
+		claimed = km_pages_claim(r, page, n);
+		if (claimed < 0)
+			return (int)claimed;
+		*ret_n = (uint64_t)claimed;
 		return *ret_n ? mark_claimed(r, page, *ret_n) : 0;
 	} else {
 		km_presence_turn(&r->presence, page, n, KM_ZERO, KM_PRESENT);

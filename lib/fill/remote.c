@@ -22,10 +22,14 @@ int km_remote_begin(struct km_watch *w)
 		km_remote_free_views(w);
 		return r;
 	}
+	return 0;
+}
+
+void km_remote_join(struct km_watch *w)
+{
 	w->region->watch = w;
 	atomic_fetch_add(&w->set->remotes, 1);
 	km_watch_append(w->set, w);
-	return 0;
 }
 
 /* Faults that were read and not answered come again, to who reads the events next. */
@@ -54,7 +58,9 @@ void km_remote_unprotect(struct km_uffd *u, uint64_t addr)
 	uint64_t page = 1ull << u->view->watch->shift;
 	struct uffdio_writeprotect wp = { .range = { .start = addr & ~(page - 1), .len = page } };
 
-	km_uffd_ioctl(u, UFFDIO_WRITEPROTECT, &wp);
+	/* While its address space changes: it faults again. */
+	if (km_uffd_ioctl(u, UFFDIO_WRITEPROTECT, &wp) == -EAGAIN)
+		km_uffd_wake(u, wp.range.start, page);
 }
 
 /* A page that the region does not have, and is registered all the same: nobody knows its content. */
@@ -63,7 +69,8 @@ void km_remote_refuse(struct km_uffd *u, uint64_t addr)
 	uint64_t page = km_sys_page_size();
 	struct km_uffdio_poison poison = { .range = { .start = addr & ~(page - 1), .len = page } };
 
-	km_uffd_ioctl(u, KM_UFFDIO_POISON, &poison);
+	if (km_uffd_ioctl(u, KM_UFFDIO_POISON, &poison) == -EAGAIN)
+		km_uffd_wake(u, poison.range.start, page);
 }
 
 /* Those whole pages of a span that [start, end) covers. */

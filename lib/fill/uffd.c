@@ -151,6 +151,22 @@ void km_uffd_set_close(struct km_uffd_set *set)
 	*set = (struct km_uffd_set){ 0 };
 }
 
+void km_uffd_settle(struct km_uffd_set *set)
+{
+	for (unsigned int i = 0; set->sees_removals && i < set->count; i++) {
+		km_gate_enter(&set->all[i].gate, KM_UFFD_PLACES);
+		km_gate_leave(&set->all[i].gate, KM_UFFD_PLACES);
+	}
+}
+
+void km_uffd_settle_places(struct km_uffd_set *set)
+{
+	for (unsigned int i = 0; i < set->count; i++) {
+		km_gate_enter(&set->all[i].gate, KM_UFFD_READS);
+		km_gate_leave(&set->all[i].gate, KM_UFFD_READS);
+	}
+}
+
 /* ---- stripes ---- */
 
 unsigned int km_watch_shard(const struct km_watch *w, uint64_t page)
@@ -370,7 +386,7 @@ void km_watch_unregister(struct km_watch *w)
 	unregister(w, w->room);
 }
 
-/* Who walks the list just now may still be at this watch: its `next` stays as it is. */
+/* Threads of the pager that walk the list just now may still be at this watch: its `next` stays as it is. */
 void km_watch_unlink(struct km_watch *w)
 {
 	struct km_watch *_Atomic *link = &w->set->first_watch;
@@ -383,6 +399,7 @@ void km_watch_unlink(struct km_watch *w)
 	atomic_store(link, atomic_load(&w->next));
 	if (w->set->last_watch == w)
 		w->set->last_watch = before;
+	km_uffd_settle(w->set); /* those of others, which read events, have left it */
 }
 
 void km_watch_end(struct km_watch *w)

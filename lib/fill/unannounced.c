@@ -196,16 +196,18 @@ static int look_at(struct look *l, uint64_t page, uint64_t count)
 	int r = 0;
 
 	while (!r && count) {
-		uint64_t n = 0;
+		int64_t n = 0;
 
 		if (km_presence_get(&l->r->presence, page) == KM_ABSENT)
 			n = km_pages_claim(l->r, page, count);
+		if (n < 0)
+			return (int)n;
 		if (n)
-			r = look_again(l, page, n);
+			r = look_again(l, page, (uint64_t)n);
 		else
 			n = 1; /* somebody is at it */
-		page += n;
-		count -= n;
+		page += (uint64_t)n;
+		count -= (uint64_t)n;
 	}
 	return r;
 }

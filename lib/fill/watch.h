@@ -61,6 +61,9 @@ struct km_uffd_set {
 	_Atomic bool served; /* somebody reads events all the time */
 	/* ... and leaves faults on absent pages waiting: what ends their wait wakes them. */
 	_Atomic bool drops;
+	/* A removal may have been the end of what is missing. Called without locks, and by who may keep no region. */
+	void (*whole)(void *arg);
+	void *whole_arg;
 	struct km_watch *_Atomic first_watch; /* in the order they were added */
 	struct km_watch *last_watch;
 	_Atomic unsigned int remotes; /* watches of other processes' memory */
@@ -140,10 +143,13 @@ unsigned int km_watch_shard(const struct km_watch *w, uint64_t page);
 uint64_t km_watch_in_stripe(const struct km_watch *w, uint64_t page, uint64_t count);
 
 /*
- * remote.c: in place of km_watch_begin() and _end(), for memory of another process, which has registered it. The page
- * that an address of such a userfaultfd is in; false: in none.
+ * remote.c: in place of km_watch_register(), _join() and _end(), for memory of another process, which has
+ * registered it.
+ * _begin() makes the view, which km_remote_free_views() frees if the watch does not join. The page that an address of
+ * such a userfaultfd is in; false: in none.
  */
 int km_remote_begin(struct km_watch *w);
+void km_remote_join(struct km_watch *w);
 void km_remote_end(struct km_watch *w);
 bool km_remote_page(const struct km_uffd *u, uint64_t addr, uint64_t *ret_page);
 /* A write that waits, since the process has protected the page: it goes on, whoever has wanted to know of it. */

@@ -125,6 +125,8 @@ static int alloc_parts(struct kvmem_pager *pager)
 	if (!pager->backlogs || !pager->workers)
 		return km_fail(ENOMEM, "pager: no memory for %u shards and %u workers", shards,
 			       pager->worker_count);
+	pager->set.whole = km_pager_whole;
+	pager->set.whole_arg = pager;
 	/*
 	 * REMOVE and UNMAP events stop their thread until we have read them. Without threads that
 	 * may be the very thread that would read them, so these events are left off there.
@@ -251,7 +253,7 @@ int kvmem_pager_free(struct kvmem_pager *pager)
 	atomic_store(&pager->set.served, false);
 	km_prefetch_close(pager);
 	km_prefetch_drop(pager, NULL);
-	km_pager_release_all(pager);
+	km_pager_release_all(pager, -ECANCELED);
 	destroy(pager);
 	return 0;
 }
@@ -385,18 +387,17 @@ int kvmem_pager_start(struct kvmem_pager *pager)
 
 /* ---- stop ---- */
 
+/* While events are read: `complete`, which is told of it, may touch memory. */
 static int fill_rest(struct kvmem_pager *pager)
 {
 	int r;
 
 	atomic_store(&pager->background, true); /* the others help */
 	km_pager_kick_all(pager);
-	r = km_pager_fill_rest(pager);
-	if (r)
-		return km_fail(-r,
-			       "kvmem_pager_stop: not all could be filled, the pages concerned are "
-			       "poisoned: %m");
-	return 0;
+	do
+		r = km_pager_fill_rest(pager);
+	while (!r && !km_pager_filled(pager));
+	return r;
 }
 
 static void leave_waiters(struct kvmem_pager *pager, enum km_pager_state state)
@@ -430,8 +431,6 @@ int kvmem_pager_stop(struct kvmem_pager *pager, uint32_t how)
 		return r;
 	if (how == KVMEM_STOP_FILL)
 		r = fill_rest(pager);
-	if (how == KVMEM_STOP_FILL && !r)
-		km_pager_filled(pager); /* while events are read: `complete` may touch memory */
 	join_all(pager);
 	km_later_end_all(pager, NULL, true);
 	if (how == KVMEM_STOP_FILL || !has_threads(pager) || km_caretaker_start(pager))
@@ -441,6 +440,10 @@ int kvmem_pager_stop(struct kvmem_pager *pager, uint32_t how)
 	km_prefetch_drop(pager, NULL);
 	leave_waiters(pager, how == KVMEM_STOP_FILL ? KM_PAGER_STOPPED : KM_PAGER_HANDED_BACK);
 	if (how == KVMEM_STOP_FILL)
-		km_pager_release_all(pager);
-	return r;
+		r = km_pager_release_all(pager, r);
+	if (r)
+		return km_fail(-r,
+			       "kvmem_pager_stop: not all could be filled, the pages concerned are "
+			       "poisoned: %m");
+	return 0;
 }

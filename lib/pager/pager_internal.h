@@ -290,10 +290,12 @@ int km_pager_capture_check(struct kvmem_pager *pager, const char *call);
 /* Pages that are not PRESENT or ZERO, and those of them that are POISONED. */
 uint64_t km_pager_missing(const struct kvmem_pager *pager, uint64_t *ret_poisoned);
 void km_pager_set_error(struct kvmem_pager *pager, int err);
-/* Listener of a region's record: arg is the km_paged. */
+/* Nothing may be missing any more: arg is the pager; and as the listener of a region's record, the km_paged. */
+void km_pager_whole(void *arg);
 void km_pager_region_whole(void *arg);
-/* The stop has filled all: who published the last page may not have counted it yet, and finds no pager that runs. */
-void km_pager_filled(struct kvmem_pager *pager);
+/* The stop has filled all: who published the last page may not have counted it yet, and finds no pager that runs.
+ * False: pages have become absent since. */
+bool km_pager_filled(struct kvmem_pager *pager);
 struct timespec km_pager_from_now(int64_t ns);
 /* What kvmem_pager_wait() waits for may have come. */
 void km_pager_changed(struct kvmem_pager *pager);
@@ -377,18 +379,22 @@ void km_table_free_old(struct kvmem_pager *pager, bool all);
 int km_remote_serve_check(const struct kvmem_pager *pager, const struct kvmem_region *r);
 /* Threads learn of events of its userfaultfds; and no longer. */
 int km_remote_poll(struct km_paged *p);
+int km_remote_poll_view(struct kvmem_pager *pager, struct km_view *v);
 void km_remote_unpoll(struct km_paged *p);
 /* An event of a worker's epoll that is none of its own: `u` may have become one that poll() tells nothing of. */
 void km_remote_polled(struct km_worker *w, struct km_uffd *u, uint32_t events);
 /* The userfaultfds of other processes that are this worker's: the one after (*v, *i), which begin NULL and 0. */
 struct km_uffd *km_remote_next(const struct km_worker *w, struct km_view **v, unsigned int *i);
-/* Tells of regions whose process has ended since. Without locks, and while none of them can go. */
-void km_remote_tell(struct kvmem_pager *pager);
-static inline void km_remote_tell_if(struct kvmem_pager *pager)
+/*
+ * Tells of regions whose process has ended since. Without locks, and while none of them can go: a thread that is none
+ * of the pager's has one of them, `only`.
+ */
+void km_remote_tell(struct kvmem_pager *pager, const struct km_paged *only);
+static inline void km_remote_tell_if(struct kvmem_pager *pager, const struct km_paged *only)
 {
 	if (atomic_load_explicit(&pager->set.ended, memory_order_relaxed) !=
 	    atomic_load_explicit(&pager->ended_told, memory_order_relaxed))
-		km_remote_tell(pager);
+		km_remote_tell(pager, only);
 }
 /* When events are looked for next, since poll() does not tell; UINT64_MAX: it tells of all. */
 uint64_t km_remote_look_ns(const struct kvmem_pager *pager);
@@ -456,7 +462,7 @@ void km_caretaker_stop(struct kvmem_pager *pager);
 /* ---- regions.c ---- */
 
 /* Unregister all regions and free what is known of them. */
-void km_pager_release_all(struct kvmem_pager *pager);
+int km_pager_release_all(struct kvmem_pager *pager, int err);
 
 /* ---- threads.c ---- */
 

@@ -42,7 +42,8 @@ int64_t kvmem_pager_put(struct kvmem_pager *pager, struct kvmem_region *region, 
 		atomic_fetch_add(&pager->given_pages, (uint64_t)n);
 	if (n > 0 && pager->given_trace.entries)
 		km_trace_given(pager, region->watch, first, count, KVMEM_TRACE_PUT);
-	km_remote_tell_if(pager);
+	if (region->watch && region->watch->set == &pager->set)
+		km_remote_tell_if(pager, (struct km_paged *)region->watch);
 	km_pages_leave(region);
 	if (n >= 0)
 		return n << region->page_shift;

@@ -177,11 +177,9 @@ static int serve_remote(struct km_paged *p, uint32_t flags)
 	if (err)
 		return err;
 	err = km_remote_poll(p);
-	if (err) {
-		km_remote_end(&p->watch);
-		km_remote_free_views(&p->watch);
-		return err;
-	}
+	if (err)
+		return err; /* the view goes when the lock is not held any more */
+	km_remote_join(&p->watch);
 	p->in_file = km_watch_can(&p->watch, _UFFDIO_CONTINUE);
 	km_source_get(p->feed.source);
 	km_presence_listen(&r->presence, &listener, p);
@@ -218,6 +216,11 @@ static int take_out(struct km_paged *p, const struct km_found *found, bool unmap
 	if (err >= 0)
 		return 0;
 	km_pages_keep_found(p->watch.region, found, false);
+	if (err == -EAGAIN)
+		return km_fail(
+			EAGAIN,
+			"kvmem_pager_add: a thread for taking out what is to be filled anew: %m; "
+			"see RLIMIT_NPROC, pids.max of the cgroup, RLIMIT_AS");
 	return km_fail((int)-err, "kvmem_pager_add: taking out what is to be filled anew "
 				  "(FALLOC_FL_PUNCH_HOLE, MADV_DONTNEED): %m");
 }
@@ -301,17 +304,26 @@ static void set_source(struct km_paged *p, struct kvmem_source *source, uint64_t
 	p->haste = km_feed_haste(&p->feed);
 }
 
+/* Faults that were read before the table had the region were left alone: they come again. */
+static void wake_early(const struct km_paged *p)
+{
+	km_watch_wake(&p->watch, 0, km_watch_pages(&p->watch));
+}
+
 /* Without this thread events wait for kvmem_pager_start(), and who makes them with them. */
-static void keep_house(struct kvmem_pager *pager)
+static void keep_house(struct km_paged *p)
 {
 	struct km_detail before;
 
+	if (km_stop_worker(p->pager)->started) { /* for other regions */
+		wake_early(p);
+		return;
+	}
 	km_detail_save(&before);
-	if (km_caretaker_start(pager))
+	if (km_caretaker_start(p->pager))
 		km_detail_restore(&before);
 }
 
-/* Faults that were read before the table had the region were left alone: they come again. */
 static void join_running(struct km_paged *p)
 {
 	struct kvmem_pager *pager = p->pager;
@@ -319,8 +331,21 @@ static void join_running(struct km_paged *p)
 	pager->slow |= km_paged_is_slow(p);
 	if (pager->slow && !(pager->opts.flags & KVMEM_PAGER_NO_THREADS))
 		km_fillers_start(pager);
-	km_watch_wake(&p->watch, 0, km_watch_pages(&p->watch));
+	wake_early(p);
 	region_absent(p);
+}
+
+/* A thread may have got an event of one of its userfaultfds just now. */
+static void drop_view(struct km_paged *p)
+{
+	struct km_detail failed;
+
+	if (!km_watch_is_remote(&p->watch))
+		return;
+	km_detail_save(&failed);
+	km_workers_settle(p->pager);
+	km_remote_free_views(&p->watch);
+	km_detail_restore(&failed);
 }
 
 static int add_region(struct km_paged *p, uint32_t flags)
@@ -342,6 +367,7 @@ static int add_region(struct km_paged *p, uint32_t flags)
 		km_pager_region_whole(km_paged_first(pager));
 	if (r) {
 		km_sys_free(table);
+		drop_view(p);
 		return r;
 	}
 	pager->region_count++;
@@ -382,7 +408,7 @@ int kvmem_pager_add(struct kvmem_pager *pager, struct kvmem_region *region,
 	if (atomic_load(&pager->state) == KM_PAGER_RUNNING)
 		join_running(p);
 	else
-		keep_house(pager);
+		keep_house(p);
 	return 0;
 }
 
@@ -459,13 +485,33 @@ static void lock_unfilled(struct km_paged *p)
 	}
 }
 
-static void release(struct km_paged *p)
+/*
+ * Nothing is to be missing, unless something has failed (`err`): kvmem_region_mark_absent() may have been called since
+ * all was filled. Returns with the region's lock held.
+ */
+static int lock_filled(struct km_paged *p, int err)
+{
+	for (;;) {
+		lock_unfilled(p);
+		if (err || km_presence_ended(km_paged_map(p)))
+			return err;
+		pthread_mutex_unlock(&p->watch.region->lock);
+		err = km_pager_fill_region(p);
+	}
+}
+
+/* In `at_end` what it lacks is added up. */
+static int release(struct km_paged *p, int err, bool at_end)
 {
 	struct kvmem_region *r = p->watch.region;
 
-	lock_unfilled(p);
+	err = lock_filled(p, err);
 	/* Who counts what is missing goes through the list under this lock. */
 	pthread_mutex_lock(&p->pager->lock);
+	if (at_end) {
+		p->pager->missing_at_end += km_presence_missing(&r->presence);
+		p->pager->poisoned_at_end += km_presence_poisoned(&r->presence);
+	}
 	if (km_watch_ended(&p->watch) && !p->told_ended)
 		atomic_fetch_add(&p->pager->ended_told, 1); /* who lets it go knows */
 	p->told_ended = true;
@@ -479,18 +525,18 @@ static void release(struct km_paged *p)
 	km_presence_listen(&r->presence, NULL, NULL);
 	pthread_mutex_unlock(&r->lock);
 	km_source_put(p->feed.source);
+	return err;
 }
 
-void km_pager_release_all(struct kvmem_pager *pager)
+int km_pager_release_all(struct kvmem_pager *pager, int err)
 {
 	struct km_paged *p, *first = km_paged_first(pager), *next;
 
 	pthread_mutex_lock(&pager->lock);
-	pager->missing_at_end = km_pager_missing(pager, &pager->poisoned_at_end);
 	pager->released = true;
 	pthread_mutex_unlock(&pager->lock);
 	for (p = first; p; p = km_paged_next(p))
-		release(p);
+		err = release(p, err, true);
 	/* No fault comes any more, but who was held up is let go. */
 	drain_all(&pager->set);
 	for (p = first; p; p = next) {
@@ -499,6 +545,7 @@ void km_pager_release_all(struct kvmem_pager *pager)
 		km_sys_free(p);
 	}
 	pager->region_count = 0;
+	return err;
 }
 
 /* ---- one of them ---- */
@@ -559,16 +606,18 @@ int kvmem_pager_remove(struct kvmem_pager *pager, struct kvmem_region *region, u
 	struct km_paged_table *table;
 	struct km_paged *p = NULL;
 	int r = remove_check(pager, region, how, &p);
+	bool fill;
 
 	if (r)
 		return r;
 	table = km_table_new(pager);
 	if (!table)
 		return km_fail(ENOMEM, "kvmem_pager_remove: no memory");
-	if (how == KVMEM_STOP_FILL)
+	fill = how == KVMEM_STOP_FILL && atomic_load(&pager->state) == KM_PAGER_RUNNING;
+	if (fill)
 		r = km_pager_fill_region(p);
 	withdraw(p, table);
-	release(p);
+	r = release(p, fill ? r : -ECANCELED, false);
 	/* Who walks the list of regions may have been at this one. */
 	km_workers_settle(pager);
 	pager->region_count--;
@@ -578,7 +627,7 @@ int kvmem_pager_remove(struct kvmem_pager *pager, struct kvmem_region *region, u
 	if (atomic_load(&pager->state) == KM_PAGER_RUNNING && km_paged_first(pager))
 		km_pager_region_whole(km_paged_first(pager));
 	km_pager_changed(pager);
-	if (r)
+	if (fill && r)
 		return km_fail(
 			-r, "kvmem_pager_remove: not all could be filled, the pages concerned are "
 			    "poisoned: %m");

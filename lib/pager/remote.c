@@ -97,7 +97,7 @@ static void unpoll_view(struct kvmem_pager *pager, struct km_view *v)
 	}
 }
 
-static int poll_view(struct kvmem_pager *pager, struct km_view *v)
+int km_remote_poll_view(struct kvmem_pager *pager, struct km_view *v)
 {
 	struct km_detail failed;
 	int r = 0;
@@ -122,7 +122,7 @@ static int poll_view(struct kvmem_pager *pager, struct km_view *v)
 
 int km_remote_poll(struct km_paged *p)
 {
-	return poll_view(p->pager, first_view(p));
+	return km_remote_poll_view(p->pager, first_view(p));
 }
 
 /* Closing would not do it: the description is another process's as well. */
@@ -139,7 +139,9 @@ void km_remote_unpoll(struct km_paged *p)
 /* The other process has taken O_NONBLOCK away: poll() tells of an error from then on, without end. */
 void km_remote_polled(struct km_worker *w, struct km_uffd *u, uint32_t events)
 {
-	if (!(events & EPOLLERR) || !u || !u->view)
+	/* Of a region that leaves this is undone by now, or will be without us. */
+	if (!(events & EPOLLERR) || !u || !u->view ||
+	    atomic_load(&((struct km_paged *)u->view->watch)->leaving))
 		return;
 	poll_one(w, u, EPOLL_CTL_DEL);
 	if (!atomic_exchange(&u->unpolled, true))
@@ -155,13 +157,14 @@ uint64_t km_remote_look_ns(const struct kvmem_pager *pager)
 
 /* ---- the end ---- */
 
-static struct km_paged *next_ended(struct kvmem_pager *pager)
+/* Of one of them, or (NULL) all. */
+static struct km_paged *next_ended(struct kvmem_pager *pager, const struct km_paged *only)
 {
 	struct km_paged *p;
 
 	pthread_mutex_lock(&pager->lock);
 	for (p = km_paged_first(pager); p; p = km_paged_next(p))
-		if (km_watch_ended(&p->watch) && !p->told_ended)
+		if (km_watch_ended(&p->watch) && !p->told_ended && (!only || p == only))
 			break;
 	if (p) {
 		p->told_ended = true;
@@ -171,11 +174,11 @@ static struct km_paged *next_ended(struct kvmem_pager *pager)
 	return p;
 }
 
-void km_remote_tell(struct kvmem_pager *pager)
+void km_remote_tell(struct kvmem_pager *pager, const struct km_paged *only)
 {
 	struct km_paged *p;
 
-	while ((p = next_ended(pager)) != NULL) {
+	while ((p = next_ended(pager, only)) != NULL) {
 		struct km_callback cb;
 
 		km_prefetch_drop(pager, p);
@@ -187,53 +190,4 @@ void km_remote_tell(struct kvmem_pager *pager)
 		}
 		km_pager_changed(pager);
 	}
-}
-
-/* ---- further processes ---- */
-
-static struct km_paged *find(struct kvmem_pager *pager, const struct kvmem_region *region)
-{
-	struct km_paged *p = km_paged_first(pager);
-
-	while (p && p->watch.region != region)
-		p = km_paged_next(p);
-	return p;
-}
-
-int kvmem_remote_join(struct kvmem_pager *pager, struct kvmem_region *region,
-		      const struct kvmem_remote_opts *opts)
-{
-	struct km_remote *m;
-	struct km_paged *p;
-	struct km_view *v;
-	int r;
-
-	if (!pager || !region || !region->remote)
-		return km_fail(EINVAL, "kvmem_remote_join: %s",
-			       !pager	 ? "pager is NULL"
-			       : !region ? "region is NULL"
-					 : "region is memory of this process");
-	r = km_callback_check("kvmem_remote_join", pager);
-	if (r)
-		return r;
-	p = find(pager, region);
-	if (!p)
-		return km_fail(ENOENT, "kvmem_remote_join: the region is not of this pager");
-	r = km_remote_open(region, opts, &m);
-	if (r)
-		return r;
-	r = km_view_new(&p->watch, m, &v);
-	if (r) {
-		km_remote_free(m);
-		return r;
-	}
-	r = poll_view(pager, v);
-	if (r) {
-		km_view_free(v);
-		return r;
-	}
-	km_view_add(v);
-	/* Faults that nobody has read yet, and pages that came meanwhile. */
-	km_watch_wake(&p->watch, 0, km_watch_pages(&p->watch));
-	return 0;
 }

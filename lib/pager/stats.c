@@ -47,10 +47,8 @@ static uint64_t quantile(const uint64_t *buckets, double q)
 static void add_pages(struct kvmem_pager *pager, struct kvmem_pager_stats *s)
 {
 	pthread_mutex_lock(&pager->lock);
-	s->pages_missing = pager->missing_at_end;
-	s->pages_poisoned = pager->poisoned_at_end;
-	if (!pager->released)
-		s->pages_missing = km_pager_missing(pager, &s->pages_poisoned);
+	s->pages_missing = km_pager_missing(pager, &s->pages_poisoned) + pager->missing_at_end;
+	s->pages_poisoned += pager->poisoned_at_end;
 	for (unsigned int i = 0; i < pager->all_count; i++)
 		s->pages_poisoned += get(&pager->workers[i].counts.lost);
 	pthread_mutex_unlock(&pager->lock);

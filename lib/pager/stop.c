@@ -85,7 +85,7 @@ static int fill_rest_of(struct km_worker *w, struct km_paged *p)
 
 	for (; page < km_watch_pages(&p->watch); page += n) {
 		if (km_watch_ended(&p->watch)) {
-			km_remote_tell_if(w->pager);
+			km_remote_tell_if(w->pager, NULL);
 			return -ESRCH;
 		}
 		n = km_presence_run(km_paged_map(p), page, UINT64_MAX, &state);

@@ -32,7 +32,7 @@ void km_pager_changed(struct kvmem_pager *pager)
 	pthread_mutex_unlock(&pager->lock);
 }
 
-static void tell_complete(struct kvmem_pager *pager, const struct km_paged *last)
+static void tell_complete(struct kvmem_pager *pager, const struct kvmem_region *region)
 {
 	struct km_detail before; /* the call that has made it whole may have failed later on */
 	struct km_callback cb;
@@ -40,25 +40,25 @@ static void tell_complete(struct kvmem_pager *pager, const struct km_paged *last
 	if (!pager->opts.complete)
 		return;
 	km_detail_save(&before);
-	km_callback_enter(&cb, "kvmem_pager_opts.complete", pager, last->watch.region);
+	km_callback_enter(&cb, "kvmem_pager_opts.complete", pager, region);
 	pager->opts.complete(pager->opts.arg);
 	km_callback_leave(&cb);
 	km_detail_restore(&before);
 }
 
 /*
- * Called by whoever published the last page of a region, without locks: a worker, populate, a
- * discard. No page of the region is claimed, and the pager cannot go away meanwhile.
+ * Called by whoever published the last page of a region, or entered the removal of it, without locks: a worker,
+ * populate, a discard. The pager cannot go away meanwhile; a region can, of which that thread has nothing.
  */
-void km_pager_region_whole(void *arg)
+static void region_whole(struct kvmem_pager *pager, const struct kvmem_region *region)
 {
-	struct km_paged *p = arg;
-	struct kvmem_pager *pager = p->pager;
 	uint64_t poisoned = 0, missing;
 	bool running, whole;
 
 	/* The lock: regions are not let go meanwhile. */
 	pthread_mutex_lock(&pager->lock);
+	if (!region && km_paged_first(pager))
+		region = km_paged_first(pager)->watch.region;
 	running = !pager->released && atomic_load(&pager->state) == KM_PAGER_RUNNING;
 	missing = running ? km_pager_missing(pager, &poisoned) : 0;
 	whole = running && !missing && !atomic_exchange(&pager->complete, true);
@@ -66,7 +66,7 @@ void km_pager_region_whole(void *arg)
 	if (!running)
 		return; /* kvmem_pager_start() looks itself */
 	if (whole) {
-		tell_complete(pager, p);
+		tell_complete(pager, region);
 		if (pager->opts.flags & KVMEM_PAGER_NO_THREADS)
 			km_worker_kick(&pager->workers[0]);
 	}
@@ -74,12 +74,34 @@ void km_pager_region_whole(void *arg)
 		km_pager_changed(pager);
 }
 
-void km_pager_filled(struct kvmem_pager *pager)
+void km_pager_region_whole(void *arg)
 {
-	const struct km_paged *any = km_paged_first(pager);
+	const struct km_paged *p = arg;
 
-	if (any && !atomic_exchange(&pager->complete, true))
-		tell_complete(pager, any);
+	region_whole(p->pager, p->watch.region);
+}
+
+/* It is not known which region. */
+void km_pager_whole(void *arg)
+{
+	region_whole(arg, NULL);
+}
+
+/* With the lock, so that pages which become absent after the look are taken for a reason to tell once more. */
+bool km_pager_filled(struct kvmem_pager *pager)
+{
+	const struct km_paged *first = km_paged_first(pager), *p = first;
+	bool tell;
+
+	pthread_mutex_lock(&pager->lock);
+	while (p && km_presence_settled(km_paged_map(p), 0, km_watch_pages(&p->watch)) ==
+			    km_watch_pages(&p->watch))
+		p = km_paged_next(p);
+	tell = first && !p && !atomic_exchange(&pager->complete, true);
+	pthread_mutex_unlock(&pager->lock);
+	if (tell)
+		tell_complete(pager, first->watch.region);
+	return !p;
 }
 
 /* ---- waiting ---- */

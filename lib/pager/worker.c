@@ -42,7 +42,7 @@ static unsigned int step(struct km_worker *w, bool *ret_idle)
 {
 	unsigned int n = w->filler ? 0 : km_serve_events(w);
 
-	km_remote_tell_if(w->pager);
+	km_remote_tell_if(w->pager, NULL);
 	*ret_idle = !n && !km_around_step(w) && !km_later_step(w) &&
 		    !(has_backlog(w) && (km_prefetch_step(w) || km_background_step(w)));
 	return n;
@@ -166,7 +166,7 @@ static void *caretaker_run(void *arg)
 		w->around.count = 0;
 		if (!km_serve_events(w))
 			sleep_until_event(w);
-		km_remote_tell_if(w->pager);
+		km_remote_tell_if(w->pager, NULL);
 	}
 	return NULL;
 }

@@ -84,18 +84,21 @@ static bool next_chunk(struct km_filler *w)
 }
 
 /* Claim what can be filled from w->page on, or pass over what has its content. */
-static void claim(struct km_filler *w)
+static int claim(struct km_filler *w)
 {
 	struct km_fill *f = w->f;
-	uint64_t max = w->chunk_end - w->page, n = km_pages_claim(f->r, w->page, max), bytes;
+	uint64_t max = w->chunk_end - w->page, n, bytes;
+	int64_t claimed = km_pages_claim(f->r, w->page, max);
 	enum km_page_state state;
 
-	w->claimed_end = w->page + n;
-	if (n)
-		return;
+	if (claimed < 0)
+		return (int)claimed;
+	w->claimed_end = w->page + (uint64_t)claimed;
+	if (claimed)
+		return 0;
 	n = km_presence_run(&f->r->presence, w->page, max, &state);
 	if (state == KM_ABSENT || state == KM_POISONED)
-		return; /* given up by someone just now: claim it next time round */
+		return 0; /* given up by someone just now: claim it next time round */
 	bytes = km_fill_clip(f, km_fill_pos(f, w->page), km_fill_pos(f, w->page + n));
 	if (state == KM_CLAIMED) {
 		w->deferred += bytes;
@@ -105,6 +108,7 @@ static void claim(struct km_filler *w)
 	}
 	w->page += n;
 	w->claimed_end = w->page;
+	return 0;
 }
 
 /* The pages of a piece are made under one policy. */
@@ -142,12 +146,16 @@ static int take(struct km_filler *w, struct km_piece *p)
 
 int km_fill_next(struct km_filler *w, struct km_piece *p)
 {
+	int r;
+
 	while (!km_fill_stopped(w->f)) {
 		if (w->page < w->claimed_end)
 			return take(w, p);
 		if (w->page >= w->chunk_end && !next_chunk(w))
 			return 0;
-		claim(w);
+		r = claim(w);
+		if (r)
+			return r;
 	}
 	return 0;
 }

@@ -159,6 +159,18 @@ uint64_t km_presence_settled(const struct km_presence *p, uint64_t first, uint64
 	return n;
 }
 
+bool km_presence_ended(const struct km_presence *p)
+{
+	enum km_page_state state;
+
+	for (uint64_t page = 0, pages = p->pages; page < pages;) {
+		page += km_presence_run(p, page, pages - page, &state);
+		if (state == KM_ABSENT || state == KM_CLAIMED)
+			return false;
+	}
+	return true;
+}
+
 /* ---- bits ---- */
 
 /* The bits of `count` pages from `page` on, all within one word, each with the value `v`. */
@@ -565,15 +577,21 @@ void km_presence_redefer(unsigned int was)
 	deferred.owed = was & 1;
 }
 
+void km_presence_tell(void (*whole)(void *arg), void *arg)
+{
+	if (deferred.depth)
+		deferred.owed = true;
+	else
+		whole(arg);
+}
+
 void km_presence_notify(struct km_presence *p)
 {
 	const struct km_presence_listener *l = atomic_load(&p->listener);
 	void *arg = atomic_load(&p->listener_arg);
 
-	if (deferred.depth)
-		deferred.owed = true;
-	else if (l && arg)
-		l->whole(arg);
+	if (l && arg)
+		km_presence_tell(l->whole, arg);
 }
 
 void km_presence_notify_absent(struct km_presence *p)

@@ -104,6 +104,9 @@ uint64_t km_presence_claim_poisoned(struct km_presence *p, uint64_t first, uint6
 /* The same for pages that are PRESENT or ZERO: what is to become ABSENT again is claimed meanwhile. */
 uint64_t km_presence_claim_done(struct km_presence *p, uint64_t first, uint64_t max);
 
+/* No page is ABSENT or CLAIMED. By the words: who has ended a claim may not have counted it yet. */
+bool km_presence_ended(const struct km_presence *p);
+
 /* How many pages from `first` on, at most `max`, have content: PRESENT or ZERO. */
 uint64_t km_presence_settled(const struct km_presence *p, uint64_t first, uint64_t max);
 
@@ -150,8 +153,10 @@ bool km_presence_wait(struct km_presence *p, uint64_t first, uint64_t count, uin
  * `complete`. Listeners are set and cleared while no operation on the region is under way.
  */
 void km_presence_notify(struct km_presence *p);
+/* The same where it is known who listens, and not which region has become whole. */
+void km_presence_tell(void (*whole)(void *arg), void *arg);
 /*
- * Between these two km_presence_notify() tells nobody in this thread: it holds something up that `complete` may wait
+ * Between these two both of them tell nobody in this thread: it holds something up that `complete` may wait
  * for (a guard, a gate). They nest. The outermost _end() returns whether there was something to tell: the caller
  * calls km_presence_notify() then, of one region of the pager, without locks.
  */

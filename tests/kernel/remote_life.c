@@ -162,6 +162,12 @@ TEST(back_ends_and_pages_that_cannot_be_filled)
 	ck_assert_int_eq(peer_does(&b, PEER_TOUCH, 5, 0), SIGBUS);
 	ck_assert_int_eq(peer_does(&s.peer, PEER_TOUCH, 5, 0), SIGBUS);
 	ck_assert_int_eq(peer_does(&b, PEER_TOUCH, 5, 0), SIGBUS);
+	/* And healed, in each. */
+	ck_assert_int_eq(kvmem_pager_put(s.pager, s.ram, 5 * PAGE, s.content + 5 * PAGE, PAGE),
+			 PAGE);
+	ck_assert_int_eq(peer_does(&s.peer, PEER_TOUCH, 5, 0), 0);
+	ck_assert_int_eq(peer_does(&b, PEER_TOUCH, 5, 0), 0);
+	ck_assert_int_eq(peer_does(&b, PEER_CHECK, 5, 1), 0);
 	served_end(&s);
 	peer_end(&b);
 	close(o.memfd);

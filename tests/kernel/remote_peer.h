@@ -22,7 +22,7 @@
 #include "pager_lib.h"
 
 #define PEER_UFFDS   4u
-#define PEER_SECONDS 60
+#define PEER_SECONDS 120
 
 enum peer_op {
 	PEER_CHECK,  /* how many of the pages [a, a + b) are not as the source has them */
@@ -115,14 +115,21 @@ static inline void *peer_touch_all(void *arg)
 	return NULL;
 }
 
+/*
+ * Some ten thousand removals a second. Without a pause two threads can keep the kernel from filling anything of their
+ * process for as long as they go on: it refuses while a removal has begun, and on one processor that is always so.
+ */
 static inline void *peer_remove_all(void *arg)
 {
+	const struct timespec pause = { .tv_nsec = 50000 };
 	unsigned long long state = (uintptr_t)arg;
 	uint64_t half = me.bytes / me.page / 2;
 
-	for (;;)
+	for (;;) {
 		madvise(me.base + (half + harness_random(&state) % half) * me.page, me.page,
 			MADV_DONTNEED);
+		nanosleep(&pause, NULL);
+	}
 	return NULL;
 }
 

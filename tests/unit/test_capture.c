@@ -554,6 +554,9 @@ TEST(runs_that_are_refused)
 	}
 	ck_assert_int_eq(kvmem_capture_start_runs(capture, &ram, 1, NULL, 1), -EINVAL);
 	ck_assert_int_eq(kvmem_capture_start_runs(NULL, &ram, 1, runs, 1), -EINVAL);
+	ck_assert_int_eq(kvmem_capture_start_runs(capture, &ram, 0, runs, 1), -EINVAL);
+	ck_assert_msg(strstr(kvmem_error_detail(), "kvmem_capture_start_runs: count") != NULL, "%s",
+		      kvmem_error_detail());
 	ck_assert(!k.registered);
 	end();
 	close_ram();

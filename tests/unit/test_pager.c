@@ -883,17 +883,53 @@ TEST(k7_24_poison_by_access_rights_outlives_a_healing_that_fails)
 	kvmem_pager_handle(k.pager);
 	expect_state(3, KM_POISONED);
 	ck_assert_int_eq(k.no_access, 1);
-	ck_assert_uint_eq(km_pages_claim(&k.region, 3, 1), 1);
+	ck_assert_int_eq(km_pages_claim(&k.region, 3, 1), 1);
 	ck_assert_int_eq(k.no_access, 0); /* an access waits for the claim */
 	km_pages_abandon(&k.region, 3, 1, false);
 	expect_state(3, KM_POISONED);
 	ck_assert_int_eq(k.no_access, 1);
-	ck_assert_uint_eq(km_pages_claim(&k.region, 3, 1), 1);
+	ck_assert_int_eq(km_pages_claim(&k.region, 3, 1), 1);
 	km_presence_remove(&k.region.presence, 3, 1);
 	km_pages_abandon(&k.region, 3, 1, false);
 	expect_state(3, KM_ZERO);
 	ck_assert_int_eq(k.no_access, 0);
 	tear_down();
+}
+END
+
+/* At vm.max_map_count, say: mprotect() of a part of a mapping makes another one. */
+static int64_t no_mprotect(void *addr, size_t len, int prot)
+{
+	uint64_t at = (uintptr_t)addr - (uintptr_t)k.region.base;
+
+	return at < BYTES && prot != PROT_NONE ? -ENOMEM : play_mprotect(addr, len, prot);
+}
+
+/* Each call that would have filled it says so, and comes back. */
+TEST(poison_that_cannot_be_lifted_is_an_error)
+{
+	struct kvmem_populate_opts fill = KVMEM_POPULATE_OPTS_INIT;
+	unsigned int reads = 0;
+
+	fake_reset();
+	open_unreadable(&reads, PAGE);
+	answer(-EINVAL, -EINVAL);
+	fault(3, false);
+	kvmem_pager_handle(k.pager);
+	expect_state(3, KM_POISONED);
+	fake.mprotect = no_mprotect;
+	fill.bytes = PAGE;
+	ck_assert_int_eq(kvmem_pager_put(k.pager, &k.region, 3 * PAGE, k.content, PAGE), -ENOMEM);
+	ck_assert_int_eq(kvmem_populate(&k.region, 3 * PAGE, k.source, &fill, NULL), -ENOMEM);
+	ck_assert(strstr(kvmem_error_detail(), "max_map_count") != NULL);
+	ck_assert_int_eq(kvmem_region_discard(&k.region, 3 * PAGE, PAGE), -ENOMEM);
+	ck_assert_int_eq(kvmem_region_mark_present(&k.region, 3 * PAGE, PAGE), -ENOMEM);
+	ck_assert_int_eq(kvmem_region_mark_absent(&k.region, 3 * PAGE, PAGE, 0), -EIO);
+	expect_state(3, KM_POISONED);
+	ck_assert_int_eq(k.no_access, 1);
+	ck_assert_int_lt(kvmem_pager_stop(k.pager, KVMEM_STOP_FILL), 0);
+	ck_assert_int_eq(kvmem_pager_free(k.pager), 0);
+	drop_region();
 }
 END
 
@@ -1223,6 +1259,29 @@ TEST(an_add_that_fails_loses_neither_content_nor_poison)
 }
 END
 
+static int64_t no_thread_at_all(struct km_thread *ret, const char *name,
+				const struct km_sys_thread *how, void *(*fn)(void *), void *arg)
+{
+	(void)ret;
+	(void)name;
+	(void)how;
+	(void)fn;
+	(void)arg;
+	return -EAGAIN;
+}
+
+TEST(an_add_without_a_thread_names_its_limits)
+{
+	make_unannounced(true, false);
+	fake.thread_create = no_thread_at_all;
+	ck_assert_int_eq(add_over(KVMEM_FILL_OVERWRITE), -EAGAIN);
+	ck_assert_msg(strstr(kvmem_error_detail(), "RLIMIT_NPROC") != NULL, "%s",
+		      kvmem_error_detail());
+	fake.thread_create = NULL;
+	drop_region();
+}
+END
+
 static int64_t no_thread(struct km_thread *ret, const char *name, const struct km_sys_thread *how,
 			 void *(*fn)(void *), void *arg)
 {
@@ -1375,11 +1434,13 @@ HARNESS_MAIN(T(registers_for_missing_and_minor), T(refuses_what_no_userfaultfd_s
 	     T(a_failed_page_is_poisoned_or_loses_its_access_rights),
 	     T(k8_25_a_page_that_was_removed_meanwhile_is_not_poisoned),
 	     T(k7_24_poison_by_access_rights_outlives_a_healing_that_fails),
+	     T(poison_that_cannot_be_lifted_is_an_error),
 	     T(a_window_that_cannot_be_filled_wakes_who_waits_in_it),
 	     T(only_pages_that_cannot_be_mapped_are_poisoned),
 	     T(a_prefetch_is_queued_whole_or_not_at_all),
 	     T(memory_without_copy_is_stored_and_continued), T(windows_double_with_the_sequence),
 	     T(a_page_counts_once), T(a_closed_descriptor_is_replaced_by_the_spare),
 	     T(nothing_leaks_whichever_call_fails),
-	     T(an_add_that_fails_loses_neither_content_nor_poison), T(threads_that_cannot_be_made),
+	     T(an_add_that_fails_loses_neither_content_nor_poison),
+	     T(an_add_without_a_thread_names_its_limits), T(threads_that_cannot_be_made),
 	     T(a_start_that_fails_takes_back_what_it_has_asked_for), T(quantiles))

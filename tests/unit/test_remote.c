@@ -35,7 +35,8 @@ static struct {
 	uint64_t ioctls;
 	int64_t flags;
 	bool no_nowait;
-	int64_t ping;		   /* of the looks at what is there */
+	int64_t ping; /* of the looks at what is there */
+	int64_t protect;
 	struct answer answers[16]; /* for what places, in turn; then all succeed */
 	unsigned int answer_count, answer_at;
 	bool always;		    /* the last answer stays */
@@ -200,7 +201,7 @@ static int64_t play_ioctl(int fd, unsigned long request, void *arg)
 	case UFFDIO_WRITEPROTECT:
 		k.count[PROTECT]++;
 		k.last[PROTECT] = range->start;
-		return 0;
+		return k.protect;
 	case UFFDIO_WAKE:
 		k.count[WAKE]++;
 		for (uint64_t at = range->start; at < range->start + range->len; at += PAGE)
@@ -857,6 +858,57 @@ TEST(the_process_ended_at_a_mark_of_poison)
 }
 END
 
+static struct kvmem_region *told[4];
+static unsigned int told_count;
+
+static void on_any_ended(void *arg, struct kvmem_region *region)
+{
+	(void)arg;
+	told[told_count++] = region;
+}
+
+/*
+ * A thread of nobody's has no more than its own region: another one may be removed, and freed, while its end is told.
+ */
+TEST(who_puts_content_tells_of_no_other_region)
+{
+	struct kvmem_pager_opts po = KVMEM_PAGER_OPTS_INIT;
+	struct kvmem_region *other;
+	struct kvmem_remote_opts o;
+
+	play();
+	told_count = 0;
+	o = good();
+	ck_assert_int_eq(kvmem_remote_create(&o, &k.ram), 0);
+	o.uffds = &k.uffds[1];
+	ck_assert_int_eq(kvmem_remote_create(&o, &other), 0);
+	ck_assert_int_eq(kvmem_source_memory(content, BYTES, &k.source), 0);
+	po.flags = KVMEM_PAGER_REMOTE | KVMEM_PAGER_NO_THREADS;
+	po.ended = on_any_ended;
+	ck_assert_int_eq(kvmem_pager_create(&po, &k.pager), 0);
+	ck_assert_int_eq(kvmem_pager_add(k.pager, k.ram, k.source, 0, 0), 0);
+	ck_assert_int_eq(kvmem_pager_add(k.pager, other, k.source, 0, 0), 0);
+	ck_assert_int_eq(kvmem_pager_start(k.pager), 0);
+	km_remote_ended(other->watch); /* a filler has found it, and not told yet */
+	ck_assert_int_eq(kvmem_pager_put(k.pager, k.ram, 0, content, PAGE), PAGE);
+	ck_assert_uint_eq(told_count, 0);
+	answer(-ESRCH, -ESRCH);
+	ck_assert_int_eq(kvmem_pager_put(k.pager, k.ram, PAGE, content, PAGE), -ESRCH);
+	ck_assert_uint_eq(told_count, 1);
+	ck_assert_ptr_eq(told[0], k.ram);
+	ck_assert_int_ge(kvmem_pager_handle(k.pager), 0);
+	ck_assert_uint_eq(told_count, 2);
+	ck_assert_ptr_eq(told[1], other);
+	kvmem_pager_stop(k.pager, KVMEM_STOP_HAND_BACK);
+	ck_assert_int_eq(kvmem_pager_free(k.pager), 0);
+	ck_assert_int_eq(kvmem_region_free(k.ram), 0);
+	ck_assert_int_eq(kvmem_region_free(other), 0);
+	ck_assert_int_eq(kvmem_source_free(k.source), 0);
+	ck_assert_int_eq(fake.allocs, 0);
+	end_play();
+}
+END
+
 /* Its pages are smaller than it has said: a part of one was filled, and nothing goes round in circles. */
 TEST(a_page_is_filled_in_part)
 {
@@ -901,6 +953,23 @@ TEST(writes_that_wait_for_protection)
 	ck_assert_uint_eq(k.count[PROTECT], 1);
 	ck_assert_uint_eq(k.last[PROTECT], BASE + 7 * PAGE);
 	ck_assert_uint_eq(state_of(7), KVMEM_PAGE_ABSENT);
+	ck_assert(!k.woken[7]); /* the kernel does that */
+	k.protect = -EAGAIN;
+	fault(7, UFFD_PAGEFAULT_FLAG_WP);
+	ck_assert_uint_eq(k.count[PROTECT], 2);
+	ck_assert(k.woken[7]);
+	end();
+}
+END
+
+TEST(accesses_to_nothing_while_its_memory_changes)
+{
+	begin();
+	answer(-EAGAIN, -EAGAIN);
+	put_msg(UFFD_EVENT_PAGEFAULT, BASE + BYTES + 123, 0);
+	ck_assert_int_ge(kvmem_pager_handle(k.pager), 0);
+	ck_assert_uint_eq(k.count[POISON], 1);
+	ck_assert_uint_eq(k.count[WAKE], 1); /* it comes again */
 	end();
 }
 END
@@ -1051,6 +1120,7 @@ HARNESS_MAIN(T(mappings_that_break_a_rule), T(options_that_break_a_rule),
 	     T(removed_huge_pages_do_not_come_back_either), T(it_never_stops_changing),
 	     T(a_mapping_went_away), T(a_page_was_there), T(the_process_ended_at_a_copy),
 	     T(the_process_ended_at_a_page_of_zeros), T(the_process_ended_at_a_minor_fault),
-	     T(the_process_ended_at_a_mark_of_poison), T(a_page_is_filled_in_part),
-	     T(addresses_that_are_in_no_mapping), T(writes_that_wait_for_protection),
+	     T(the_process_ended_at_a_mark_of_poison), T(who_puts_content_tells_of_no_other_region),
+	     T(a_page_is_filled_in_part), T(addresses_that_are_in_no_mapping),
+	     T(writes_that_wait_for_protection), T(accesses_to_nothing_while_its_memory_changes),
 	     T(spans_out_of_order), T(records_of_predecessors), T(records_that_are_none))
