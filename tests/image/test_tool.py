@@ -346,6 +346,17 @@ class Tool(unittest.TestCase):
 		name = b"\x1b[2J\"\xff\xc2\x85\n\\"
 		lib = ctypes.CDLL(str(Path(TOOL).parent / "libkvmem-image.so.0"))
 		region = ctypes.create_string_buffer(struct.pack("<IIQQQQ32s", 72, 0, 0, PAGE, 0, 0, name), 72)
+	def test_text_does_not_turn_its_surroundings(self):
+		self.write("raw", self.pages(5))
+		turns = [0x61c, 0x200e, 0x200f, *range(0x202a, 0x202f), *range(0x2066, 0x206a)]
+		name = "".join(f"x{chr(c)}" for c in turns)
+		shown = "".join("x" + "".join(f"\\x{b:02x}" for b in chr(c).encode()) for c in turns)
+		self.run_tool("create", "raw", name)
+		self.assertEqual(self.run_tool("info", f"{name}.kvmem").split("\n")[0], f"{shown}.kvmem")
+		told = self.run_tool("info", "--json", f"{name}.kvmem")
+		self.assertTrue(told.isascii())
+		self.assertEqual(json.loads(told)["path"], f"{name}.kvmem")
+
 		opts = struct.pack("<IIQIIQQQQ", 56, 0, ctypes.addressof(region), 1, 0, 0, 0, 0, 0)
 		writer = ctypes.c_void_p()
 		self.assertEqual(lib.kvmem_image_create(os.fsencode(self.dir / "a"), opts, ctypes.byref(writer)), 0)
