@@ -442,6 +442,23 @@ class Tool(unittest.TestCase):
 		for args in ([], ["nothing"], ["info"], ["diff", "a"], ["create", "--diff", "a", "b"],
 			     ["info", "--replace", "a"], ["rebase", "a", "b"], ["pack", "a"],
 			     ["rebase", "--flat", "--parent", "a", "b", "c"], ["pack", "--json", "a", "b"], ["flatten", "--flat", "a", "b"], ["verify", "--nonsense", "a"]):
+	def test_extract_that_is_killed_leaves_nothing(self):
+		self.write("raw", self.pages(*range(PAGES)))
+		self.run_tool("create", "--no-sync", "raw", "a")
+		before, killed = self.names(), 0
+		for _ in range(300):
+			with subprocess.Popen([TOOL, "extract", "a.kvmem", "out"], cwd=self.dir) as tool:
+				while tool.poll() is None and not any("out" in f or "#" in f for f in self.open_files(tool)):
+					pass
+				tool.kill()
+			if self.names() != [*before, "out"]:
+				killed += 1
+				self.assertEqual(self.names(), before)
+			(self.dir / "out").unlink(missing_ok=True)
+			if killed == 3:
+				break
+		self.assertGreater(killed, 0)
+
 			self.assertIn("usage:", self.run_tool(*args, status=2), args)
 
 	def test_manual_and_help_agree(self):
