@@ -192,8 +192,8 @@ struct kvmem_image_progress {
 /**
  * kvmem_image_verify() - read all of it, index, blobs and pages, those of parents among them, against the checksums.
  *
- * progress (may be NULL) is called now and then; non-zero cancels. Returns 0, or the first error: -EBADMSG with the
- * offset in the detail, -ECANCELED, or those of kvmem_image_read(). -EOPNOTSUPP of a raw file: it has no
+ * progress (may be NULL) is called after each blob and each MiB; non-zero cancels. Returns 0, or the first error:
+ * -EBADMSG with the offset in the detail, -ECANCELED, or those of kvmem_image_read(). -EOPNOTSUPP of a raw file: it has no
  * checksums. May be called from any thread.
  */
 KVMEM_API int kvmem_image_verify(struct kvmem_image *image,
