@@ -217,10 +217,6 @@ static int check(struct precopy *p, struct kvmem_image_writer *writer,
 		r = check_opts(writer, &p->o);
 	if (!r && p->o.writes)
 		r = check_watched(p->o.writes, regions, region_count);
-	if (!r && writer->save_failed)
-		r = ki_fail(EINVAL,
-			    "kvmem_image_precopy: a pass has failed: the writer can only be "
-			    "given up");
 	return r;
 }
 

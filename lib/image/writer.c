@@ -396,6 +396,11 @@ int ki_writer_check_regions(const struct kvmem_image_writer *w, const char *call
 				       "%s: regions[%" PRIu32 "] has 0x%" PRIx64
 				       " bytes, region %" PRIu32 " of the image 0x%" PRIx64,
 				       call, i, regions[i] ? kvmem_region_bytes(regions[i]) : 0, i,
+	if (w->save_failed)
+		return ki_fail(EINVAL,
+			       "%s: a save or capture into the writer has failed: it can only be "
+			       "given up",
+			       call);
 				       w->regions[i].bytes);
 	return 0;
 }
