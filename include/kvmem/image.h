@@ -426,7 +426,7 @@ KVMEM_API int kvmem_image_capture_start(struct kvmem_image_capture *capture,
  *
  * Either a batch, harvested in the same pause and committed (kvmem_dirty_commit()), or opts->runs, which are read
  * during the call and may overlap; of opts only flags are looked at besides, the rest must be 0. Only these pages are
- * protected, and come into the image as they are now. All others are the
+ * protected, and come into the image as they are now. All others are as kvmem_image_write() has put them, else the
  * parent's (without one: zero), and a write to them waits for no page to be saved. The batch is taken, also when the
  * call fails: kvmem_image_commit() frees it when it succeeds. When anything fails, or the image is given up, it goes
  * back to its reader, whose next harvest has its pages again. Errors: those of kvmem_image_capture_start(), -EPERM (the

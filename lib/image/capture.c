@@ -75,6 +75,8 @@ static int put(struct kvmem_image_capture *c, const struct kvmem_capture_run *ru
 
 	if (run->kind == KVMEM_CAPTURE_POISONED || run->kind == KVMEM_CAPTURE_ABSENT) {
 		r = refuse(c, run, to);
+		if (!r) /* kvmem_image_write() may have put something there */
+			r = ki_writer_put_parents(c->w, to >> KI_PAGE_SHIFT, pages);
 		if (!r)
 			count(c, 0, 0, pages << KI_PAGE_SHIFT);
 		return r;

@@ -318,6 +318,7 @@ static void of_paged(struct kvmem_image *parent)
 	kvmem_image_abort(w);
 
 	w = begin("child", parent, 0);
+	must(kvmem_image_write(w, absent * PAGE, g.base[1], PAGE)); /* does not stay */
 	o.flags = KVMEM_IMAGE_ABSENT_FROM_PARENT;
 	o.runs = g.runs;
 	o.run_count = g.run_count;
