@@ -5,6 +5,7 @@
 /*
  * libkvmem-image, on the public interface of libkvmem alone. Its parts, each calling only those above it:
  *
+ *	errors.c	sentences of failures
  *	files.c		paths, whole reads and writes, files without a name until they get one
  *	opts.c		the rule of growable structs
  *	sums.c		checksums
@@ -45,6 +46,14 @@
 #else
 #define ki_fail kvmem_error_set
 #endif
+
+/* ---- errors.c ---- */
+
+/*
+ * A failure of a call that `call` has made, -errno with its sentence: from now on the sentence is of `call`. Whoever
+ * reads it has called that one, and may never have heard of the other.
+ */
+int ki_fail_as(const char *call, int r);
 
 static inline uint64_t ki_min(uint64_t a, uint64_t b)
 {

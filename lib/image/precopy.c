@@ -239,6 +239,8 @@ int kvmem_image_precopy(struct kvmem_image_writer *writer, struct kvmem_region *
 	p.save.arg = p.o.arg;
 	r = p.o.flags & KVMEM_IMAGE_LAST_PASS ? run_last(&p) : run_passes(&p);
 	writer->save_failed |= r != 0;
+	if (r)
+		r = ki_fail_as("kvmem_image_precopy", r);
 	p.result.ns = ki_now_ns() - begin;
 	free(p.runs);
 	if (!r && ret_result)

@@ -75,9 +75,9 @@ static int save_piece(struct save *s, struct job *j, const struct ki_piece *p)
 
 	if (p->kind == KVMEM_STORED_POISONED)
 		return ki_fail(EIO,
-			       "kvmem_image_save: byte 0x%" PRIx64
+			       "%s: byte 0x%" PRIx64
 			       " of the image: a page that could not be filled is poisoned",
-			       p->to);
+			       s->call, p->to);
 	if (p->kind == KVMEM_STORED_ABSENT && !is_copied(s, p)) {
 		j->absent += p->bytes;
 		/* An earlier pass may have stored what they held then. */
@@ -214,6 +214,8 @@ int ki_save(const char *call, struct kvmem_image_writer *w, struct kvmem_region 
 	w->saving = false;
 	w->save_failed |= r != 0;
 	*ret = s->result;
+	if (r)
+		r = ki_fail_as(call, r);
 	pthread_mutex_destroy(&s->lock);
 	free(s);
 	return r;

@@ -367,9 +367,10 @@ int kvmem_image_write_zero(struct kvmem_image_writer *writer, uint64_t offset, u
 {
 	int r = check_range(writer, "kvmem_image_write_zero", offset, bytes);
 
-	return r ? r
-		 : ki_writer_put(writer, offset >> KI_PAGE_SHIFT, bytes >> KI_PAGE_SHIFT, NULL,
-				 NULL);
+	if (r)
+		return r;
+	r = ki_writer_put(writer, offset >> KI_PAGE_SHIFT, bytes >> KI_PAGE_SHIFT, NULL, NULL);
+	return r ? ki_fail_as("kvmem_image_write_zero", r) : 0;
 }
 
 void ki_writer_flush(struct kvmem_image_writer *w, uint64_t page, uint64_t count)

@@ -276,6 +276,7 @@ TEST(what_is_refused)
 	run.bytes = PAGE - 1;
 	bad = o;
 	REFUSED("runs[0]");
+	names_call("kvmem_image_capture_start_dirty");
 	run.bytes = lengths[0] + PAGE;
 	REFUSED("runs[0]");
 	run.bytes = 0 - PAGE;
@@ -437,9 +438,9 @@ int main(int argc, char **argv)
 		T(failed_and_once_more),
 		T(writes_elsewhere_wait_for_nothing),
 		T(nothing_is_dirty),
+		T(pages_that_were_put_before),
 		T(what_is_refused),
 		T(what_a_pager_has_not_filled_is_the_parents),
-		T(pages_that_were_put_before),
 		T(of_what_was_written_to_the_mapping),
 	};
 
