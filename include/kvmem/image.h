@@ -279,7 +279,11 @@ KVMEM_API int kvmem_image_write_blob(struct kvmem_image_writer *writer, const ch
  */
 KVMEM_API int kvmem_image_commit(struct kvmem_image_writer *writer, struct kvmem_image_id *ret_id);
 
-/** kvmem_image_abort() - give it up: nothing is left of it. NULL is allowed. One thread at a time per object. */
+/**
+ * kvmem_image_abort() - give it up: nothing is left of it. While a save, capture or commit has it: nothing is done.
+ *
+ * NULL is allowed. One thread at a time per object.
+ */
 KVMEM_API void kvmem_image_abort(struct kvmem_image_writer *writer);
 
 /* ---- saving a guest ---- */

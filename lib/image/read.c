@@ -284,21 +284,13 @@ int kvmem_image_verify(struct kvmem_image *image,
 			       "kvmem_image_verify: '%s' is a raw file: it has no "
 			       "checksums",
 			       image->path);
-	buf = malloc(VERIFY_STEP);
-	if (!buf)
-		return ki_fail(ENOMEM, "kvmem_image_verify: no memory");
-	p.total = image->bytes;
-	r = ki_layers_know(image);
-	if (!r)
-		r = verify_blobs(image);
-	while (!r && p.done < p.total) {
-		uint64_t n = ki_min(VERIFY_STEP, p.total - p.done);
-
-		r = kvmem_image_read(image, p.done, buf, n);
-		p.done += n;
-		if (!r && progress && progress(arg, &p))
-			r = ki_fail(ECANCELED, "kvmem_image_verify: canceled by progress");
-	}
-	free(buf);
-	return r ? r : verify_counts(image);
+	v.p = (struct kvmem_image_progress){ .size = sizeof(v.p), .total = image->bytes };
+	v.buf = malloc(VERIFY_STEP);
+	v.pages = calloc(image->index.super.layers, sizeof(*v.pages));
+	atomic_fetch_add(&image->users, 1); /* progress cannot close it */
+	r = v.buf && v.pages ? verify_all(&v) : ki_fail(ENOMEM, "kvmem_image_verify: no memory");
+	atomic_fetch_sub(&image->users, 1);
+	free(v.buf);
+	free(v.pages);
+	return r;
 }

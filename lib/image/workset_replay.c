@@ -291,7 +291,13 @@ int kvmem_workset_replay(struct kvmem_workset *workset, struct kvmem_pager *page
 			      workset->memory_pages << KI_PAGE_SHIFT);
 	if (!err) {
 		workset->sample = r.o.sample;
+		if (r.o.image) /* progress cannot close it */
+			atomic_fetch_add(&r.o.image->users, 1);
 		err = run(&r);
+		if (r.o.image)
+			atomic_fetch_sub(&r.o.image->users, 1);
+		if (err)
+			err = ki_fail_as("kvmem_workset_replay", err);
 	}
 	kw_memory_free(&r.memory);
 	if (!err && ret_result)

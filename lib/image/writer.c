@@ -192,7 +192,8 @@ int kvmem_image_create(const char *path, const struct kvmem_image_create_opts *o
 
 void kvmem_image_abort(struct kvmem_image_writer *writer)
 {
-	if (writer && !writer->committing) /* else the commit frees it */
+	/* From a callback of the commit, which frees it, or of a save, which works with it: nothing. */
+	if (writer && !writer->committing && !writer->saving)
 		ki_writer_free(writer);
 }
 
