@@ -110,7 +110,14 @@ static int check_names(const struct kvmem_image_writer *w, const char *path)
 	char index[sizeof(w->place.name) + sizeof(KI_SUFFIX)];
 	struct stat st;
 
-	if (strlen(w->place.name) + sizeof(KI_SUFFIX) > sizeof(w->place.name))
+	size_t n = strlen(w->place.name), suffix = sizeof(KI_SUFFIX) - 1;
+
+	if (n >= suffix && !strcmp(w->place.name + n - suffix, KI_SUFFIX))
+		return ki_fail(EINVAL,
+			       "kvmem_image_create: path '%s' is the name of an index: a new image "
+			       "is named by its data, without " KI_SUFFIX,
+			       path);
+	if (n + sizeof(KI_SUFFIX) > sizeof(w->place.name))
 		return ki_fail(ENAMETOOLONG, "kvmem_image_create: the name of '%s' is too long",
 			       path);
 	if (w->flags & KVMEM_IMAGE_REPLACE)
@@ -389,6 +396,11 @@ int ki_writer_check_regions(const struct kvmem_image_writer *w, const char *call
 		return ki_fail(EBUSY, "%s: kvmem_image_commit() is not over", call);
 	if (w->saving)
 		return ki_fail(EBUSY, "%s: a save or capture has the writer", call);
+	if (w->save_failed)
+		return ki_fail(EINVAL,
+			       "%s: a save or capture into the writer has failed: it can only be "
+			       "given up",
+			       call);
 	if (!regions || count != w->region_count)
 		return ki_fail(EINVAL, "%s: %" PRIu32 " regions: the image has %" PRIu32, call,
 			       regions ? count : 0, w->region_count);
@@ -398,11 +410,6 @@ int ki_writer_check_regions(const struct kvmem_image_writer *w, const char *call
 				       "%s: regions[%" PRIu32 "] has 0x%" PRIx64
 				       " bytes, region %" PRIu32 " of the image 0x%" PRIx64,
 				       call, i, regions[i] ? kvmem_region_bytes(regions[i]) : 0, i,
-	if (w->save_failed)
-		return ki_fail(EINVAL,
-			       "%s: a save or capture into the writer has failed: it can only be "
-			       "given up",
-			       call);
 				       w->regions[i].bytes);
 	return 0;
 }

@@ -942,6 +942,7 @@ TEST(nonsense_is_refused_by_name)
 	      EINVAL, "name");
 	kvmem_image_abort(w);
 	fails(kvmem_image_open(NULL, NULL, &image), EINVAL, "path");
+	fails(kvmem_image_create("x.kvmem", &o, &w), EINVAL, "index");
 	fails(kvmem_image_open("none", NULL, &image), ENOENT, "none");
 	fails(kvmem_image_open(".", NULL, &image), EINVAL, "names no file");
 	oo.flags = KVMEM_IMAGE_RAW_DIFF | KVMEM_IMAGE_RAW_FULL;
@@ -954,7 +955,6 @@ TEST(nonsense_is_refused_by_name)
 }
 END
 
-/* No file descriptor is left at some point: nothing is lost, and nothing stays open. */
 struct told {
 	struct kvmem_image *image;
 	unsigned int calls, cancel_at;
@@ -1003,6 +1003,7 @@ TEST(verify_can_be_cancelled)
 }
 END
 
+/* No file descriptor is left at some point: nothing is lost, and nothing stays open. */
 TEST(few_descriptors)
 {
 	struct kvmem_image_create_opts o = KVMEM_IMAGE_CREATE_OPTS_INIT;
