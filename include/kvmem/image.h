@@ -140,6 +140,15 @@ KVMEM_API int kvmem_image_source(struct kvmem_image *image, uint32_t index,
 				 struct kvmem_source **ret_source);
 
 /**
+ * kvmem_image_template() - the file whose bytes are the image: `fd` of a region that is a clone, KVMEM_REGION_CLONE.
+ *
+ * A file descriptor of the caller's, for reading. The data stay locked as long as it is open. What clones read is
+ * compared with no checksum. Errors: -EINVAL, -EOPNOTSUPP (the data are packed, or pages of parents are not in them),
+ * -EMFILE. May be called from any thread.
+ */
+KVMEM_API int kvmem_image_template(struct kvmem_image *image, int *ret_fd);
+
+/**
  * kvmem_image_read() - bytes of it into buf, checked.
  *
  * Errors: -EINVAL, -ERANGE, -EBADMSG (damaged: nothing of buf counts), -ENOENT, -ESTALE (a parent is not there, or is
