@@ -282,7 +282,7 @@ KVMEM_API int kvmem_image_write_blob(struct kvmem_image_writer *writer, const ch
  * gone as well, and what was there before is there still. ret_id may be NULL. Errors: -EINVAL (also: the image that
  * it would replace is one of its parents), -ECANCELED, -EEXIST (somebody else made it meanwhile), -ESTALE (the parent,
  * or the image that the caller wants to replace, is another one by now, or that one is gone), -ENOENT (the parent is
- * not there), -EBADMSG (the parent is damaged), -ETIMEDOUT (another process has had the folder's lock for 30 s),
+ * not there), -EBADMSG (the parent is damaged), -ETIMEDOUT (another process has had the old index's lock for 30 s),
  * -ENOSPC, -EFBIG, -EIO, -EDQUOT; -EBUSY (kvmem_image_save(), or the commit itself, is not over) leaves the writer. One
  * thread at a time per object.
  */

@@ -141,7 +141,7 @@ int kvmem_image_capture_create(const struct kvmem_capture_opts *opts,
 
 	if (!ret_capture)
 		return ki_fail(EINVAL, "kvmem_image_capture_create: ret_capture is NULL");
-	r = ki_opts_copy(&o, sizeof(o), opts, "kvmem_capture_opts");
+	r = kvmem_opts_copy(&o, sizeof(o), sizeof(o), opts, "kvmem_capture_opts");
 	if (!r && o.before_write)
 		r = ki_fail(EINVAL, "kvmem_image_capture_create: opts: before_write is this "
 				    "library's, and must be NULL");
@@ -274,7 +274,7 @@ int kvmem_image_capture_start_dirty(struct kvmem_image_capture *capture,
 				    const struct kvmem_image_save_opts *opts)
 {
 	struct kvmem_image_save_opts o = KVMEM_IMAGE_SAVE_OPTS_INIT;
-	int r = ki_opts_copy(&o, sizeof(o), opts, "kvmem_image_save_opts");
+	int r = kvmem_opts_copy(&o, sizeof(o), sizeof(o), opts, "kvmem_image_save_opts");
 
 	if (!r)
 		r = check_dirty(writer, batch, &o);
@@ -377,7 +377,7 @@ int kvmem_image_capture_run(struct kvmem_image_capture *capture,
 			       c ? "not started" : "capture is NULL");
 	if (c->running)
 		return ki_fail(EBUSY, "kvmem_image_capture_run: it is not over");
-	r = ki_opts_copy(&c->o, sizeof(c->o), opts, "kvmem_image_save_opts");
+	r = kvmem_opts_copy(&c->o, sizeof(c->o), sizeof(c->o), opts, "kvmem_image_save_opts");
 	if (!r && (c->o.flags || c->o.reserved || c->o.runs || c->o.run_count ||
 		   c->o.threads > KI_MAX_WORKERS))
 		r = ki_fail(
@@ -387,7 +387,7 @@ int kvmem_image_capture_run(struct kvmem_image_capture *capture,
 			"at most %u",
 			KI_MAX_WORKERS);
 	if (!r && ret_result)
-		r = ki_result_check(ret_result, sizeof(c->result), "kvmem_image_save_result");
+		r = kvmem_result_check(ret_result, sizeof(c->result), "kvmem_image_save_result");
 	if (r)
 		return r;
 	c->result.threads = ki_workers(c->o.threads);
@@ -397,7 +397,7 @@ int kvmem_image_capture_run(struct kvmem_image_capture *capture,
 	r = end("kvmem_image_capture_run", c);
 	c->result.ns = ki_now_ns() - begin;
 	if (!r && ret_result)
-		ki_result_copy(ret_result, &c->result, sizeof(c->result));
+		kvmem_result_copy(ret_result, &c->result, sizeof(c->result));
 	return r;
 }
 

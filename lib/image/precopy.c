@@ -208,11 +208,12 @@ static int check(struct precopy *p, struct kvmem_image_writer *writer,
 		return ki_fail(EINVAL, "kvmem_image_precopy: %s is NULL",
 			       writer ? "opts" : "writer");
 	if (ret)
-		r = ki_result_check(ret, sizeof(p->result), "kvmem_image_precopy_result");
+		r = kvmem_result_check(ret, sizeof(p->result), "kvmem_image_precopy_result");
 	if (!r)
 		r = ki_writer_check_regions(writer, "kvmem_image_precopy", regions, region_count);
 	if (!r)
-		r = ki_opts_copy(&p->o, sizeof(p->o), opts, "kvmem_image_precopy_opts");
+		r = kvmem_opts_copy(&p->o, sizeof(p->o), sizeof(p->o), opts,
+				    "kvmem_image_precopy_opts");
 	if (!r)
 		r = check_opts(writer, &p->o);
 	if (!r && p->o.writes)
@@ -244,6 +245,6 @@ int kvmem_image_precopy(struct kvmem_image_writer *writer, struct kvmem_region *
 	p.result.ns = ki_now_ns() - begin;
 	free(p.runs);
 	if (!r && ret_result)
-		ki_result_copy(ret_result, &p.result, sizeof(p.result));
+		kvmem_result_copy(ret_result, &p.result, sizeof(p.result));
 	return r;
 }

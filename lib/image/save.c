@@ -256,11 +256,11 @@ int kvmem_image_save(struct kvmem_image_writer *writer, struct kvmem_region *con
 	if (!writer)
 		r = ki_fail(EINVAL, "kvmem_image_save: writer is NULL");
 	if (!r && ret_result)
-		r = ki_result_check(ret_result, sizeof(result), "kvmem_image_save_result");
+		r = kvmem_result_check(ret_result, sizeof(result), "kvmem_image_save_result");
 	if (!r)
 		r = ki_writer_check_regions(writer, "kvmem_image_save", regions, region_count);
 	if (!r)
-		r = ki_opts_copy(&o, sizeof(o), opts, "kvmem_image_save_opts");
+		r = kvmem_opts_copy(&o, sizeof(o), sizeof(o), opts, "kvmem_image_save_opts");
 	if (!r)
 		r = check_opts(writer, &o, batch);
 	if (!r) {
@@ -279,6 +279,6 @@ int kvmem_image_save(struct kvmem_image_writer *writer, struct kvmem_region *con
 	if (r)
 		ki_writer_return_batch(writer);
 	if (!r && ret_result)
-		ki_result_copy(ret_result, &result, sizeof(result));
+		kvmem_result_copy(ret_result, &result, sizeof(result));
 	return r;
 }

@@ -276,9 +276,9 @@ int kvmem_workset_replay(struct kvmem_workset *workset, struct kvmem_pager *page
 	if (!workset || !pager)
 		return ki_fail(EINVAL, "kvmem_workset_replay: %s is NULL",
 			       workset ? "pager" : "workset");
-	err = ki_opts_copy(&r.o, sizeof(r.o), opts, "kvmem_replay_opts");
+	err = kvmem_opts_copy(&r.o, sizeof(r.o), sizeof(r.o), opts, "kvmem_replay_opts");
 	if (!err && ret_result)
-		err = ki_result_check(ret_result, sizeof(r.result), "kvmem_replay_result");
+		err = kvmem_result_check(ret_result, sizeof(r.result), "kvmem_replay_result");
 	if (!err)
 		err = kw_memory_make("kvmem_workset_replay", regions, region_count, &r.memory);
 	if (err)
@@ -301,6 +301,6 @@ int kvmem_workset_replay(struct kvmem_workset *workset, struct kvmem_pager *page
 	}
 	kw_memory_free(&r.memory);
 	if (!err && ret_result)
-		ki_result_copy(ret_result, &r.result, sizeof(r.result));
+		kvmem_result_copy(ret_result, &r.result, sizeof(r.result));
 	return err;
 }

@@ -164,7 +164,7 @@ int kvmem_image_create(const char *path, const struct kvmem_image_create_opts *o
 	if (!path || !ret_writer)
 		return ki_fail(EINVAL, "kvmem_image_create: %s is NULL",
 			       path ? "ret_writer" : "path");
-	r = ki_opts_copy(&o, sizeof(o), opts, "kvmem_image_create_opts");
+	r = kvmem_opts_copy(&o, sizeof(o), sizeof(o), opts, "kvmem_image_create_opts");
 	if (!r && o.flags & ~FLAGS)
 		r = ki_fail(EINVAL, "kvmem_image_create: flags: unknown bits 0x%" PRIx32,
 			    o.flags & ~FLAGS);
