@@ -80,6 +80,22 @@ KVMEM_API const char *kvmem_error_detail(void);
  */
 KVMEM_API int kvmem_error_set(int err, const char *format, ...) KVMEM_PRINTF_(2, 3);
 
+/**
+ * kvmem_opts_copy() - for a library on top of this one: the caller's options into a struct of its own.
+ *
+ * As growable structs are, see above: `known` is sizeof the library's own struct, `min` what it was in the first
+ * release, `what` names the struct in sentences. src may be NULL: dst is all zero then, but for its size. Errors:
+ * -EINVAL (also: the size cannot be), -E2BIG. May be called from any thread.
+ */
+KVMEM_API int kvmem_opts_copy(void *dst, size_t known, size_t min, const void *src,
+			      const char *what);
+
+/** kvmem_result_check() - the same of a result, before anything is done: can dst have been set up? Errors: -EINVAL. */
+KVMEM_API int kvmem_result_check(const void *dst, size_t min, const char *what);
+
+/** kvmem_result_copy() - a result of `known` bytes into the caller's struct, which was checked: what it has room for. */
+KVMEM_API void kvmem_result_copy(void *dst, const void *src, size_t known);
+
 KVMEM_END_DECLS
 
 #endif

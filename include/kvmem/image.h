@@ -140,6 +140,15 @@ KVMEM_API int kvmem_image_source(struct kvmem_image *image, uint32_t index,
 				 struct kvmem_source **ret_source);
 
 /**
+ * kvmem_image_template() - the file whose bytes are the image: `fd` of a region that is a clone, KVMEM_REGION_CLONE.
+ *
+ * A file descriptor of the caller's, for reading. The data stay locked as long as it is open. What clones read is
+ * compared with no checksum. Errors: -EINVAL, -EOPNOTSUPP (the data are packed, or pages of parents are not in them),
+ * -EMFILE. May be called from any thread.
+ */
+KVMEM_API int kvmem_image_template(struct kvmem_image *image, int *ret_fd);
+
+/**
  * kvmem_image_read() - bytes of it into buf, checked.
  *
  * Errors: -EINVAL, -ERANGE, -EBADMSG (damaged: nothing of buf counts), -ENOENT, -ESTALE (a parent is not there, or is
@@ -192,9 +201,9 @@ struct kvmem_image_progress {
 /**
  * kvmem_image_verify() - read all of it, index, blobs and pages, those of parents among them, against the checksums.
  *
- * progress (may be NULL) is called now and then; non-zero cancels. Returns 0, or the first error: -EBADMSG with the
- * offset in the detail, -ECANCELED, or those of kvmem_image_read(). -EOPNOTSUPP of a raw file: it has no
- * checksums. May be called from any thread.
+ * progress (may be NULL) is called after each blob and each MiB; non-zero cancels. Returns 0, or the first error:
+ * -EBADMSG with the offset in the detail, -ECANCELED, or those of kvmem_image_read(). -EOPNOTSUPP of a raw file: it
+ * has no checksums. May be called from any thread.
  */
 KVMEM_API int kvmem_image_verify(struct kvmem_image *image,
 				 int (*progress)(void *arg,
@@ -273,13 +282,17 @@ KVMEM_API int kvmem_image_write_blob(struct kvmem_image_writer *writer, const ch
  * gone as well, and what was there before is there still. ret_id may be NULL. Errors: -EINVAL (also: the image that
  * it would replace is one of its parents), -ECANCELED, -EEXIST (somebody else made it meanwhile), -ESTALE (the parent,
  * or the image that the caller wants to replace, is another one by now, or that one is gone), -ENOENT (the parent is
- * not there), -EBADMSG (the parent is damaged), -ETIMEDOUT (another process has had the folder's lock for 30 s),
+ * not there), -EBADMSG (the parent is damaged), -ETIMEDOUT (another process has had the old index's lock for 30 s),
  * -ENOSPC, -EFBIG, -EIO, -EDQUOT; -EBUSY (kvmem_image_save(), or the commit itself, is not over) leaves the writer. One
  * thread at a time per object.
  */
 KVMEM_API int kvmem_image_commit(struct kvmem_image_writer *writer, struct kvmem_image_id *ret_id);
 
-/** kvmem_image_abort() - give it up: nothing is left of it. NULL is allowed. One thread at a time per object. */
+/**
+ * kvmem_image_abort() - give it up: nothing is left of it. While a save, capture or commit has it: nothing is done.
+ *
+ * NULL is allowed. One thread at a time per object.
+ */
 KVMEM_API void kvmem_image_abort(struct kvmem_image_writer *writer);
 
 /* ---- saving a guest ---- */
@@ -426,7 +439,7 @@ KVMEM_API int kvmem_image_capture_start(struct kvmem_image_capture *capture,
  *
  * Either a batch, harvested in the same pause and committed (kvmem_dirty_commit()), or opts->runs, which are read
  * during the call and may overlap; of opts only flags are looked at besides, the rest must be 0. Only these pages are
- * protected, and come into the image as they are now. All others are the
+ * protected, and come into the image as they are now. All others are as kvmem_image_write() has put them, else the
  * parent's (without one: zero), and a write to them waits for no page to be saved. The batch is taken, also when the
  * call fails: kvmem_image_commit() frees it when it succeeds. When anything fails, or the image is given up, it goes
  * back to its reader, whose next harvest has its pages again. Errors: those of kvmem_image_capture_start(), -EPERM (the

@@ -135,6 +135,28 @@ void km_result_copy(void *dst, const void *src, size_t known)
 		memset((char *)dst + known, 0, size - known);
 }
 
+/* For libraries on top, whose callers may give them anything. */
+
+int kvmem_opts_copy(void *dst, size_t known, size_t min, const void *src, const char *what)
+{
+	if (!dst || !what)
+		return km_fail(EINVAL, "kvmem_opts_copy: %s is NULL", dst ? "what" : "dst");
+	return km_opts_copy(dst, known, min, src, what);
+}
+
+int kvmem_result_check(const void *dst, size_t min, const char *what)
+{
+	if (!what)
+		return km_fail(EINVAL, "kvmem_result_check: what is NULL");
+	return km_result_check(dst, min, what);
+}
+
+void kvmem_result_copy(void *dst, const void *src, size_t known)
+{
+	if (dst && src)
+		km_result_copy(dst, src, known);
+}
+
 int km_flags_check(uint64_t flags, uint64_t known, const char *what)
 {
 	if (flags & ~known)

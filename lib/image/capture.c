@@ -75,6 +75,8 @@ static int put(struct kvmem_image_capture *c, const struct kvmem_capture_run *ru
 
 	if (run->kind == KVMEM_CAPTURE_POISONED || run->kind == KVMEM_CAPTURE_ABSENT) {
 		r = refuse(c, run, to);
+		if (!r) /* kvmem_image_write() may have put something there */
+			r = ki_writer_put_parents(c->w, to >> KI_PAGE_SHIFT, pages);
 		if (!r)
 			count(c, 0, 0, pages << KI_PAGE_SHIFT);
 		return r;
@@ -139,7 +141,7 @@ int kvmem_image_capture_create(const struct kvmem_capture_opts *opts,
 
 	if (!ret_capture)
 		return ki_fail(EINVAL, "kvmem_image_capture_create: ret_capture is NULL");
-	r = ki_opts_copy(&o, sizeof(o), opts, "kvmem_capture_opts");
+	r = kvmem_opts_copy(&o, sizeof(o), sizeof(o), opts, "kvmem_capture_opts");
 	if (!r && o.before_write)
 		r = ki_fail(EINVAL, "kvmem_image_capture_create: opts: before_write is this "
 				    "library's, and must be NULL");
@@ -155,7 +157,7 @@ int kvmem_image_capture_create(const struct kvmem_capture_opts *opts,
 	if (r) {
 		pthread_mutex_destroy(&c->lock);
 		free(c);
-		return r;
+		return ki_fail_as("kvmem_image_capture_create", r);
 	}
 	*ret_capture = c;
 	return 0;
@@ -186,7 +188,7 @@ static int check(const char *call, const struct kvmem_image_capture *c,
 }
 
 /* Of what c->set has, or of all of the regions; nothing has begun when it fails. */
-static int start(struct kvmem_image_capture *c, struct kvmem_image_writer *writer,
+static int start(const char *call, struct kvmem_image_capture *c, struct kvmem_image_writer *writer,
 		 struct kvmem_region *const *regions, uint32_t region_count, uint32_t flags,
 		 bool dirty)
 {
@@ -195,7 +197,7 @@ static int start(struct kvmem_image_capture *c, struct kvmem_image_writer *write
 
 	c->regions = malloc(region_count * sizeof(struct kvmem_region *));
 	if (!c->regions)
-		return ki_fail(ENOMEM, "kvmem_image_capture_start: no memory");
+		return ki_fail(ENOMEM, "%s: no memory", call);
 	memcpy((void *)c->regions, (const void *)regions,
 	       region_count * sizeof(struct kvmem_region *));
 	c->w = writer;
@@ -210,7 +212,7 @@ static int start(struct kvmem_image_capture *c, struct kvmem_image_writer *write
 	if (r) {
 		writer->saving = false;
 		forget(c);
-		return r;
+		return ki_fail_as(call, r);
 	}
 	kvmem_capture_get_stats(c->capture, &stats);
 	c->total = stats.bytes;
@@ -222,9 +224,10 @@ int kvmem_image_capture_start(struct kvmem_image_capture *capture,
 			      struct kvmem_region *const *regions, uint32_t region_count,
 			      uint32_t flags)
 {
-	int r = check("kvmem_image_capture_start", capture, writer, regions, region_count, flags);
+	const char *call = "kvmem_image_capture_start";
+	int r = check(call, capture, writer, regions, region_count, flags);
 
-	return r ? r : start(capture, writer, regions, region_count, flags, false);
+	return r ? r : start(call, capture, writer, regions, region_count, flags, false);
 }
 
 static int check_dirty(const struct kvmem_image_writer *w, const struct kvmem_batch *batch,
@@ -239,7 +242,8 @@ static int check_dirty(const struct kvmem_image_writer *w, const struct kvmem_ba
 			       "kvmem_image_capture_start_dirty: opts: threads and progress are of "
 			       "kvmem_image_capture_run(), and must be 0 as reserved");
 	if (!o->runs && o->run_count)
-		return ki_fail(EINVAL, "kvmem_image_save_opts: run_count without runs");
+		return ki_fail(EINVAL,
+			       "kvmem_image_capture_start_dirty: opts: run_count without runs");
 	if (batch && w && w->batch)
 		return ki_fail(EINVAL,
 			       "kvmem_image_capture_start_dirty: batch: the image has taken "
@@ -251,10 +255,13 @@ static int start_dirty(struct kvmem_image_capture *c, struct kvmem_image_writer 
 		       struct kvmem_region *const *regions, uint32_t region_count,
 		       struct kvmem_batch *batch, const struct kvmem_image_save_opts *o)
 {
+	const char *call = "kvmem_image_capture_start_dirty";
 	int r = ki_dirty_set_init(&c->set, w, regions, batch, o);
 
-	if (!r)
-		r = start(c, w, regions, region_count, o->flags, true);
+	if (r)
+		r = ki_fail_as(call, r);
+	else
+		r = start(call, c, w, regions, region_count, o->flags, true);
 	if (r)
 		ki_dirty_set_destroy(&c->set);
 	return r;
@@ -267,7 +274,7 @@ int kvmem_image_capture_start_dirty(struct kvmem_image_capture *capture,
 				    const struct kvmem_image_save_opts *opts)
 {
 	struct kvmem_image_save_opts o = KVMEM_IMAGE_SAVE_OPTS_INIT;
-	int r = ki_opts_copy(&o, sizeof(o), opts, "kvmem_image_save_opts");
+	int r = kvmem_opts_copy(&o, sizeof(o), sizeof(o), opts, "kvmem_image_save_opts");
 
 	if (!r)
 		r = check_dirty(writer, batch, &o);
@@ -339,14 +346,16 @@ static void fetch(void *arg, bool caller)
 }
 
 /* It has ended, well or not; the writer can be committed if well. */
-static int end(struct kvmem_image_capture *c)
+static int end(const char *call, struct kvmem_image_capture *c)
 {
 	int r = kvmem_capture_stop(c->capture);
 
 	if (r == -EDEADLK || r == -EINVAL)
-		return r;
+		return ki_fail_as(call, r);
 	if (c->err)
 		r = ki_fail(-c->err, "%s", c->detail);
+	if (r)
+		r = ki_fail_as(call, r);
 	c->w->save_failed |= r != 0;
 	c->w->saving = false;
 	if (r)
@@ -368,25 +377,27 @@ int kvmem_image_capture_run(struct kvmem_image_capture *capture,
 			       c ? "not started" : "capture is NULL");
 	if (c->running)
 		return ki_fail(EBUSY, "kvmem_image_capture_run: it is not over");
-	r = ki_opts_copy(&c->o, sizeof(c->o), opts, "kvmem_image_save_opts");
+	r = kvmem_opts_copy(&c->o, sizeof(c->o), sizeof(c->o), opts, "kvmem_image_save_opts");
 	if (!r && (c->o.flags || c->o.reserved || c->o.runs || c->o.run_count ||
 		   c->o.threads > KI_MAX_WORKERS))
-		r = ki_fail(EINVAL,
-			    "kvmem_image_save_opts: flags, reserved and runs must be 0, there are "
-			    "at most %u threads",
-			    KI_MAX_WORKERS);
+		r = ki_fail(
+			EINVAL,
+			"kvmem_image_capture_run: opts: flags and runs are of "
+			"kvmem_image_capture_start_dirty(), and must be 0 as reserved; threads: "
+			"at most %u",
+			KI_MAX_WORKERS);
 	if (!r && ret_result)
-		r = ki_result_check(ret_result, sizeof(c->result), "kvmem_image_save_result");
+		r = kvmem_result_check(ret_result, sizeof(c->result), "kvmem_image_save_result");
 	if (r)
 		return r;
 	c->result.threads = ki_workers(c->o.threads);
 	c->running = true;
 	ki_workers_run("kvmem-save", c->result.threads, fetch, c);
 	c->running = false;
-	r = end(c);
+	r = end("kvmem_image_capture_run", c);
 	c->result.ns = ki_now_ns() - begin;
 	if (!r && ret_result)
-		ki_result_copy(ret_result, &c->result, sizeof(c->result));
+		kvmem_result_copy(ret_result, &c->result, sizeof(c->result));
 	return r;
 }
 
@@ -398,15 +409,18 @@ int kvmem_image_capture_stop(struct kvmem_image_capture *capture)
 	if (capture->running)
 		return ki_fail(EBUSY, "kvmem_image_capture_stop: kvmem_image_capture_run() is not "
 				      "over: progress cancels it by another value than 0");
-	return end(capture);
+	return end("kvmem_image_capture_stop", capture);
 }
 
 int kvmem_image_capture_get_stats(const struct kvmem_image_capture *capture,
 				  struct kvmem_capture_stats *ret_stats)
 {
+	int r;
+
 	if (!capture)
 		return ki_fail(EINVAL, "kvmem_image_capture_get_stats: capture is NULL");
-	return kvmem_capture_get_stats(capture->capture, ret_stats);
+	r = kvmem_capture_get_stats(capture->capture, ret_stats);
+	return r ? ki_fail_as("kvmem_image_capture_get_stats", r) : 0;
 }
 
 int kvmem_image_capture_free(struct kvmem_image_capture *capture)
@@ -420,7 +434,7 @@ int kvmem_image_capture_free(struct kvmem_image_capture *capture)
 				      "kvmem_image_capture_stop() it first");
 	r = kvmem_capture_free(capture->capture);
 	if (r)
-		return r;
+		return ki_fail_as("kvmem_image_capture_free", r);
 	pthread_mutex_destroy(&capture->lock);
 	free(capture);
 	return 0;

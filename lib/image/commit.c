@@ -2,7 +2,6 @@
 /* The commit of a new image: its data and its index get their names, and what they replace goes. */
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
@@ -12,85 +11,6 @@
 #include <unistd.h>
 
 #include "image/internal.h"
-
-/* NAME.ID, the name of data whose own name is taken. */
-static void name_by_id(const char *name, const uint8_t *id, char *ret, size_t room)
-{
-	size_t n = strnlen(name, room - 34);
-
-	memcpy(ret, name, n);
-	ret[n++] = '.';
-	for (unsigned int i = 0; i < 16; i++, n += 2)
-		snprintf(ret + n, room - n, "%02x", id[i]);
-}
-
-/* An image that replaces one of its own parents could never be read. */
-static int check_no_parent(const struct kvmem_image_writer *w, const uint8_t *id)
-{
-	int r = w->parent ? ki_layers_know(w->parent) : 0;
-
-	for (uint32_t i = 0; !r && w->parent && i < w->parent->index.super.layers; i++)
-		if (!memcmp(w->parent->index.layers[i].id, id, 16))
-			r = ki_fail(EINVAL,
-				    "kvmem_image_commit: '%s' is a parent of the image that would "
-				    "replace it",
-				    w->place.name);
-	return r;
-}
-
-/* The image of this name, as it was when the commit looked. */
-struct old {
-	int index; /* its descriptor; -1: there is none */
-	char data
-		[256]; /* the name of its data, which go with it; "": they are somebody else's too */
-};
-
-/* Is it still the image that the caller wants to replace? */
-static int check_replaces(const struct kvmem_image_writer *w, const struct ki_super *super)
-{
-	if (!w->replaces || (super && ki_sum_equal(super->sum, w->replaces_sum)))
-		return 0;
-	return ki_fail(ESTALE,
-		       "kvmem_image_commit: '%s" KI_SUFFIX "' is %s: not the image that was to be "
-		       "replaced",
-		       w->place.name, super ? "another image by now" : "not there any more");
-}
-
-/* An index that was copied names the data of the image that it was copied from. */
-static int find_old(const struct kvmem_image_writer *w, const char *index, struct old *ret)
-{
-	char by_id[256];
-	struct ki_super super;
-	int r;
-
-	ret->index = openat(w->place.dir, index, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-	if (ret->index < 0)
-		return errno == ENOENT ? check_replaces(w, NULL)
-				       : ki_fail(errno, "kvmem_image_commit: '%s': %m", index);
-	r = ki_index_read_super(ret->index, index, &super);
-	if (!r)
-		r = check_no_parent(w, super.id);
-	if (!r)
-		r = check_replaces(w, &super);
-	if (r)
-		return r;
-	name_by_id(w->place.name, super.id, by_id, sizeof(by_id));
-	if (!strcmp(super.data_name, w->place.name) || !strcmp(super.data_name, by_id))
-		memcpy(ret->data, super.data_name, sizeof(super.data_name));
-	return 0;
-}
-
-/* Nobody reads it. Who does keeps it: then it stays. */
-static void remove_old(const struct kvmem_image_writer *w, const char *name)
-{
-	int fd = name[0] ? openat(w->place.dir, name, O_RDONLY | O_CLOEXEC | O_NONBLOCK) : -1;
-
-	if (fd < 0)
-		return;
-	if (!flock(fd, LOCK_EX | LOCK_NB))
-		unlinkat(w->place.dir, name, 0);
-	close(fd);
-}
 
 /* ---- who may read it ---- */
 
@@ -138,7 +58,7 @@ static int keep_access_of(int from, int to)
 }
 
 /* Of the data that are replaced, too. Where they cannot be looked at, the new ones are their owner's alone. */
-static int keep_access(const struct kvmem_image_writer *w, const struct old *old, int index)
+static int keep_access(const struct kvmem_image_writer *w, const struct ki_old *old, int index)
 {
 	int from = -1, r = 0;
 
@@ -163,95 +83,97 @@ static int sync_file(const struct kvmem_image_writer *w, int fd, const char *wha
 	return ki_fail(errno, "kvmem_image_commit: %s to the disk: %m", what);
 }
 
+struct names {
+	char index[sizeof(((struct ki_place *)0)->name) + sizeof(KI_SUFFIX)];
+	char data[256];
+	bool data_named;
+};
+
 /* The name of the data: that of the image, or one of their own where that is taken. */
-static void name_data(const struct kvmem_image_writer *w, const uint8_t *id, char *ret, size_t room)
+static void choose_data_name(const struct kvmem_image_writer *w, const uint8_t *id, struct names *n)
 {
 	struct stat st;
 
-	snprintf(ret, room, "%s", w->place.name);
-	if (!fstatat(w->place.dir, ret, &st, AT_SYMLINK_NOFOLLOW))
-		name_by_id(w->place.name, id, ret, room);
+	snprintf(n->data, sizeof(n->data), "%s", w->place.name);
+	if (w->flags & KVMEM_IMAGE_REPLACE &&
+	    !fstatat(w->place.dir, n->data, &st, AT_SYMLINK_NOFOLLOW))
+		ki_name_by_id(w->place.name, id, n->data, sizeof(n->data));
 }
 
-#define LOCK_TRIES 3000u /* of 10 ms */
-
-/* One commit in a folder at a time looks names up, gives names and takes old files away. */
-static int lock_folder(const struct kvmem_image_writer *w)
+/*
+ * The data and the index are complete: their names. Both are locked before they have one. The data, so that nobody
+ * takes them for some that nobody reads; the index, so that who replaces this image waits until it is all there.
+ */
+static int name_files(struct kvmem_image_writer *w, struct names *n, struct ki_new_file *index,
+		      bool replace)
 {
-	for (unsigned int i = 0; flock(w->place.dir, LOCK_EX | LOCK_NB); i++) {
-		if (errno == EOPNOTSUPP || errno == ENOSYS || errno == ENOLCK || errno == EINVAL)
-			return 0; /* this file system has no locks */
-		if (i == LOCK_TRIES)
-			return ki_fail(ETIMEDOUT, "kvmem_image_commit: another process has had the "
-						  "lock of the folder (flock(2)) for 30 s");
-		if (errno != EWOULDBLOCK && errno != EINTR)
-			return ki_fail(errno, "kvmem_image_commit: the lock of the folder: %m");
-		poll(NULL, 0, 10);
-	}
-	return 0;
-}
-
-/* The data and the index are complete: their names. */
-static int name_files(struct kvmem_image_writer *w, const char *data_name,
-		      struct ki_new_file *index, const char *index_name)
-{
-	int r;
-
-	r = ki_new_file_name(&w->data, data_name, false);
-	if (r)
-		return r;
-	r = sync_file(w, w->place.dir, "the folder");
-	if (!r)
-		r = ki_new_file_name(index, index_name, w->flags & KVMEM_IMAGE_REPLACE);
-	if (r)
-		unlinkat(w->place.dir, data_name, 0);
-	return r;
-}
-
-/* With the folder's lock held. */
-static int put_in_place(struct kvmem_image_writer *w, const uint8_t *id, struct old *old)
-{
-	char index_name[sizeof(w->place.name) + sizeof(KI_SUFFIX)], data_name[256];
-	struct ki_new_file index = { .fd = -1 };
 	int r = 0;
 
-	snprintf(index_name, sizeof(index_name), "%s%s", w->place.name, KI_SUFFIX);
-	snprintf(data_name, sizeof(data_name), "%s", w->place.name);
-	if (w->flags & KVMEM_IMAGE_REPLACE) {
-		name_data(w, id, data_name, sizeof(data_name));
-		r = find_old(w, index_name, old);
+	if (!n->data_named) {
+		flock(w->data.fd, LOCK_SH | LOCK_NB);
+		r = ki_new_file_name(&w->data, n->data, false);
+		n->data_named = !r;
+		if (!r)
+			r = sync_file(w, w->place.dir, "the folder");
 	}
+	if (r)
+		return r;
+	flock(index->fd, LOCK_EX | LOCK_NB);
+	return ki_new_file_name(index, n->index, replace);
+}
+
+/* -EEXIST where another commit was faster: what there is to be replaced is another image then. */
+static int put_in_place(struct kvmem_image_writer *w, const uint8_t *id, struct names *n)
+{
+	struct ki_new_file index = { .fd = -1 };
+	struct ki_old old = { .index = -1 };
+	int r = 0;
+
+	if (w->flags & KVMEM_IMAGE_REPLACE)
+		r = ki_old_find(w, n->index, &old);
+	if (!r && !n->data_named)
+		choose_data_name(w, id, n);
 	if (!r)
-		r = ki_store_index(w, data_name, id, &index);
+		r = ki_store_index(w, n->data, id, &old, &index);
 	if (!r)
-		r = keep_access(w, old, index.fd);
+		r = keep_access(w, &old, index.fd);
 	if (!r)
 		r = sync_file(w, index.fd, "the index");
 	if (!r)
-		r = name_files(w, data_name, &index, index_name);
+		r = name_files(w, n, &index, old.index >= 0);
 	if (!r) {
+		n->data_named = false; /* they are the image's: they stay, whatever comes */
 		r = sync_file(w, w->place.dir, "the folder");
-		if (!r && strcmp(old->data, data_name))
-			remove_old(w, old->data);
+		if (!r)
+			ki_old_remove(w, &old, n->data);
 	}
+	/* A child of a fork may have the descriptors too, and with them the locks. */
+	if (!n->data_named)
+		flock(w->data.fd, LOCK_UN);
+	flock(index.fd, LOCK_UN);
 	ki_new_file_end(&index);
+	ki_old_end(&old);
 	return r;
 }
+
+#define TRIES 10u
 
 static int publish(struct kvmem_image_writer *w, const uint8_t *id)
 {
 	int r = w->flags & KVMEM_IMAGE_PACKED ? ki_pack(w) : 0;
-	struct old old = { .index = -1 };
+	struct names n = { .data_named = false };
 
+	snprintf(n.index, sizeof(n.index), "%s%s", w->place.name, KI_SUFFIX);
 	if (!r)
 		r = sync_file(w, w->data.fd, "the data");
 	if (!r)
-		r = lock_folder(w);
-	if (!r)
-		r = put_in_place(w, id, &old);
-	flock(w->place.dir, LOCK_UN); /* a child of a fork may have the descriptor too */
-	if (old.index >= 0)
-		close(old.index);
+		r = put_in_place(w, id, &n);
+	for (unsigned int i = 1; r == -EEXIST && w->flags & KVMEM_IMAGE_REPLACE && i < TRIES; i++)
+		r = put_in_place(w, id, &n);
+	if (n.data_named) {
+		unlinkat(w->place.dir, n.data, 0);
+		flock(w->data.fd, LOCK_UN);
+	}
 	return r;
 }
 
@@ -271,13 +193,15 @@ int kvmem_image_commit(struct kvmem_image_writer *writer, struct kvmem_image_id 
 			    "kvmem_image_commit: KVMEM_IMAGE_LAST_PASS of kvmem_image_precopy() "
 			    "has not been made: pages may have been written since");
 	else if (writer->save_failed)
-		r = ki_fail(EINVAL, "kvmem_image_commit: kvmem_image_save() has failed: the image "
-				    "would lack pages");
+		r = ki_fail(EINVAL, "kvmem_image_commit: a save or capture into the writer has "
+				    "failed: the image would lack pages");
 	else if (getrandom(id, sizeof(id), 0) != sizeof(id))
 		r = ki_fail(errno, "kvmem_image_commit: getrandom(): %m");
 	else
 		r = publish(writer, id);
-	if (!r && ret_id)
+	if (r)
+		r = ki_fail_as("kvmem_image_commit", r);
+	else if (ret_id)
 		memcpy(ret_id->bytes, id, sizeof(id));
 	if (!r) {
 		kvmem_batch_free(writer->batch);

@@ -48,6 +48,7 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the index is stored l
 #define KI_MAX_BLOB	   (1ull << 30)
 #define KI_MAX_NAMES	   (1u << 28) /* bytes of all names of layers */
 #define KI_MAX_NAME	   4095u
+#define KI_MAX_LEFT	   64u
 #define KI_MAX_INDEX_BYTES (1ull << 44)
 
 struct ki_sum {
@@ -59,6 +60,13 @@ struct ki_table {
 	uint64_t offset;
 	uint64_t bytes;
 	struct ki_sum sum;
+};
+
+/* All zero: none. */
+struct ki_left {
+	uint8_t id[16];	   /* of the image: its data are called NAME or NAME.ID */
+	uint64_t inode;	   /* of the data */
+	uint64_t mtime_ns; /* of the data, since 1970 */
 };
 
 struct ki_super {
@@ -91,8 +99,10 @@ struct ki_super {
 	struct ki_table
 		frame_part_table;    /* a 64-bit sum for each KI_PART bytes of the frame table */
 	struct ki_table frame_table; /* struct ki_frame each; its own sum is not used: zero */
-	uint8_t unused[3408];	     /* zero */
-	struct ki_sum sum;	     /* of all before it */
+	/* Data of images of this name before, which somebody had open when they were replaced. */
+	struct ki_left left[KI_MAX_LEFT];
+	uint8_t unused[1360]; /* zero */
+	struct ki_sum sum;    /* of all before it */
 };
 
 struct ki_region {
@@ -139,7 +149,8 @@ struct ki_frame {
 _Static_assert(sizeof(struct ki_super) == KI_PAGE, "the superblock is one page");
 _Static_assert(sizeof(struct ki_region) == 64 && sizeof(struct ki_layer) == 48 &&
 		       sizeof(struct ki_blob) == 64 && sizeof(struct ki_block) == 16 &&
-		       sizeof(struct ki_entry) == 8 && sizeof(struct ki_frame) == 16,
+		       sizeof(struct ki_entry) == 8 && sizeof(struct ki_frame) == 16 &&
+		       sizeof(struct ki_left) == 32,
 	       "no padding in what is stored");
 
 #endif

@@ -134,7 +134,7 @@ int kvmem_image_open(const char *path, const struct kvmem_image_open_opts *opts,
 
 	if (!path || !ret_image)
 		return ki_fail(EINVAL, "kvmem_image_open: %s is NULL", path ? "ret_image" : "path");
-	r = ki_opts_copy(&o, sizeof(o), opts, "kvmem_image_open_opts");
+	r = kvmem_opts_copy(&o, sizeof(o), sizeof(o), opts, "kvmem_image_open_opts");
 	if (!r)
 		r = check_opts(&o);
 	if (r)
@@ -237,7 +237,7 @@ int kvmem_image_get_info(const struct kvmem_image *image, struct kvmem_image_inf
 
 	if (!image)
 		return ki_fail(EINVAL, "kvmem_image_get_info: image is NULL");
-	r = ki_result_check(ret_info, sizeof(i), "kvmem_image_info");
+	r = kvmem_result_check(ret_info, sizeof(i), "kvmem_image_info");
 	if (r)
 		return r;
 	i.bytes = image->bytes;
@@ -258,7 +258,7 @@ int kvmem_image_get_info(const struct kvmem_image *image, struct kvmem_image_inf
 		i.blobs = s->blobs;
 		i.depth = s->layers - 1;
 	}
-	ki_result_copy(ret_info, &i, sizeof(i));
+	kvmem_result_copy(ret_info, &i, sizeof(i));
 	return 0;
 }
 
@@ -274,9 +274,9 @@ int kvmem_image_get_region(const struct kvmem_image *image, uint32_t index,
 			       "kvmem_image_get_region: index %" PRIu32 ": there are %" PRIu32
 			       " regions",
 			       index, image->region_count);
-	r = ki_result_check(ret_region, sizeof(*ret_region), "kvmem_image_region");
+	r = kvmem_result_check(ret_region, sizeof(*ret_region), "kvmem_image_region");
 	if (!r)
-		ki_result_copy(ret_region, &image->regions[index], sizeof(*ret_region));
+		kvmem_result_copy(ret_region, &image->regions[index], sizeof(*ret_region));
 	return r;
 }
 

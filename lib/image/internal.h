@@ -5,8 +5,8 @@
 /*
  * libkvmem-image, on the public interface of libkvmem alone. Its parts, each calling only those above it:
  *
+ *	errors.c	sentences of failures
  *	files.c		paths, whole reads and writes, files without a name until they get one
- *	opts.c		the rule of growable structs
  *	sums.c		checksums
  *	workers.c	several threads for one call
  *	index.c		one index file: its head and tables, believed only after they were checked
@@ -20,9 +20,10 @@
  *	source.c	its content as a source
  *	ahead.c		data into the page cache
  *	pack.c		the data of a new image into zstd frames
+ *	old.c		the image that a new one replaces, and data that stay behind
  *	store.c		the index of a new image
  *	writer.c	an image that is being made
- *	commit.c	its commit: names, and what is replaced
+ *	commit.c	its commit: names, and who may read it
  *	save_next.c	what of a guest's memory is to be saved, piece by piece
  *	save.c		threads that do it
  *	precopy.c	the same while the guest runs, pass by pass
@@ -45,6 +46,14 @@
 #else
 #define ki_fail kvmem_error_set
 #endif
+
+/* ---- errors.c ---- */
+
+/*
+ * A failure of a call that `call` has made, -errno with its sentence: from now on the sentence is of `call`. Whoever
+ * reads it has called that one, and may never have heard of the other.
+ */
+int ki_fail_as(const char *call, int r);
 
 static inline uint64_t ki_min(uint64_t a, uint64_t b)
 {
@@ -82,12 +91,6 @@ int ki_new_file(int dir, const char *what, struct ki_new_file *ret);
 int ki_new_file_name(struct ki_new_file *f, const char *name, bool replace);
 /* Closed; and gone, if it never got its name. */
 void ki_new_file_end(struct ki_new_file *f);
-
-/* ---- opts.c: as kvmem/base.h says ---- */
-
-int ki_opts_copy(void *dst, size_t known, const void *src, const char *what);
-int ki_result_check(const void *dst, size_t known, const char *what);
-void ki_result_copy(void *dst, const void *src, size_t known);
 
 /* ---- sums.c ---- */
 
@@ -357,11 +360,33 @@ int ki_pack_check(void);
 /* The data, which were a raw file so far, are frames from its return on. */
 int ki_pack(struct kvmem_image_writer *w);
 
+/* ---- old.c ---- */
+
+/* The image that a commit replaces. */
+struct ki_old {
+	int index; /* locked; -1: there is none */
+	char data
+		[256]; /* the name of its data, which go with it; "": they are somebody else's too */
+	/* Data that are to go as soon as nobody has them: its own, and those of images before it. */
+	struct ki_left left[KI_MAX_LEFT];
+	unsigned int left_count;
+};
+
+/* NAME.ID, the name of data whose own name is taken. */
+void ki_name_by_id(const char *name, const uint8_t *id, char *ret, size_t room);
+/* ret->index is -1 before. Ended by the caller, also when it fails. */
+int ki_old_find(const struct kvmem_image_writer *w, const char *index, struct ki_old *ret);
+/* The new image, whose data are called data_name, has taken its place. */
+void ki_old_remove(const struct kvmem_image_writer *w, const struct ki_old *old,
+		   const char *data_name);
+/* Another commit may go on. */
+void ki_old_end(struct ki_old *old);
+
 /* ---- store.c ---- */
 
-/* The index, complete and on the disk, without a name. */
+/* The index, complete, without a name. It remembers what is left of `old`. */
 int ki_store_index(struct kvmem_image_writer *w, const char *data_name, const uint8_t *id,
-		   struct ki_new_file *ret);
+		   const struct ki_old *old, struct ki_new_file *ret);
 
 /* ---- raw.c ---- */
 

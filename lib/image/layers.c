@@ -137,7 +137,7 @@ static int open_data(struct kvmem_image *image, uint32_t layer)
 	if (index < 0)
 		return index;
 	name_of(image, layer, &n);
-	fd = ki_place_open("kvmem_image", image->layers.dir, n.path, &place);
+	fd = ki_place_open(image->path, image->layers.dir, n.path, &place);
 	if (fd < 0) {
 		close(index);
 		return fd;

@@ -178,7 +178,7 @@ int ki_cache_new(struct ki_cache **ret)
 	struct ki_cache *cache = calloc(1, sizeof(*cache));
 
 	if (!cache)
-		return ki_fail(ENOMEM, "kvmem_image_open: no memory");
+		return ki_fail(ENOMEM, "no memory for chunks of packed data");
 	pthread_mutex_init(&cache->lock, NULL);
 	for (unsigned int i = 0; i < SLOTS; i++)
 		pthread_mutex_init(&cache->slots[i].lock, NULL);

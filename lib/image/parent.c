@@ -50,7 +50,7 @@ int kvmem_image_open_parent(struct kvmem_image *image, struct kvmem_image **ret_
 	if (!r)
 		r = kvmem_image_open(path, NULL, &parent);
 	if (r)
-		return r;
+		return ki_fail_as("kvmem_image_open_parent", r);
 	if (!ki_sum_equal(parent->index.super.sum, image->index.layers[layer].sum)) {
 		kvmem_image_close(parent);
 		return ki_fail(ESTALE,

@@ -208,19 +208,16 @@ static int check(struct precopy *p, struct kvmem_image_writer *writer,
 		return ki_fail(EINVAL, "kvmem_image_precopy: %s is NULL",
 			       writer ? "opts" : "writer");
 	if (ret)
-		r = ki_result_check(ret, sizeof(p->result), "kvmem_image_precopy_result");
+		r = kvmem_result_check(ret, sizeof(p->result), "kvmem_image_precopy_result");
 	if (!r)
 		r = ki_writer_check_regions(writer, "kvmem_image_precopy", regions, region_count);
 	if (!r)
-		r = ki_opts_copy(&p->o, sizeof(p->o), opts, "kvmem_image_precopy_opts");
+		r = kvmem_opts_copy(&p->o, sizeof(p->o), sizeof(p->o), opts,
+				    "kvmem_image_precopy_opts");
 	if (!r)
 		r = check_opts(writer, &p->o);
 	if (!r && p->o.writes)
 		r = check_watched(p->o.writes, regions, region_count);
-	if (!r && writer->save_failed)
-		r = ki_fail(EINVAL,
-			    "kvmem_image_precopy: a pass has failed: the writer can only be "
-			    "given up");
 	return r;
 }
 
@@ -243,9 +240,11 @@ int kvmem_image_precopy(struct kvmem_image_writer *writer, struct kvmem_region *
 	p.save.arg = p.o.arg;
 	r = p.o.flags & KVMEM_IMAGE_LAST_PASS ? run_last(&p) : run_passes(&p);
 	writer->save_failed |= r != 0;
+	if (r)
+		r = ki_fail_as("kvmem_image_precopy", r);
 	p.result.ns = ki_now_ns() - begin;
 	free(p.runs);
 	if (!r && ret_result)
-		ki_result_copy(ret_result, &p.result, sizeof(p.result));
+		kvmem_result_copy(ret_result, &p.result, sizeof(p.result));
 	return r;
 }

@@ -8,7 +8,7 @@
 #include "image/internal.h"
 
 #define PAGE_MASK     ((uint64_t)KI_PAGE - 1)
-#define VERIFY_STEP   (1ull << 20)
+#define VERIFY_STEP   (1ull << 20) /* a part of a span: its entries are in one block */
 #define MOST_IN_A_RUN (1ull << 30)
 
 static int entry_at(struct kvmem_image *image, uint64_t page, const struct ki_entry **ret)
@@ -182,7 +182,7 @@ int kvmem_image_next_run(struct kvmem_image *image, uint64_t from, struct kvmem_
 
 	if (!image)
 		return ki_fail(EINVAL, "kvmem_image_next_run: image is NULL");
-	r = ki_result_check(ret_run, sizeof(run), "kvmem_image_run");
+	r = kvmem_result_check(ret_run, sizeof(run), "kvmem_image_run");
 	if (r)
 		return r;
 	if (from > image->bytes)
@@ -195,58 +195,86 @@ int kvmem_image_next_run(struct kvmem_image *image, uint64_t from, struct kvmem_
 	r = ki_image_run(image, from, MOST_IN_A_RUN, &run);
 	if (r)
 		return r;
-	ki_result_copy(ret_run, &run, sizeof(run));
+	kvmem_result_copy(ret_run, &run, sizeof(run));
 	return 1;
 }
 
 /* ---- verify ---- */
 
-static int verify_blobs(struct kvmem_image *image)
+struct verify {
+	struct kvmem_image *image;
+	int (*progress)(void *arg, const struct kvmem_image_progress *progress);
+	void *arg;
+	struct kvmem_image_progress p;
+	char *buf;	 /* VERIFY_STEP */
+	uint64_t *pages; /* that each layer stores, by the blocks so far */
+};
+
+static int tell(const struct verify *v)
 {
+	if (!v->progress || !v->progress(v->arg, &v->p))
+		return 0;
+	return ki_fail(ECANCELED, "kvmem_image_verify: canceled by progress");
+}
+
+static int verify_blobs(const struct verify *v)
+{
+	char none[1];
 	int r = 0;
 
-	for (uint32_t i = 0; !r && i < image->index.super.blobs; i++) {
-		const struct ki_blob *b = &image->index.blobs[i];
-		void *buf = malloc(b->content.bytes + 1);
-		int64_t n = buf ? kvmem_image_read_blob(image, b->name, buf, b->content.bytes)
-				: ki_fail(ENOMEM, "kvmem_image_verify: no memory");
+	for (uint32_t i = 0; !r && i < v->image->index.super.blobs; i++) {
+		int64_t n = kvmem_image_read_blob(v->image, v->image->index.blobs[i].name, none, 0);
 
-		r = n < 0 ? (int)n : 0;
-		free(buf);
+		r = n < 0 ? (int)n : tell(v);
 	}
 	return r;
 }
 
-/* How many pages each layer stores, by the blocks, is what the table of layers says. */
-static int verify_counts(struct kvmem_image *image)
+/* At most VERIFY_STEP bytes, of one block. */
+static int verify_step(struct verify *v, uint64_t bytes)
 {
-	const struct ki_index *x = &image->index;
-	uint64_t *pages = calloc(x->super.layers, sizeof(*pages));
 	const struct ki_entry *e;
-	int r = pages ? 0 : ki_fail(ENOMEM, "kvmem_image_verify: no memory");
+	int r = kvmem_image_read(v->image, v->p.done, v->buf, bytes);
 
-	for (uint64_t span = 0; !r && span < ki_spans(image->bytes); span++) {
-		r = ki_image_block(image, span, &e);
-		for (unsigned int i = 0; !r && i < KI_BLOCK_PAGES; i++)
-			if (e[i].place)
-				pages[e[i].place - 1]++;
-	}
-	for (uint32_t i = 0; !r && i < x->super.layers; i++)
-		if (pages[i] != x->layers[i].pages)
-			r = ki_fail(EBADMSG,
-				    "%s: the index is damaged: layer %" PRIu32 " stores %" PRIu64
-				    " pages, not %" PRIu64,
-				    image->path, i, pages[i], x->layers[i].pages);
-	free(pages);
-	return r;
+	if (!r)
+		r = entry_at(v->image, v->p.done >> KI_PAGE_SHIFT, &e);
+	for (uint64_t i = 0; !r && i < bytes >> KI_PAGE_SHIFT; i++)
+		if (e[i].place)
+			v->pages[e[i].place - 1]++;
+	v->p.done += bytes;
+	return r ? r : tell(v);
+}
+
+/* How many pages each layer stores, by the blocks, is what the table of layers says. */
+static int compare_counts(const struct verify *v)
+{
+	const struct ki_index *x = &v->image->index;
+
+	for (uint32_t i = 0; i < x->super.layers; i++)
+		if (v->pages[i] != x->layers[i].pages)
+			return ki_fail(EBADMSG,
+				       "%s: the index is damaged: layer %" PRIu32 " stores %" PRIu64
+				       " pages, not %" PRIu64,
+				       v->image->path, i, v->pages[i], x->layers[i].pages);
+	return 0;
+}
+
+static int verify_all(struct verify *v)
+{
+	int r = ki_layers_know(v->image);
+
+	if (!r)
+		r = verify_blobs(v);
+	while (!r && v->p.done < v->p.total)
+		r = verify_step(v, ki_min(VERIFY_STEP, v->p.total - v->p.done));
+	return r ? r : compare_counts(v);
 }
 
 int kvmem_image_verify(struct kvmem_image *image,
 		       int (*progress)(void *arg, const struct kvmem_image_progress *progress),
 		       void *arg)
 {
-	struct kvmem_image_progress p = { .size = sizeof(p) };
-	char *buf;
+	struct verify v = { .image = image, .progress = progress, .arg = arg };
 	int r;
 
 	if (!image)
@@ -256,21 +284,13 @@ int kvmem_image_verify(struct kvmem_image *image,
 			       "kvmem_image_verify: '%s' is a raw file: it has no "
 			       "checksums",
 			       image->path);
-	buf = malloc(VERIFY_STEP);
-	if (!buf)
-		return ki_fail(ENOMEM, "kvmem_image_verify: no memory");
-	p.total = image->bytes;
-	r = ki_layers_know(image);
-	if (!r)
-		r = verify_blobs(image);
-	while (!r && p.done < p.total) {
-		uint64_t n = ki_min(VERIFY_STEP, p.total - p.done);
-
-		r = kvmem_image_read(image, p.done, buf, n);
-		p.done += n;
-		if (!r && progress && progress(arg, &p))
-			r = ki_fail(ECANCELED, "kvmem_image_verify: canceled by progress");
-	}
-	free(buf);
-	return r ? r : verify_counts(image);
+	v.p = (struct kvmem_image_progress){ .size = sizeof(v.p), .total = image->bytes };
+	v.buf = malloc(VERIFY_STEP);
+	v.pages = calloc(image->index.super.layers, sizeof(*v.pages));
+	atomic_fetch_add(&image->users, 1); /* progress cannot close it */
+	r = v.buf && v.pages ? verify_all(&v) : ki_fail(ENOMEM, "kvmem_image_verify: no memory");
+	atomic_fetch_sub(&image->users, 1);
+	free(v.buf);
+	free(v.pages);
+	return r;
 }

@@ -75,9 +75,9 @@ static int save_piece(struct save *s, struct job *j, const struct ki_piece *p)
 
 	if (p->kind == KVMEM_STORED_POISONED)
 		return ki_fail(EIO,
-			       "kvmem_image_save: byte 0x%" PRIx64
+			       "%s: byte 0x%" PRIx64
 			       " of the image: a page that could not be filled is poisoned",
-			       p->to);
+			       s->call, p->to);
 	if (p->kind == KVMEM_STORED_ABSENT && !is_copied(s, p)) {
 		j->absent += p->bytes;
 		/* An earlier pass may have stored what they held then. */
@@ -214,6 +214,8 @@ int ki_save(const char *call, struct kvmem_image_writer *w, struct kvmem_region 
 	w->saving = false;
 	w->save_failed |= r != 0;
 	*ret = s->result;
+	if (r)
+		r = ki_fail_as(call, r);
 	pthread_mutex_destroy(&s->lock);
 	free(s);
 	return r;
@@ -254,11 +256,11 @@ int kvmem_image_save(struct kvmem_image_writer *writer, struct kvmem_region *con
 	if (!writer)
 		r = ki_fail(EINVAL, "kvmem_image_save: writer is NULL");
 	if (!r && ret_result)
-		r = ki_result_check(ret_result, sizeof(result), "kvmem_image_save_result");
+		r = kvmem_result_check(ret_result, sizeof(result), "kvmem_image_save_result");
 	if (!r)
 		r = ki_writer_check_regions(writer, "kvmem_image_save", regions, region_count);
 	if (!r)
-		r = ki_opts_copy(&o, sizeof(o), opts, "kvmem_image_save_opts");
+		r = kvmem_opts_copy(&o, sizeof(o), sizeof(o), opts, "kvmem_image_save_opts");
 	if (!r)
 		r = check_opts(writer, &o, batch);
 	if (!r) {
@@ -277,6 +279,6 @@ int kvmem_image_save(struct kvmem_image_writer *writer, struct kvmem_region *con
 	if (r)
 		ki_writer_return_batch(writer);
 	if (!r && ret_result)
-		ki_result_copy(ret_result, &result, sizeof(result));
+		kvmem_result_copy(ret_result, &result, sizeof(result));
 	return r;
 }

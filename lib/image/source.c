@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later OR MIT
-/* The content of one region of an image, for populate and pagers. */
+/* The content of one region of an image, for populate and pagers; and its data, for clones. */
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
 
@@ -75,4 +76,30 @@ int kvmem_image_source(struct kvmem_image *image, uint32_t index, struct kvmem_s
 	else
 		atomic_fetch_add(&image->users, 1);
 	return r;
+}
+
+/* ---- clones ---- */
+
+int kvmem_image_template(struct kvmem_image *image, int *ret_fd)
+{
+	const struct ki_super *s;
+	int fd;
+
+	if (!image || !ret_fd)
+		return ki_fail(EINVAL, "kvmem_image_template: %s is NULL",
+			       image ? "ret_fd" : "image");
+	s = &image->index.super;
+	if (ki_is_raw(image) ? image->parent != NULL : s->pages_parent || s->incompat & KI_PACKED)
+		return ki_fail(
+			EOPNOTSUPP,
+			"kvmem_image_template: '%s' %s: fill a memfd from it, and clone that",
+			image->path,
+			ki_is_raw(image) || s->pages_parent ? "has pages in its parents"
+							    : "is packed");
+	fd = ki_is_raw(image) ? image->raw_fd : atomic_load(&image->layers.data[s->layers - 1]);
+	fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	if (fd < 0)
+		return ki_fail(errno, "kvmem_image_template: '%s': %m", image->path);
+	*ret_fd = fd;
+	return 0;
 }

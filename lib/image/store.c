@@ -344,7 +344,7 @@ static int put_super(struct store *s, const char *data_name, const uint8_t *id)
 }
 
 int ki_store_index(struct kvmem_image_writer *w, const char *data_name, const uint8_t *id,
-		   struct ki_new_file *ret)
+		   const struct ki_old *old, struct ki_new_file *ret)
 {
 	struct store s = { .w = w, .at = KI_PAGE, .spans = ki_spans(w->bytes) };
 	int r = ki_new_file(w->place.dir, "kvmem_image_commit: the index", ret);
@@ -352,6 +352,7 @@ int ki_store_index(struct kvmem_image_writer *w, const char *data_name, const ui
 	if (r)
 		return r;
 	s.fd = ret->fd;
+	memcpy(s.super.left, old->left, old->left_count * sizeof(*old->left));
 	s.blocks = malloc(s.spans * sizeof(*s.blocks));
 	r = s.blocks ? make_layers(&s, id) : ki_fail(ENOMEM, "kvmem_image_commit: no memory");
 	if (!r)

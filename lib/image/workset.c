@@ -196,14 +196,14 @@ int kvmem_workset_get_info(const struct kvmem_workset *workset, struct kvmem_wor
 
 	if (!workset)
 		return ki_fail(EINVAL, "kvmem_workset_get_info: workset is NULL");
-	r = ki_result_check(ret_info, sizeof(info), "kvmem_workset_info");
+	r = kvmem_result_check(ret_info, sizeof(info), "kvmem_workset_info");
 	if (r)
 		return r;
 	info.samples = workset->samples;
 	info.ranges = workset->count;
 	info.bytes = workset->pages << KI_PAGE_SHIFT;
 	info.memory_bytes = workset->memory_pages << KI_PAGE_SHIFT;
-	ki_result_copy(ret_info, &info, sizeof(info));
+	kvmem_result_copy(ret_info, &info, sizeof(info));
 	return 0;
 }
 

@@ -3,7 +3,7 @@
 #define KI_WORKSET_H
 
 /*
- * Working sets. Parts, each calling only those above it, beside files.c, opts.c and sums.c:
+ * Working sets. Parts, each calling only those above it, beside files.c and sums.c:
  *
  *	workset.c		a set: ranges in the order of first touch; merged
  *	workset_file.c		stored and loaded: docs/workset-format.md

@@ -67,6 +67,25 @@ static int write_file(const struct kvmem_workset *w, const struct kvmem_image *i
 	return r;
 }
 
+/* Nothing of that name, or an older set: anything else is not replaced. */
+static int check_old(const struct ki_place *place)
+{
+	int fd = openat(place->dir, place->name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	char magic[8] = "";
+	ssize_t n;
+
+	if (fd < 0)
+		return errno == ENOENT
+			       ? 0
+			       : ki_fail(errno, "kvmem_workset_save: '%s': %m", place->name);
+	n = pread(fd, magic, sizeof(magic), 0);
+	close(fd);
+	if (n && memcmp(magic, MAGIC, sizeof(magic)) != 0)
+		return ki_fail(EEXIST, "kvmem_workset_save: '%s' is there, and no working set",
+			       place->name);
+	return 0;
+}
+
 int kvmem_workset_save(const struct kvmem_workset *workset, const char *path,
 		       const struct kvmem_image *image)
 {
@@ -90,7 +109,9 @@ int kvmem_workset_save(const struct kvmem_workset *workset, const char *path,
 	r = ki_place_open("kvmem_workset_save", AT_FDCWD, path, &place);
 	if (r)
 		return r;
-	r = ki_new_file(place.dir, "kvmem_workset_save", &file);
+	r = check_old(&place);
+	if (!r)
+		r = ki_new_file(place.dir, "kvmem_workset_save", &file);
 	if (!r)
 		r = write_file(workset, image, file.fd);
 	if (!r)

@@ -56,7 +56,7 @@ static int take_replayed(struct kvmem_recorder *r, const struct kvmem_workset *w
 static int build(struct kvmem_recorder *r, struct kvmem_region *const *regions, uint32_t count,
 		 const struct kvmem_recorder_opts *opts)
 {
-	int err = ki_opts_copy(&r->o, sizeof(r->o), opts, "kvmem_recorder_opts");
+	int err = kvmem_opts_copy(&r->o, sizeof(r->o), sizeof(r->o), opts, "kvmem_recorder_opts");
 
 	if (!err && r->o.flags)
 		err = ki_fail(EINVAL, "kvmem_recorder_opts: flags must be 0");
@@ -256,9 +256,9 @@ int kvmem_recorder_get_stats(const struct kvmem_recorder *recorder,
 
 	if (!recorder)
 		return ki_fail(EINVAL, "kvmem_recorder_get_stats: recorder is NULL");
-	r = ki_result_check(ret_stats, sizeof(recorder->stats), "kvmem_recorder_stats");
+	r = kvmem_result_check(ret_stats, sizeof(recorder->stats), "kvmem_recorder_stats");
 	if (!r)
-		ki_result_copy(ret_stats, &recorder->stats, sizeof(recorder->stats));
+		kvmem_result_copy(ret_stats, &recorder->stats, sizeof(recorder->stats));
 	return r;
 }
 

@@ -276,9 +276,9 @@ int kvmem_workset_replay(struct kvmem_workset *workset, struct kvmem_pager *page
 	if (!workset || !pager)
 		return ki_fail(EINVAL, "kvmem_workset_replay: %s is NULL",
 			       workset ? "pager" : "workset");
-	err = ki_opts_copy(&r.o, sizeof(r.o), opts, "kvmem_replay_opts");
+	err = kvmem_opts_copy(&r.o, sizeof(r.o), sizeof(r.o), opts, "kvmem_replay_opts");
 	if (!err && ret_result)
-		err = ki_result_check(ret_result, sizeof(r.result), "kvmem_replay_result");
+		err = kvmem_result_check(ret_result, sizeof(r.result), "kvmem_replay_result");
 	if (!err)
 		err = kw_memory_make("kvmem_workset_replay", regions, region_count, &r.memory);
 	if (err)
@@ -291,10 +291,16 @@ int kvmem_workset_replay(struct kvmem_workset *workset, struct kvmem_pager *page
 			      workset->memory_pages << KI_PAGE_SHIFT);
 	if (!err) {
 		workset->sample = r.o.sample;
+		if (r.o.image) /* progress cannot close it */
+			atomic_fetch_add(&r.o.image->users, 1);
 		err = run(&r);
+		if (r.o.image)
+			atomic_fetch_sub(&r.o.image->users, 1);
+		if (err)
+			err = ki_fail_as("kvmem_workset_replay", err);
 	}
 	kw_memory_free(&r.memory);
 	if (!err && ret_result)
-		ki_result_copy(ret_result, &r.result, sizeof(r.result));
+		kvmem_result_copy(ret_result, &r.result, sizeof(r.result));
 	return err;
 }

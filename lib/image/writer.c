@@ -110,7 +110,14 @@ static int check_names(const struct kvmem_image_writer *w, const char *path)
 	char index[sizeof(w->place.name) + sizeof(KI_SUFFIX)];
 	struct stat st;
 
-	if (strlen(w->place.name) + sizeof(KI_SUFFIX) > sizeof(w->place.name))
+	size_t n = strlen(w->place.name), suffix = sizeof(KI_SUFFIX) - 1;
+
+	if (n >= suffix && !strcmp(w->place.name + n - suffix, KI_SUFFIX))
+		return ki_fail(EINVAL,
+			       "kvmem_image_create: path '%s' is the name of an index: a new image "
+			       "is named by its data, without " KI_SUFFIX,
+			       path);
+	if (n + sizeof(KI_SUFFIX) > sizeof(w->place.name))
 		return ki_fail(ENAMETOOLONG, "kvmem_image_create: the name of '%s' is too long",
 			       path);
 	if (w->flags & KVMEM_IMAGE_REPLACE)
@@ -157,7 +164,7 @@ int kvmem_image_create(const char *path, const struct kvmem_image_create_opts *o
 	if (!path || !ret_writer)
 		return ki_fail(EINVAL, "kvmem_image_create: %s is NULL",
 			       path ? "ret_writer" : "path");
-	r = ki_opts_copy(&o, sizeof(o), opts, "kvmem_image_create_opts");
+	r = kvmem_opts_copy(&o, sizeof(o), sizeof(o), opts, "kvmem_image_create_opts");
 	if (!r && o.flags & ~FLAGS)
 		r = ki_fail(EINVAL, "kvmem_image_create: flags: unknown bits 0x%" PRIx32,
 			    o.flags & ~FLAGS);
@@ -192,7 +199,8 @@ int kvmem_image_create(const char *path, const struct kvmem_image_create_opts *o
 
 void kvmem_image_abort(struct kvmem_image_writer *writer)
 {
-	if (writer && !writer->committing) /* else the commit frees it */
+	/* From a callback of the commit, which frees it, or of a save, which works with it: nothing. */
+	if (writer && !writer->committing && !writer->saving)
 		ki_writer_free(writer);
 }
 
@@ -367,9 +375,10 @@ int kvmem_image_write_zero(struct kvmem_image_writer *writer, uint64_t offset, u
 {
 	int r = check_range(writer, "kvmem_image_write_zero", offset, bytes);
 
-	return r ? r
-		 : ki_writer_put(writer, offset >> KI_PAGE_SHIFT, bytes >> KI_PAGE_SHIFT, NULL,
-				 NULL);
+	if (r)
+		return r;
+	r = ki_writer_put(writer, offset >> KI_PAGE_SHIFT, bytes >> KI_PAGE_SHIFT, NULL, NULL);
+	return r ? ki_fail_as("kvmem_image_write_zero", r) : 0;
 }
 
 void ki_writer_flush(struct kvmem_image_writer *w, uint64_t page, uint64_t count)
@@ -387,6 +396,11 @@ int ki_writer_check_regions(const struct kvmem_image_writer *w, const char *call
 		return ki_fail(EBUSY, "%s: kvmem_image_commit() is not over", call);
 	if (w->saving)
 		return ki_fail(EBUSY, "%s: a save or capture has the writer", call);
+	if (w->save_failed)
+		return ki_fail(EINVAL,
+			       "%s: a save or capture into the writer has failed: it can only be "
+			       "given up",
+			       call);
 	if (!regions || count != w->region_count)
 		return ki_fail(EINVAL, "%s: %" PRIu32 " regions: the image has %" PRIu32, call,
 			       regions ? count : 0, w->region_count);

@@ -5,7 +5,7 @@
 /*
  * libkvmem-nbd, on the public interface of libkvmem alone. Its parts, each calling only those above it:
  *
- *	opts.c		the rule of growable structs; the time
+ *	time.c		the time
  *	queue.c		requests, their pieces, and how they end; the clock
  *	holes.c		where the export is zero
  *	transfer.c	pieces on their way over a connection
@@ -45,11 +45,7 @@ static inline uint64_t kn_min(uint64_t a, uint64_t b)
 	return a < b ? a : b;
 }
 
-/* ---- opts.c: as kvmem/base.h says ---- */
-
-int kn_opts_copy(void *dst, size_t known, const void *src, const char *what);
-int kn_result_check(const void *dst, size_t known, const char *what);
-void kn_result_copy(void *dst, const void *src, size_t known);
+/* ---- time.c ---- */
 
 uint64_t kn_now_ns(void); /* CLOCK_MONOTONIC */
 /* now + ns, or the end of time. */

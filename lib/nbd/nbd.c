@@ -172,7 +172,7 @@ int kvmem_nbd_open(const char *uri, const struct kvmem_nbd_opts *opts, struct kv
 
 	if (!uri || !ret_nbd)
 		return kn_fail(EINVAL, "kvmem_nbd_open: %s is NULL", uri ? "ret_nbd" : "uri");
-	r = kn_opts_copy(&o, sizeof(o), opts, "kvmem_nbd_opts");
+	r = kvmem_opts_copy(&o, sizeof(o), sizeof(o), opts, "kvmem_nbd_opts");
 	if (!r)
 		r = check_opts(&o);
 	if (r)
@@ -251,14 +251,14 @@ int kvmem_nbd_get_info(const struct kvmem_nbd *nbd, struct kvmem_nbd_info *ret_i
 
 	if (!nbd)
 		return kn_fail(EINVAL, "kvmem_nbd_get_info: nbd is NULL");
-	r = kn_result_check(ret_info, sizeof(info), "kvmem_nbd_info");
+	r = kvmem_result_check(ret_info, sizeof(info), "kvmem_nbd_info");
 	if (r)
 		return r;
 	info.flags = nbd->export.flags;
 	info.bytes = nbd->export.readable;
 	info.connections = nbd->connection_count; /* since the open */
 	info.block_bytes = nbd->export.block;
-	kn_result_copy(ret_info, &info, sizeof(info));
+	kvmem_result_copy(ret_info, &info, sizeof(info));
 	return 0;
 }
 
@@ -269,13 +269,13 @@ int kvmem_nbd_get_stats(struct kvmem_nbd *nbd, struct kvmem_nbd_stats *ret_stats
 
 	if (!nbd)
 		return kn_fail(EINVAL, "kvmem_nbd_get_stats: nbd is NULL");
-	r = kn_result_check(ret_stats, sizeof(stats), "kvmem_nbd_stats");
+	r = kvmem_result_check(ret_stats, sizeof(stats), "kvmem_nbd_stats");
 	if (r)
 		return r;
 	pthread_mutex_lock(&nbd->lock);
 	stats = nbd->stats;
 	pthread_mutex_unlock(&nbd->lock);
 	kn_holes_count(&nbd->holes, &stats.bytes_known, &stats.bytes_zero);
-	kn_result_copy(ret_stats, &stats, sizeof(stats));
+	kvmem_result_copy(ret_stats, &stats, sizeof(stats));
 	return 0;
 }

@@ -184,6 +184,10 @@ TEST(canceled_and_stopped_and_once_more)
 	fails(kvmem_image_capture_free(g.capture), EBUSY, "started");
 	fails(kvmem_image_capture_start(g.capture, w, &g.ram, 1, 0), EBUSY, "already");
 	fails(kvmem_image_capture_stop(g.capture), ECANCELED, "");
+	names_call("kvmem_image_capture_stop");
+	/* It lacks pages, whatever else is put into it. */
+	fails(kvmem_image_save(w, &g.ram, 1, NULL, NULL, NULL), EINVAL, "given up");
+	fails(kvmem_image_capture_start(g.capture, w, &g.ram, 1, 0), EINVAL, "given up");
 	kvmem_image_abort(w);
 	ck_assert_uint_eq(files_here(), 0);
 	w = start("c");
@@ -215,6 +219,7 @@ TEST(the_image_cannot_be_written)
 	must(kvmem_image_capture_start(g.capture, w, &g.ram, 1, 0));
 	g.paused = false;
 	fails(kvmem_image_capture_run(g.capture, NULL, NULL), EFBIG, "RLIMIT_FSIZE");
+	names_call("kvmem_image_capture_run");
 	ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &before), 0);
 	kvmem_image_abort(w);
 	pause_guest(); /* nobody sleeps in a write */
@@ -263,6 +268,7 @@ TEST(what_a_pager_has_not_filled_is_the_parents)
 	w = begin("whole", NULL);
 	must(kvmem_image_capture_start(g.capture, w, &g.ram, 1, 0));
 	fails(kvmem_image_capture_run(g.capture, NULL, NULL), EOPNOTSUPP, "ABSENT_FROM_PARENT");
+	names_call("kvmem_image_capture_run");
 	kvmem_image_abort(w);
 	w = begin("child", parent);
 	must(kvmem_image_capture_start(g.capture, w, &g.ram, 1, KVMEM_IMAGE_ABSENT_FROM_PARENT));
@@ -283,6 +289,7 @@ END
 
 TEST(what_is_refused)
 {
+	struct kvmem_image_save_opts so = KVMEM_IMAGE_SAVE_OPTS_INIT;
 	struct kvmem_capture_opts o = KVMEM_CAPTURE_OPTS_INIT;
 	struct kvmem_image_capture *c;
 	struct kvmem_image_writer *w;
@@ -299,6 +306,11 @@ TEST(what_is_refused)
 	fails(kvmem_image_capture_start(g.capture, w, &g.ram, 2, 0), EINVAL, "2 regions");
 	fails(kvmem_image_capture_start(g.capture, w, &g.ram, 1, 1), EINVAL, "parent");
 	fails(kvmem_image_capture_run(g.capture, NULL, NULL), EINVAL, "not started");
+	must(kvmem_image_capture_start(g.capture, w, &g.ram, 1, 0));
+	so.flags = KVMEM_IMAGE_ABSENT_FROM_PARENT;
+	fails(kvmem_image_capture_run(g.capture, &so, NULL), EINVAL, "flags");
+	names_call("kvmem_image_capture_run");
+	must(kvmem_image_capture_run(g.capture, NULL, NULL));
 	fails(kvmem_image_capture_stop(g.capture), EINVAL, "not started");
 	fails(kvmem_image_capture_get_stats(NULL, NULL), EINVAL, "capture");
 	must(kvmem_image_capture_free(NULL));

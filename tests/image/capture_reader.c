@@ -190,6 +190,7 @@ static void refuse_to_start(enum live_failure how, struct kvmem_image_capture *c
 		break;
 	case LIVE_NOT_COMMITTED:
 		fails(kvmem_image_capture_start_dirty(c, w, &ram, 1, b, NULL), EPERM, "commit");
+		names_call("kvmem_image_capture_start_dirty");
 		break;
 	default:
 		fails(kvmem_image_capture_start_dirty(c, w, &ram, 1, b, NULL), EINVAL,

@@ -942,6 +942,7 @@ TEST(nonsense_is_refused_by_name)
 	      EINVAL, "name");
 	kvmem_image_abort(w);
 	fails(kvmem_image_open(NULL, NULL, &image), EINVAL, "path");
+	fails(kvmem_image_create("x.kvmem", &o, &w), EINVAL, "index");
 	fails(kvmem_image_open("none", NULL, &image), ENOENT, "none");
 	fails(kvmem_image_open(".", NULL, &image), EINVAL, "names no file");
 	oo.flags = KVMEM_IMAGE_RAW_DIFF | KVMEM_IMAGE_RAW_FULL;
@@ -950,6 +951,54 @@ TEST(nonsense_is_refused_by_name)
 	kvmem_image_abort(NULL);
 	ck_assert_int_eq(kvmem_image_commit(NULL, NULL), -EINVAL);
 	ck_assert_uint_eq(harness_count_fds(), fds);
+	leave_folder();
+}
+END
+
+struct told {
+	struct kvmem_image *image;
+	unsigned int calls, cancel_at;
+	uint64_t done, bytes;
+};
+
+static int count_calls(void *arg, const struct kvmem_image_progress *p)
+{
+	struct told *t = arg;
+
+	ck_assert_uint_ge(p->done, t->done);
+	ck_assert_uint_eq(p->total, t->bytes);
+	t->done = p->done;
+	fails(kvmem_image_close(t->image), EBUSY, "in use");
+	return ++t->calls == t->cancel_at;
+}
+
+/* After each blob, and each MiB: nobody waits for more than that. */
+TEST(verify_can_be_cancelled)
+{
+	const uint64_t bytes = 3 * MIB + 5 * PAGE;
+	unsigned long long seed = 91;
+	uint8_t *m = model_new(bytes, &seed);
+	struct kvmem_image_writer *w;
+	struct kvmem_image *image;
+
+	enter_folder();
+	w = create("a", NULL, bytes, 0);
+	must(kvmem_image_write(w, 0, m, bytes));
+	must(kvmem_image_write_blob(w, "one", m, PAGE));
+	must(kvmem_image_write_blob(w, "two", m, 0));
+	must(kvmem_image_commit(w, NULL));
+	image = open_image("a.kvmem");
+	for (unsigned int at = 0; at <= 6; at++) {
+		struct told t = { .image = image, .cancel_at = at, .bytes = bytes };
+
+		if (!at)
+			must(kvmem_image_verify(image, count_calls, &t));
+		else
+			fails(kvmem_image_verify(image, count_calls, &t), ECANCELED, "progress");
+		ck_assert_uint_eq(t.calls, at ? at : 6);
+	}
+	must(kvmem_image_close(image));
+	free(m);
 	leave_folder();
 }
 END
@@ -1025,4 +1074,4 @@ HARNESS_MAIN(T(what_was_written_is_read), T(a_clone_of_the_data_and_its_differen
 	     T(raw_files_by_the_callers_word), T(a_raw_file_that_shrinks),
 	     T(several_threads_write_and_read), T(a_region_is_filled_from_it),
 	     T(a_pager_never_gives_out_a_damaged_page), T(nonsense_is_refused_by_name),
-	     T(few_descriptors))
+	     T(verify_can_be_cancelled), T(few_descriptors))

@@ -2,65 +2,14 @@
 #ifndef IMAGE_RIG_H
 #define IMAGE_RIG_H
 
-/* A folder of a test's own, and a model of what an image has: the content itself. */
+/* A model of what an image has: the content itself. */
 
-#include "harness.h"
+#include "on_top.h"
 
 #include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <kvmem/image.h>
-#include <kvmem/kvmem.h>
-
-#define PAGE 4096ull
-#define MIB  (1ull << 20)
-
-static inline void must(int r)
-{
-	if (r < 0)
-		ck_abort_msg("%d: %s", r, kvmem_error_detail());
-}
-
-static inline void fails(int r, int err, const char *word)
-{
-	if (r != -err || !strstr(kvmem_error_detail(), word))
-		ck_abort_msg("%d, not %d, or '%s' is not in: %s", r, -err, word,
-			     kvmem_error_detail());
-}
-
-/* Made, entered, and removed with all that is in it. */
-static char folder[64];
-
-static inline void enter_folder(void)
-{
-	snprintf(folder, sizeof(folder), "%s/kvmem-image-XXXXXX",
-		 getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
-	ck_assert_ptr_nonnull(mkdtemp(folder));
-	ck_assert_int_eq(chdir(folder), 0);
-}
-
-/* A command of the test's own, no input of anybody's. */
-static inline void shell(const char *command)
-{
-	if (system(command)) /* NOLINT(cert-env33-c) */
-		ck_abort_msg("%s", command);
-}
-
-static inline void leave_folder(void)
-{
-	char command[128];
-
-	ck_assert_int_eq(chdir("/"), 0);
-	snprintf(command, sizeof(command), "rm -rf '%s'", folder);
-	shell(command);
-}
 
 static inline unsigned int files_here(void)
 {

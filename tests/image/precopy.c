@@ -214,6 +214,7 @@ TEST(refused_and_failed)
 		o.arg = &calls;
 		o.threads = 1;
 		fails(kvmem_image_precopy(w, g.ram, 2, &o, NULL), ECANCELED, "progress");
+		names_call("kvmem_image_precopy");
 		o.progress = NULL;
 		fails(kvmem_image_precopy(w, g.ram, 2, &o, NULL), EINVAL, "given");
 		kvmem_image_abort(w);

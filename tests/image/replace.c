@@ -3,7 +3,9 @@
 #include "image_rig.h"
 
 #include <grp.h>
+#include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <sys/file.h>
 #include <sys/wait.h>
 #include <sys/xattr.h>
@@ -309,34 +311,194 @@ TEST(a_list_of_the_folder_gives_nobody_more)
 }
 END
 
-/* A child has the descriptors of the folder, and with them its lock. */
+/* ---- locks ---- */
+
+/* Whoever may look into a folder can lock it. That keeps no image from being committed. */
+TEST(the_folders_lock_keeps_nobody_out)
+{
+	int dir;
+
+	begin();
+	dir = open(".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	ck_assert_int_eq(flock(dir, LOCK_EX | LOCK_NB), 0);
+	save_model("a", models[0], BYTES, 0);
+	save_model("a", models[1], BYTES, KVMEM_IMAGE_REPLACE);
+	check("a.kvmem", 1);
+	close(dir);
+	end();
+}
+END
+
+/* A child has the descriptors of the writer, and with them its locks. */
 TEST(a_child_of_a_fork_keeps_no_lock)
 {
-	struct kvmem_image_writer *w = NULL;
-	struct kvmem_image_region at = region_of(BYTES, 0, "");
-	struct kvmem_image_create_opts o = KVMEM_IMAGE_CREATE_OPTS_INIT;
+	struct kvmem_image_writer *w;
 	pid_t pid;
-	int dir, r;
+	int fd, r;
 
-	enter_folder();
-	o.regions = &at;
-	o.region_count = 1;
-	must(kvmem_image_create("a", &o, &w));
+	begin();
+	w = create("a", NULL, BYTES, 0);
 	pid = fork();
 	if (!pid)
 		for (;;)
 			pause();
 	r = kvmem_image_commit(w, NULL);
-	dir = open(".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	r = r ? r : flock(dir, LOCK_EX | LOCK_NB);
-	close(dir);
+	fd = open("a", O_RDONLY | O_CLOEXEC);
+	r = r ? r : flock(fd, LOCK_EX | LOCK_NB);
+	close(fd);
 	kill(pid, SIGKILL);
 	waitpid(pid, NULL, 0);
 	ck_assert_int_eq(r, 0);
-	leave_folder();
+	end();
 }
 END
 
-HARNESS_MAIN(T(a_child_of_a_fork_keeps_no_lock), T(only_the_image_that_is_meant),
+#define RACERS 4u
+#define ROUNDS 60u
+
+static pthread_barrier_t barrier;
+static _Atomic unsigned int committed[ROUNDS];
+
+/* The last one comes without KVMEM_IMAGE_REPLACE, and may be too late. */
+static void *race(void *arg)
+{
+	unsigned int number = (unsigned int)(uintptr_t)arg;
+
+	for (unsigned int i = 0; i < ROUNDS; i++) {
+		uint32_t flags = number == RACERS - 1 ? 0 : KVMEM_IMAGE_REPLACE;
+		struct kvmem_image_writer *w;
+		int r;
+
+		pthread_barrier_wait(&barrier);
+		if (!number)
+			shell("rm -f a*");
+		pthread_barrier_wait(&barrier);
+		w = create("a", NULL, BYTES, flags | KVMEM_IMAGE_NO_SYNC);
+		pthread_barrier_wait(&barrier);
+		must(kvmem_image_write(w, 0, models[number % 3], BYTES));
+		r = kvmem_image_commit(w, NULL);
+		if (r != -EEXIST || flags)
+			must(r);
+		committed[i] += !r;
+		pthread_barrier_wait(&barrier);
+		if (!number) {
+			struct kvmem_image *image = open_image("a.kvmem");
+
+			ck_assert_uint_eq(files_here(), 2);
+			must(kvmem_image_verify(image, NULL, NULL));
+			must(kvmem_image_close(image));
+		}
+	}
+	return NULL;
+}
+
+TEST(several_commits_at_the_same_moment)
+{
+	pthread_t threads[RACERS];
+
+	begin();
+	pthread_barrier_init(&barrier, NULL, RACERS);
+	for (uintptr_t i = 0; i < RACERS; i++)
+		ck_assert_int_eq(pthread_create(&threads[i], NULL, race, (void *)i), 0);
+	for (unsigned int i = 0; i < RACERS; i++)
+		pthread_join(threads[i], NULL);
+	for (unsigned int i = 0; i < ROUNDS; i++)
+		ck_assert_uint_ge(committed[i], RACERS - 1);
+	pthread_barrier_destroy(&barrier);
+	end();
+}
+END
+
+/* ---- data that stay behind ---- */
+
+TEST(data_left_behind_go_when_nobody_has_them)
+{
+	struct kvmem_image *reader, *second;
+
+	begin();
+	save_model("a", models[0], BYTES, 0);
+	reader = open_image("a.kvmem");
+	save_model("a", models[1], BYTES, KVMEM_IMAGE_REPLACE);
+	second = open_image("a.kvmem");
+	save_model("a", models[2], BYTES, KVMEM_IMAGE_REPLACE);
+	ck_assert_uint_eq(files_here(), 4);
+	must(kvmem_image_close(second));
+	save_model("a", models[1], BYTES, KVMEM_IMAGE_REPLACE);
+	ck_assert_uint_eq(files_here(), 3); /* the reader's are there still */
+	check_model(reader, models[0], BYTES);
+	must(kvmem_image_close(reader));
+	save_model("a", models[2], BYTES, KVMEM_IMAGE_REPLACE);
+	ck_assert_uint_eq(files_here(), 2);
+	check("a.kvmem", 2);
+	end();
+}
+END
+
+/* Somebody has taken the data away, or written to them: what has the name is his. */
+TEST(another_file_of_that_name_stays)
+{
+	static const char *const acts[] = { "rm a; echo mine > a", "echo mine > a",
+					    "cp a b; mv b a", "touch -d 2001-01-01 a" };
+
+	for (unsigned int i = 0; i < 4; i++) {
+		struct kvmem_image *reader;
+		struct stat st;
+
+		begin();
+		save_model("a", models[0], BYTES, 0);
+		reader = open_image("a.kvmem");
+		save_model("a", models[1], BYTES, KVMEM_IMAGE_REPLACE);
+		must(kvmem_image_close(reader));
+		shell(acts[i]);
+		save_model("a", models[2], BYTES, KVMEM_IMAGE_REPLACE);
+		save_model("a", models[1], BYTES, KVMEM_IMAGE_REPLACE);
+		ck_assert_int_eq(stat("a", &st), 0);
+		ck_assert_uint_eq(files_here(), 3);
+		check("a.kvmem", 1);
+		end();
+	}
+}
+END
+
+/* An index has room for 64 of them. */
+TEST(many_are_left_behind)
+{
+	struct kvmem_image *readers[70];
+
+	begin();
+	save_model("a", models[0], BYTES, KVMEM_IMAGE_NO_SYNC);
+	for (unsigned int i = 0; i < 70; i++) {
+		readers[i] = open_image("a.kvmem");
+		save_model("a", models[1], BYTES, KVMEM_IMAGE_REPLACE | KVMEM_IMAGE_NO_SYNC);
+	}
+	ck_assert_uint_eq(files_here(), 72);
+	for (unsigned int i = 0; i < 70; i++)
+		must(kvmem_image_close(readers[i]));
+	save_model("a", models[2], BYTES, KVMEM_IMAGE_REPLACE);
+	ck_assert_uint_eq(files_here(), 2 + 71 - 64);
+	check("a.kvmem", 2);
+	end();
+}
+END
+
+/* The link is replaced, not what it leads to: neither those data go nor a file here that has their name. */
+TEST(an_index_that_is_a_link)
+{
+	begin();
+	shell("mkdir x");
+	save_model("x/a", models[0], BYTES, 0);
+	shell("ln -s x/a.kvmem a.kvmem; echo mine > a");
+	save_model("a", models[1], BYTES, KVMEM_IMAGE_REPLACE);
+	shell("test \"$(cat a)\" = mine");
+	check("a.kvmem", 1);
+	check("x/a.kvmem", 0);
+	end();
+}
+END
+
+HARNESS_MAIN(T(the_folders_lock_keeps_nobody_out), T(a_child_of_a_fork_keeps_no_lock),
+	     T(several_commits_at_the_same_moment), T(data_left_behind_go_when_nobody_has_them),
+	     T(another_file_of_that_name_stays), T(many_are_left_behind),
+	     T(an_index_that_is_a_link), T(only_the_image_that_is_meant),
 	     T(what_replaces_is_refused), T(the_mode_stays), T(owner_and_group_stay_where_they_may),
 	     T(an_access_control_list_stays), T(a_list_of_the_folder_gives_nobody_more))

@@ -253,6 +253,11 @@ class Tool(unittest.TestCase):
 			self.run_tool("compact", "--replace", "i0.kvmem", "i0")
 			self.assertEqual(user.read(), self.content(pages))
 		self.assertTrue(data.exists())
+		# Nobody uses them any more: they go with the next one.
+		(self.dir / "i0.out").unlink()
+		self.run_tool("compact", "--replace", "i0.kvmem", "i0")
+		self.assertEqual(len(self.names()), 3, self.names())
+		self.check("i0", self.content(pages))
 
 	def test_a_parent_is_not_replaced_by_its_child(self):
 		layers = [self.pages(1, 2), self.pages(2), self.pages(3)]
@@ -277,10 +282,10 @@ class Tool(unittest.TestCase):
 		return [link for link in links if link.startswith(f"{self.dir}/")]
 
 	def while_it_waits(self, args, act):
-		"""The program has read all and waits for the folder's lock; act() is what another program does meanwhile."""
-		folder = os.open(self.dir, os.O_RDONLY)
+		"""The program has read all and waits for the index's lock; act() is what another program does meanwhile."""
+		index = os.open(self.dir / "i0.kvmem", os.O_RDONLY)
 		try:
-			fcntl.flock(folder, fcntl.LOCK_EX)
+			fcntl.flock(index, fcntl.LOCK_EX)
 			with subprocess.Popen([TOOL, *args], cwd=self.dir, stderr=subprocess.PIPE, text=True) as tool:
 				until = time.monotonic() + 60
 				while time.monotonic() < until and tool.poll() is None:
@@ -289,10 +294,10 @@ class Tool(unittest.TestCase):
 						break
 					time.sleep(0.001)
 				act()
-				fcntl.flock(folder, fcntl.LOCK_UN)
+				fcntl.flock(index, fcntl.LOCK_UN)
 				error = tool.communicate(timeout=60)[1]
 		finally:
-			os.close(folder)
+			os.close(index)
 		return tool.returncode, error
 
 	def test_what_another_program_committed_stays(self):
@@ -341,6 +346,17 @@ class Tool(unittest.TestCase):
 		self.assertIn(f"{shown}.kvmem: all", self.run_tool("verify", f"{odd}.kvmem"))
 		(self.dir / odd).unlink()
 		self.assertIn(f"{shown}'", self.run_tool("info", f"{odd}.kvmem", status=1))
+
+	def test_text_does_not_turn_its_surroundings(self):
+		self.write("raw", self.pages(5))
+		turns = [0x61c, 0x200e, 0x200f, *range(0x202a, 0x202f), *range(0x2066, 0x206a)]
+		name = "".join(f"x{chr(c)}" for c in turns)
+		shown = "".join("x" + "".join(f"\\x{b:02x}" for b in chr(c).encode()) for c in turns)
+		self.run_tool("create", "raw", name)
+		self.assertEqual(self.run_tool("info", f"{name}.kvmem").split("\n")[0], f"{shown}.kvmem")
+		told = self.run_tool("info", "--json", f"{name}.kvmem")
+		self.assertTrue(told.isascii())
+		self.assertEqual(json.loads(told)["path"], f"{name}.kvmem")
 
 	def test_names_in_an_image_are_not_trusted(self):
 		name = b"\x1b[2J\"\xff\xc2\x85\n\\"
@@ -426,6 +442,23 @@ class Tool(unittest.TestCase):
 		self.assertEqual(sorted(p.name for p in self.dir.iterdir()), ["a", "a.kvmem", "raw"])
 		self.run_tool("verify", "raw", status=1)
 		self.run_tool("info", "none", status=1)
+
+	def test_extract_that_is_killed_leaves_nothing(self):
+		self.write("raw", self.pages(*range(PAGES)))
+		self.run_tool("create", "--no-sync", "raw", "a")
+		before, killed = self.names(), 0
+		for _ in range(300):
+			with subprocess.Popen([TOOL, "extract", "a.kvmem", "out"], cwd=self.dir) as tool:
+				while tool.poll() is None and not any("out" in f or "#" in f for f in self.open_files(tool)):
+					pass
+				tool.kill()
+			if self.names() != [*before, "out"]:
+				killed += 1
+				self.assertEqual(self.names(), before)
+			(self.dir / "out").unlink(missing_ok=True)
+			if killed == 3:
+				break
+		self.assertGreater(killed, 0)
 
 	def test_wrong_arguments(self):
 		for args in ([], ["nothing"], ["info"], ["diff", "a"], ["create", "--diff", "a", "b"],

@@ -352,6 +352,8 @@ TEST(stored_and_loaded)
 	fails(kvmem_workset_load("none", a, &again), ENOENT, "none");
 	fails(kvmem_workset_load(".", a, &again), EISDIR, "directory");
 	fails(kvmem_workset_save(w, "no/folder", a), ENOENT, "folder");
+	fails(kvmem_workset_save(w, "a.kvmem", a), EEXIST, "no working set"); /* an image's index */
+	fails(kvmem_workset_save(w, "a", a), EEXIST, "no working set");
 	kvmem_workset_free(w);
 	must(kvmem_image_close(a));
 	must(kvmem_image_close(b));

@@ -165,6 +165,12 @@ static void null_of_memory(void)
 	struct kvmem_run run;
 	uint32_t state;
 
+	NONE(kvmem_opts_copy(NULL, sizeof(plan), sizeof(plan), &plan, "plan"));
+	NONE(kvmem_opts_copy(&plan, sizeof(plan), sizeof(plan), &plan, NULL));
+	NONE(kvmem_result_check(NULL, sizeof(plan), "plan"));
+	NONE(kvmem_result_check(&plan, sizeof(plan), NULL));
+	kvmem_result_copy(NULL, &plan, sizeof(plan));
+	kvmem_result_copy(&plan, NULL, sizeof(plan));
 	NONE(kvmem_region_plan(t.vm, NULL, &plan));
 	NONE(kvmem_region_plan(t.vm, &t.ro, NULL));
 	NONE(kvmem_region_create(t.vm, NULL, &r));

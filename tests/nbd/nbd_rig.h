@@ -4,73 +4,23 @@
 
 /* A server that a test starts, stops and kills, and memory that its export fills. */
 
-#include "harness.h"
+#include "on_top.h"
 
 #include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdatomic.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
-#include <kvmem/kvmem.h>
 #include <kvmem/nbd.h>
 
-#define PAGE 4096ull
-#define MIB  (1ull << 20)
-#define MS   1000000ull
-#define URI  "nbd+unix:///?socket=sock"
-
-static inline void must(int r)
-{
-	if (r < 0)
-		ck_abort_msg("%d: %s", r, kvmem_error_detail());
-}
-
-static inline void fails(int r, int err, const char *word)
-{
-	if (r != -err || !strstr(kvmem_error_detail(), word))
-		ck_abort_msg("%d, not %d, or '%s' is not in: %s", r, -err, word,
-			     kvmem_error_detail());
-}
-
-/* ---- a folder of the test's own ---- */
-
-static char folder[64];
-
-static inline void shell(const char *command)
-{
-	if (system(command)) /* NOLINT(cert-env33-c): a command of the test's own */
-		ck_abort_msg("%s", command);
-}
-
-static inline void enter_folder(void)
-{
-	snprintf(folder, sizeof(folder), "%s/kvmem-nbd-XXXXXX",
-		 getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
-	ck_assert_ptr_nonnull(mkdtemp(folder));
-	ck_assert_int_eq(chdir(folder), 0);
-}
-
-static inline void leave_folder(void)
-{
-	char command[128];
-
-	ck_assert_int_eq(chdir("/"), 0);
-	snprintf(command, sizeof(command), "rm -rf '%s'", folder);
-	shell(command);
-}
+#define MS  1000000ull
+#define URI "nbd+unix:///?socket=sock"
 
 /* ---- servers ---- */
 

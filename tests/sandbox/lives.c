@@ -422,6 +422,7 @@ static void look(struct machine *m)
 {
 	struct kvmem_translation t = KVMEM_TRANSLATION_INIT;
 	struct kvmem_attachment a[4];
+	struct kvmem_plan plan;
 	struct kvmem_run run;
 	uint8_t word[8];
 	uint32_t state;
@@ -442,6 +443,9 @@ static void look(struct machine *m)
 	VOID(kvmem_version);
 	VOID(kvmem_error_detail);
 	VOID(kvmem_error_set, EINVAL, "the last failure");
+	MUST(kvmem_opts_copy, &plan, sizeof(plan), sizeof(plan), NULL, "plan");
+	MUST(kvmem_result_check, &plan, sizeof(plan), "plan");
+	VOID(kvmem_result_copy, &plan, &plan, sizeof(plan));
 }
 
 static void look_at_caps(const struct kvmem_caps *caps)

@@ -53,23 +53,54 @@ static int extract_to(struct kvmem_image *from, int fd, uint64_t bytes)
 	return fsync(fd) ? kvmem_error_set(errno, "to the disk: %m") : 0;
 }
 
+/* In the folder of path, without a name: nothing of it stays, however the program ends. */
+static int open_unnamed(const char *path)
+{
+	const char *slash = strrchr(path, '/');
+	char folder[4096] = ".";
+
+	if (slash) /* of "/name" the root */
+		snprintf(folder, sizeof(folder), "%.*s", slash == path ? 1 : (int)(slash - path),
+			 path);
+	return open(folder, O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
+}
+
+static int link_unnamed(int fd, const char *path)
+{
+	char proc[40];
+
+	/* Without CAP_DAC_READ_SEARCH, and before Linux 6.10, it has to be its name in /proc. */
+	if (!linkat(fd, "", AT_FDCWD, path, AT_EMPTY_PATH))
+		return 0;
+	if (errno == EEXIST)
+		return -1;
+	snprintf(proc, sizeof(proc), "/proc/self/fd/%d", fd);
+	return linkat(AT_FDCWD, proc, AT_FDCWD, path, AT_SYMLINK_FOLLOW);
+}
+
 /* It gets its name when it is complete; never over a file that is there: somebody may have it mapped. */
 static int extract_as(struct kvmem_image *from, const char *path, uint64_t bytes)
 {
 	char temporary[4096];
+	bool named = false;
 	int fd, r;
 
 	if (snprintf(temporary, sizeof(temporary), "%s.XXXXXX", path) >= (int)sizeof(temporary))
 		return kvmem_error_set(ENAMETOOLONG, "'%s' is too long", path);
 	if (!access(path, F_OK))
 		return kvmem_error_set(EEXIST, "'%s' exists", path);
-	fd = mkostemp(temporary, O_CLOEXEC);
+	fd = open_unnamed(path);
+	if (fd < 0 && (errno == EOPNOTSUPP || errno == EISDIR || errno == EINVAL)) {
+		fd = mkostemp(temporary, O_CLOEXEC); /* this file system has no O_TMPFILE */
+		named = fd >= 0;
+	}
 	if (fd < 0)
 		return kvmem_error_set(errno, "'%s': %m", path);
 	r = extract_to(from, fd, bytes);
-	if (!r && link(temporary, path))
+	if (!r && (named ? link(temporary, path) : link_unnamed(fd, path)))
 		r = kvmem_error_set(errno, "'%s': %m", path);
-	unlink(temporary);
+	if (named)
+		unlink(temporary);
 	close(fd);
 	return r;
 }

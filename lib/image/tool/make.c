@@ -179,12 +179,6 @@ static int begin(struct copy *c, const char *path, uint32_t flags, bool replaces
 
 	if (!regions)
 		return -ENOMEM;
-	if (strlen(path) >= strlen(SUFFIX) &&
-	    !strcmp(path + strlen(path) - strlen(SUFFIX), SUFFIX)) {
-		free(regions);
-		return kvmem_error_set(
-			EINVAL, "'%s': a new image is named by its data, without " SUFFIX, path);
-	}
 	o.flags = flags | (options.replace ? KVMEM_IMAGE_REPLACE : 0) |
 		  (options.no_sync ? KVMEM_IMAGE_NO_SYNC : 0);
 	o.regions = regions;

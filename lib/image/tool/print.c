@@ -31,8 +31,8 @@ static unsigned int utf8(const unsigned char *text, uint32_t *ret)
 /* What moves a terminal's cursor, switches its modes, or turns the direction of the text around it. */
 static bool is_control(uint32_t c)
 {
-	return c < 0x20 || (c >= 0x7f && c < 0xa0) || (c >= 0x2028 && c <= 0x202e) ||
-	       (c >= 0x2066 && c <= 0x2069);
+	return c < 0x20 || (c >= 0x7f && c < 0xa0) || c == 0x061c || c == 0x200e || c == 0x200f ||
+	       (c >= 0x2028 && c <= 0x202e) || (c >= 0x2066 && c <= 0x2069);
 }
 
 void print_text(FILE *to, const char *text)
