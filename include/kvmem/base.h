@@ -93,7 +93,7 @@ KVMEM_API int kvmem_opts_copy(void *dst, size_t known, size_t min, const void *s
 /** kvmem_result_check() - the same of a result, before anything is done: can dst have been set up? Errors: -EINVAL. */
 KVMEM_API int kvmem_result_check(const void *dst, size_t min, const char *what);
 
-/** kvmem_result_copy() - a result of `known` bytes into the caller's struct, which was checked: what it has room for. */
+/** kvmem_result_copy() - a result of `known` bytes into the caller's struct, which was checked: what fits. */
 KVMEM_API void kvmem_result_copy(void *dst, const void *src, size_t known);
 
 KVMEM_END_DECLS

@@ -212,7 +212,7 @@ void ki_old_remove(const struct kvmem_image_writer *w, const struct ki_old *old,
 
 /* ---- found ---- */
 
-/* An index that was copied names the data of the image it was copied from; one that a link leads to, those beside it. */
+/* An index that was copied names the data of the image it was copied from; one behind a link, those beside it. */
 static void name_data(const struct kvmem_image_writer *w, const char *index,
 		      const struct ki_super *super, struct ki_old *old)
 {
