@@ -1008,6 +1008,14 @@ static struct kvmem_remote_opts remote_opts(const struct kvmem_remote_mapping *m
 	return o;
 }
 
+/* Before Linux 6.6 nothing else ends the wait for a page that cannot be filled: the pager asks for this. */
+static enum kvmem_fail_action end_it(void *arg, const struct kvmem_fail *fail)
+{
+	(void)arg;
+	(void)fail;
+	life_fail(LIFE_POISONED, "a page of another process cannot be filled");
+}
+
 static void remote_life(void)
 {
 	const struct kvmem_remote_mapping map = { .addr = (uintptr_t)theirs, .bytes = BYTES };
@@ -1024,6 +1032,7 @@ static void remote_life(void)
 	life_phase(LIFE_CREATE);
 	MUST(kvmem_remote_create, &o, &r);
 	po.flags = KVMEM_PAGER_REMOTE;
+	po.fail = end_it;
 	MUST(kvmem_source_memory, content, BYTES, &source);
 	MUST(kvmem_pager_create, &po, &p);
 	MUST(kvmem_pager_add, p, r, source, 0, 0);
