@@ -22,8 +22,8 @@
 #define PER_IOCTL KM_CLAIM_PAGES
 #define SPINS	  200u
 #define YIELDS	  200u
-#define PARK_NS \
-	100000000u /* so long a thread waits for another process to stop changing its memory */
+/* So long a thread waits for another process to stop changing its memory. */
+#define PARK_NS 100000000u
 
 static int64_t issue(struct km_uffd *u, const struct km_place *p, uint64_t count,
 		     int64_t *ret_moved)

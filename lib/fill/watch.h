@@ -15,9 +15,7 @@
  * the REMOVED flag of their pages and then issue a placing ioctl. So content is placed either before
  * the event was queued, and then the removal takes it away; or after the removal is in the record,
  * and then it is not placed. Who makes filled pages absent again (absent.c) claims them on the reading side, so
- * that nobody who has found them filled is placing anything there. To map a page of the file that
- * nobody has claimed needs no gate: it brings no content that a removal would not take away with the
- * page.
+ * that nobody who has found them filled is placing or mapping anything there.
  */
 
 #include <errno.h>

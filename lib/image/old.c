@@ -62,10 +62,10 @@ static void unlock(int fd)
 /* The index that has the name, locked: *ret_fd, -1: there is none. */
 static int lock_index(const struct kvmem_image_writer *w, const char *index, int *ret_fd)
 {
-	int r = 1;
+	int r;
 
 	*ret_fd = -1;
-	for (unsigned int i = 0; r > 0; i++) {
+	for (unsigned int i = 0;; i++) {
 		int fd = openat(w->place.dir, index, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
 
 		if (fd < 0)
@@ -77,18 +77,16 @@ static int lock_index(const struct kvmem_image_writer *w, const char *index, int
 			*ret_fd = fd;
 			return 0;
 		}
-		unlock(fd);
-		if (r > 0 && i >= LOCK_TRIES)
+		unlock(fd); /* locked, it had been replaced meanwhile */
+		if (r < 0)
+			return r;
+		if (i >= LOCK_TRIES)
 			return ki_fail(ETIMEDOUT,
-				       "kvmem_image_commit: another process has had the lock of "
+				       "kvmem_image_commit: other processes have had the lock of "
 				       "'%s' (flock(2)) for 30 s",
 				       index);
-		if (r > 0)
-			poll(NULL, 0, 10);
-		else if (!r) /* it has been replaced meanwhile */
-			r = 1;
+		poll(NULL, 0, 10);
 	}
-	return r;
 }
 
 /* ---- which image it is ---- */

@@ -6,15 +6,6 @@
 
 #include <kvmem/remote.h>
 
-static struct km_paged *find(struct kvmem_pager *pager, const struct kvmem_region *region)
-{
-	struct km_paged *p = km_paged_first(pager);
-
-	while (p && p->watch.region != region)
-		p = km_paged_next(p);
-	return p;
-}
-
 int kvmem_remote_join(struct kvmem_pager *pager, struct kvmem_region *region,
 		      const struct kvmem_remote_opts *opts)
 {
@@ -32,7 +23,7 @@ int kvmem_remote_join(struct kvmem_pager *pager, struct kvmem_region *region,
 	r = km_callback_check("kvmem_remote_join", pager);
 	if (r)
 		return r;
-	p = find(pager, region);
+	p = km_paged_of(pager, region);
 	if (!p)
 		return km_fail(ENOENT, "kvmem_remote_join: the region is not of this pager");
 	r = km_remote_open(region, opts, &m);

@@ -243,6 +243,17 @@ static inline struct km_paged *km_paged_next(const struct km_paged *p)
 	return (struct km_paged *)km_watch_next(&p->watch);
 }
 
+/* NULL: the region is not of this pager. */
+static inline struct km_paged *km_paged_of(const struct kvmem_pager *pager,
+					   const struct kvmem_region *region)
+{
+	struct km_paged *p = km_paged_first(pager);
+
+	while (p && p->watch.region != region)
+		p = km_paged_next(p);
+	return p;
+}
+
 /* A thread that reads from its source may have to wait. */
 static inline bool km_paged_is_slow(const struct km_paged *p)
 {

@@ -414,15 +414,6 @@ int kvmem_pager_add(struct kvmem_pager *pager, struct kvmem_region *region,
 
 /* ---- another source ---- */
 
-static struct km_paged *find(const struct kvmem_pager *pager, const struct kvmem_region *region)
-{
-	struct km_paged *p = km_paged_first(pager);
-
-	while (p && p->watch.region != region)
-		p = km_paged_next(p);
-	return p;
-}
-
 int kvmem_pager_set_source(struct kvmem_pager *pager, struct kvmem_region *region,
 			   struct kvmem_source *source, uint64_t source_offset)
 {
@@ -439,7 +430,7 @@ int kvmem_pager_set_source(struct kvmem_pager *pager, struct kvmem_region *regio
 	if (state == KM_PAGER_STOPPED)
 		return km_fail(EINVAL, "kvmem_pager_set_source: the pager was stopped, and has no "
 				       "regions any more");
-	p = find(pager, region);
+	p = km_paged_of(pager, region);
 	if (!p)
 		return km_fail(ENOENT, "kvmem_pager_set_source: the region is not of this pager");
 	km_source_get(source);
@@ -565,7 +556,7 @@ static int remove_check(struct kvmem_pager *pager, struct kvmem_region *region, 
 	r = km_pager_callback_check(pager, "kvmem_pager_remove");
 	if (r)
 		return r;
-	*ret = find(pager, region);
+	*ret = km_paged_of(pager, region);
 	if (!*ret)
 		return km_fail(ENOENT, "kvmem_pager_remove: the region is not of this pager");
 	if (atomic_load(&region->guard))

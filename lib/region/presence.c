@@ -6,13 +6,13 @@
 
 #include "base/base.h"
 
-#define PER_WORD 16u
-#define BITS	 4u
+#define PER_WORD KM_PAGES_PER_WORD
+#define BITS	 KM_PAGE_BITS
 #define EACH	 0x1111111111111111ull /* the lowest bit of each page */
 #define TOP	 (EACH * KM_CLAIMED)
 #define WANTED	 1u
-#define REMOVED	 2u
-#define MARKED	 4u
+#define REMOVED	 KM_PAGE_REMOVED
+#define MARKED	 KM_PAGE_MARKED
 
 /* How long a waiter sleeps before it looks by itself. */
 #define LOOK_NS 100000000u

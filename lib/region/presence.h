@@ -42,6 +42,13 @@ enum km_page_state {
 	KM_CLAIMED = 8,
 };
 
+/* How it lies in memory, also in a memfd that outlives its process (record.c). */
+#define KM_PAGE_BITS	  4u
+#define KM_PAGES_PER_WORD 16u
+/* Flags of a page that is CLAIMED. */
+#define KM_PAGE_REMOVED 2u
+#define KM_PAGE_MARKED	4u
+
 /* What the one who ends a claim has to do next. */
 #define KM_WAS_WANTED (1u << 0) /* wake who waits for these pages */
 #define KM_IS_WHOLE   (1u << 1) /* nothing is ABSENT or CLAIMED any more: km_presence_notify() */

@@ -14,7 +14,8 @@
 
 #include "region/region.h"
 
-#define PER_WORD 16u
+#define PER_WORD KM_PAGES_PER_WORD
+#define BITS	 KM_PAGE_BITS
 
 struct header {
 	char magic[8];
@@ -42,14 +43,13 @@ static bool is_valid(unsigned int bits)
 	       bits == KM_POISONED;
 }
 
-/* REMOVED is 2 and MARKED 4, as in presence.c. */
 static unsigned int unclaimed(unsigned int bits)
 {
 	if (!(bits & KM_CLAIMED))
 		return bits;
-	if (bits & 2)
+	if (bits & KM_PAGE_REMOVED)
 		return KM_ZERO;
-	return bits & 4 ? KM_POISONED : KM_ABSENT;
+	return bits & KM_PAGE_MARKED ? KM_POISONED : KM_ABSENT;
 }
 
 static int adopt_words(struct km_presence *p)
@@ -58,9 +58,10 @@ static int adopt_words(struct km_presence *p)
 
 	for (uint64_t page = 0; page < p->pages; page++) {
 		_Atomic uint64_t *w = &p->words[page / PER_WORD];
-		unsigned int shift = (unsigned int)(page % PER_WORD) * 4;
+		unsigned int shift = (unsigned int)(page % PER_WORD) * BITS;
 		uint64_t word = atomic_load_explicit(w, memory_order_relaxed);
-		unsigned int bits = (unsigned int)(word >> shift & 15), to = unclaimed(bits);
+		unsigned int bits = (unsigned int)(word >> shift & ((1u << BITS) - 1)),
+			     to = unclaimed(bits);
 
 		if (!word && page % PER_WORD == 0) { /* most are */
 			page += PER_WORD - 1;
